@@ -1,0 +1,31 @@
+# The same verbs everywhere. Each makes the environment first; nothing else has to be installed by hand.
+PY := .venv/bin/python
+
+.PHONY: help env lock demo test prove check bench conformance gpu-check check-upstream
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+env: ## the locked environment alone (11 GB, cached per lock file)
+	@.ci/env
+
+lock: env ## resolve requirements.lock anew from pyproject.toml
+	$$(sed 's/ .*//' .venv/.stamp)/bin/uv pip compile -q --upgrade --generate-hashes --python-version 3.11 --no-header --group dev pyproject.toml -o requirements.lock >/dev/null
+
+demo: env ## serve the demo model in the foreground; Ctrl-C ends everything
+	@exec .venv/bin/sparktier up configs/demo.yaml
+
+check: env ## ruff, mypy, import rules, links
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) tests/typecheck.py
+	$(PY) -m pytest -q tests/house
+
+test: check ## the suite (CI runs this)
+	$(PY) -m pytest -m "not prove" --ignore tests/house
+
+prove: env ## the long proofs
+	$(PY) -m pytest -m prove
+
+check-upstream: env ## what of SGLang's internals changed in VERSION=x
+	$(PY) -m sparktier.serving.engine.upstream $(VERSION)
