@@ -1,0 +1,124 @@
+"""The `sparktier` command: parses arguments, loads settings, and hands over. Owns exit codes and how errors look.
+
+Knows nothing of engines: each command imports its work when it runs, so `--help` and a wrong file cost no time.
+Exit codes: 0 done, 1 a check or a replica failed, 2 bad input, 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sparktier.configs.errors import ArtifactError, ConfigError, SparktierError, UpstreamError
+from sparktier.configs.loader import load_settings, parse_overrides
+from sparktier.configs.settings import Settings
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+_BAD_INPUT = (ConfigError, UpstreamError, ArtifactError)
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that complains in one line, as every other error of ours does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print `message` and exit."""
+        _complain(f"{message} (see {self.prog} --help)")
+        raise SystemExit(EXIT_BAD_INPUT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (of this process when None) and return its exit code."""
+    options = _parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(options)
+    except ConfigError as error:
+        for problem in error.problems:
+            _complain(f"{options.config}: {problem}")
+        return EXIT_BAD_INPUT
+    except SparktierError as error:
+        _complain(str(error))
+        return EXIT_BAD_INPUT if isinstance(error, _BAD_INPUT) else EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _complain(text: str) -> None:
+    print("sparktier: " + " ".join(text.split()), file=sys.stderr)
+
+
+def _up(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    from sparktier.serving.up import run
+
+    return run(settings)
+
+
+def _engine(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    from sparktier.serving.replica import run
+
+    return run(settings, replica=options.replica, port=options.port)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    return load_settings(options.config, parse_overrides(options.set))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="sparktier", description="Serve a large mixture-of-experts model at the speed each user's tier promises."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Command, summary: str, example: str) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(command=run)
+        return command
+
+    up = add(
+        "up", _up, "Serve a configuration in the foreground.", "sparktier up configs/demo.yaml --set server.port=9000"
+    )
+    _add_config(up)
+
+    engine = add(
+        "engine",
+        _engine,
+        "Run one replica of a configuration; `up` starts these.",
+        "sparktier engine configs/demo.yaml --replica 0 --port 30000",
+    )
+    _add_config(engine)
+    engine.add_argument("--replica", type=_number(0, 1023), required=True, help="number of the replica, from 0")
+    engine.add_argument("--port", type=_number(1, 65535), required=True, help="port of its HTTP server")
+    return parser
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, see docs/configuration.md")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace one value of the file; repeatable"
+    )
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, not {text!r}")
+        return int(text)
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())
