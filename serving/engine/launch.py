@@ -1,0 +1,93 @@
+"""Runs one replica inside this process: SGLang's tokenizer and OpenAI server here, its ranks as Ray actors.
+
+Knows nothing of settings files, of other replicas, or of who restarts this process. When a rank dies the process ends:
+a replica with a hole in its expert group can answer nothing, and whoever started it starts a whole one.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psutil
+from fastapi import APIRouter
+from ray.util.placement_group import PlacementGroup
+
+from sparktier.configs.errors import ReplicaError
+from sparktier.serving.engine.rank_actor import RankLauncher, RankReport
+
+EXIT_RANK_LOST = 70
+_REPORT_TIMEOUT_S = 60.0
+logger = logging.getLogger(__name__)
+
+
+def serve(engine_kwargs: Mapping[str, Any], *, group: PlacementGroup, on_started: Callable[[], None]) -> None:
+    """Start the ranks on `group`, serve HTTP on the host and port in `engine_kwargs`, and return after a shutdown.
+
+    `on_started` is called once SGLang's own warm-up request has been answered. Raises ReplicaError when a rank does
+    not start. Source of the sequence: `sglang/srt/ray/http_server.py`, which has no seam for a placement group.
+    """
+    from sglang.srt.entrypoints import engine as engine_module
+    from sglang.srt.entrypoints import http_server
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.ray import engine as ray_engine
+    from sglang.srt.server_args import ServerArgs
+
+    load_plugins()
+    launcher = RankLauncher()
+    ray_engine.SchedulerActor = launcher
+    server_args = ServerArgs(**engine_kwargs)
+    tokenizer_manager, template_manager, port_args, ranks, watchdog, _ = ray_engine.RayEngine._launch_subprocesses(
+        server_args,
+        init_tokenizer_manager_func=engine_module.init_tokenizer_manager,
+        run_scheduler_process_func=engine_module.run_scheduler_process,
+        run_detokenizer_process_func=engine_module.run_detokenizer_process,
+        placement_group=group,
+    )
+    reports = launcher.reports(_REPORT_TIMEOUT_S)
+    _require_every_rank(reports, len(group.bundle_specs))
+    _watch(ranks.block_until_scheduler_exits)
+    http_server.app.include_router(_routes(reports))
+    http_server._setup_and_run_http_server(
+        server_args,
+        tokenizer_manager,
+        template_manager,
+        port_args,
+        ranks.scheduler_infos,
+        watchdog,
+        launch_callback=on_started,
+    )
+
+
+def _require_every_rank(reports: list[RankReport], ranks: int) -> None:
+    inactive = [report["rank"] for report in reports if not report["plugin_active"]]
+    if inactive or len(reports) != ranks:
+        raise ReplicaError(
+            f"Every rank must run the sparktier plugin ({len(reports)} of {ranks} ranks reported, inactive in: "
+            f"{inactive}). The replica's log has each rank's start-up."
+        )
+
+
+def _routes(reports: list[RankReport]) -> APIRouter:
+    """Return our admin routes, served beside SGLang's on the replica's own port, which clients can't reach."""
+    router = APIRouter(prefix="/sparktier")
+
+    @router.get("/ranks")
+    def ranks() -> list[RankReport]:
+        return reports
+
+    return router
+
+
+def _watch(block_until_a_rank_exits: Callable[[], None]) -> None:
+    """End this process, and everything it started, when any rank has ended."""
+
+    def wait() -> None:
+        block_until_a_rank_exits()
+        logger.error("A rank ended; this replica stops so that a whole one can take its place.")
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+        os._exit(EXIT_RANK_LOST)
+
+    threading.Thread(target=wait, name="rank-watch", daemon=True).start()

@@ -1,0 +1,103 @@
+"""Starting processes so that they can't outlive us, and ending a whole tree of them in bounded time.
+
+Knows nothing of what they run.
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_POLL_S = 0.05
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends, so that none is out of our sight."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def spawn(command: Sequence[str], *, log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start `command` in a process group of its own, output appended to `log`; it is told to end when we die.
+
+    A group of its own keeps the terminal's Ctrl-C to us alone: we end children in order.
+    """
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **env},
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+
+
+async def stop(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
+    """Ask `process` to end, and after `grace_s` kill it with everything it started."""
+    tree = _tree(process.pid)
+    if process.poll() is None:
+        process.terminate()
+    deadline = time.monotonic() + grace_s
+    while process.poll() is None and time.monotonic() < deadline:
+        await asyncio.sleep(_POLL_S)
+    _kill([*tree, *_tree(process.pid)])
+    process.wait()
+
+
+def end_descendants(*, timeout_s: float) -> int:
+    """Kill every remaining descendant, reap them, and return how many there were."""
+    remaining = psutil.Process().children(recursive=True)
+    _kill(remaining)
+    psutil.wait_procs(remaining, timeout=timeout_s)
+    return len(remaining)
+
+
+def reap(*, besides: Sequence[int]) -> None:
+    """Collect ended orphans that we adopted, else they stay in the process table.
+
+    `besides` are the pids whose exit status somebody still waits for.
+    """
+    for child in psutil.Process().children():
+        try:
+            if child.pid not in besides and child.status() == psutil.STATUS_ZOMBIE:
+                os.waitpid(child.pid, os.WNOHANG)
+        except (psutil.NoSuchProcess, ChildProcessError):
+            continue
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,63 @@
+"""The process of one replica: joins Ray, reserves its ranks, and serves SGLang's OpenAI API on a port of its own.
+
+Knows nothing of other replicas or of who restarts it. `sparktier engine` runs it; `sparktier up` starts it with a file
+of resolved settings.
+"""
+
+import logging
+import os
+import sys
+
+from sparktier.cluster.placement import RankBundles, join_cluster, reserve
+from sparktier.configs.errors import ReplicaError
+from sparktier.configs.settings import Settings
+from sparktier.serving.device import resolve_device
+from sparktier.serving.engine_args import Device, engine_environment, engine_kwargs
+from sparktier.serving.model_source import local_model
+
+EXIT_NOT_STARTED = 69
+# The ranks of a replica that died give their GPUs back within seconds; a cluster that is too small never will.
+_RESERVE_TIMEOUT_S = 60.0
+_MODEL_PACKAGE = "sparktier.serving.engine.models"
+
+
+def run(settings: Settings, *, replica: int, port: int) -> int:
+    """Serve replica number `replica` on `port` until told to stop, and return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    device = resolve_device(settings)
+    try:
+        # Imported before Ray so that this process's own SGLang sees the same environment as the ranks.
+        os.environ.update(rank_env(settings, device=device))
+        node = join_cluster(
+            settings.ray.address or os.environ["RAY_ADDRESS"],
+            namespace=f"sparktier-{replica}",
+            rank_env=rank_env(settings, device=device),
+        )
+        shape = RankBundles(ranks=settings.replicas.tensor_parallel, nodes=settings.replicas.nodes)
+        group = reserve(shape, first_node=node, timeout_s=_RESERVE_TIMEOUT_S)
+        from sparktier.serving.engine.launch import serve
+
+        arguments = engine_kwargs(settings, replica=replica, device=device, model_path=str(local_model(settings)))
+        serve({**arguments, "port": port}, group=group, on_started=lambda: logging.info("replica %d serves", replica))
+    except ReplicaError as error:
+        print(f"replica {replica}: {error}", file=sys.stderr)  # noqa: T201 - the last line of this process's log
+        return EXIT_NOT_STARTED
+    return 0
+
+
+def rank_env(settings: Settings, *, device: Device) -> dict[str, str]:
+    """Return the environment of every rank, and of the process that starts them."""
+    operator = {name: value for name, value in os.environ.items() if name.startswith(("SGLANG_", "NCCL_"))}
+    env = {**operator, **engine_environment(settings), "SGLANG_EXTERNAL_MODEL_PACKAGE": _MODEL_PACKAGE}
+    if device == "cpu":
+        # SGLang compiles a few small functions; on a CPU that takes 30 s of every start, needs a C++ compiler, and
+        # gains nothing that shows in a step.
+        env["TORCHDYNAMO_DISABLE"] = "1"
+        env["SPARKTIER_RANKS_ON_NODE"] = str(_ranks_on_node(settings))
+    return env
+
+
+def _ranks_on_node(settings: Settings) -> int:
+    """Ranks that share a node's cores: of every replica with a local cluster, of one with a joined cluster."""
+    of_one = settings.replicas.tensor_parallel // settings.replicas.nodes
+    return of_one * (settings.replicas.count if settings.ray.address is None else 1)
