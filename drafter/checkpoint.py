@@ -1,0 +1,142 @@
+"""Draft checkpoints in DeepSpec's and SGLang's layout, both ways, with a note of what they were made for.
+
+Owns `config.json` + `model.safetensors` + `sparktier.json` (digest of the weights, fingerprints of target and
+tokenizer). Knows nothing of training state. Layout: sglang `srt/models/dspark.py` `load_weights`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sparktier.configs.errors import ArtifactError
+from sparktier.drafter.config import DraftConfig
+from sparktier.drafter.files import read_json, sha256_of, staged, write_json
+from sparktier.drafter.model import FROZEN, DraftModel
+from sparktier.drafter.target import Binding, Target
+
+SCHEMA = 1
+WEIGHTS = "model.safetensors"
+NOTE = "sparktier.json"
+
+
+def trainable_tensors(model: DraftModel) -> dict[str, Tensor]:
+    """Return the tensors that are the drafter's own, by checkpoint name."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(FROZEN)}
+
+
+def save_draft(
+    model: DraftModel, folder: Path, binding: Binding, dtype: torch.dtype = torch.bfloat16, with_tables: bool = False
+) -> None:
+    """Write a checkpoint that SGLang serves, replacing `folder` in one step.
+
+    The confidence head stays fp32, as SGLang computes it. `with_tables` adds the frozen copies of the target's tables
+    that DeepSpec's checkpoints carry; SGLang and `load_draft` take them from the target.
+
+    Raises:
+        ArtifactError: the folder can't be written; an earlier one is untouched.
+    """
+    tensors = model.state_dict() if with_tables else trainable_tensors(model)
+    with staged(folder) as part:
+        part.mkdir()
+        save_file({name: _stored(name, tensor, dtype) for name, tensor in tensors.items()}, part / WEIGHTS)
+        names = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float16: "float16"}
+        write_json(part / "config.json", model.config.to_hf() | {"dtype": names[dtype]})
+        note = {"schema": SCHEMA, "weights_sha256": sha256_of(part / WEIGHTS), **asdict(binding)}
+        write_json(part / NOTE, note)
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    kept = torch.float32 if name.startswith("confidence_head.") else dtype
+    return tensor.detach().to("cpu", kept).contiguous()
+
+
+def load_draft(folder: Path, target: Target | None = None) -> DraftModel:
+    """Read a checkpoint of ours, DeepSpec or SGLang in fp32 (the frozen tables in their own dtype).
+
+    Without `target` the checkpoint must carry the frozen tables itself.
+
+    Raises:
+        ArtifactError: it is corrupt, not a draft we run, or made for another target or tokenizer.
+    """
+    config = DraftConfig.from_hf(
+        read_json(folder / "config.json", "a draft's config.json"), str(folder / "config.json")
+    )
+    _check_note(folder, target)
+    tensors = _read_weights(folder)
+    with torch.device("meta"):
+        model = DraftModel(config)
+    if target is not None:
+        _check_sizes(config, target, folder)
+        tensors |= {"embed_tokens.weight": target.embedding, "lm_head.weight": target.head}
+    _check_tensors(model.state_dict(), tensors, folder)
+    tables = (tensors["embed_tokens.weight"], tensors["lm_head.weight"])
+    own = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith(FROZEN)}
+    model.load_state_dict(own, strict=False, assign=True)
+    model.set_target_tables(*tables)
+    return model
+
+
+def read_binding(folder: Path) -> Binding:
+    """Return what the checkpoint was made for; unknown for checkpoints that are not ours."""
+    if not (folder / NOTE).exists():
+        return Binding("", "")
+    note = read_json(folder / NOTE, "a drafter's note")
+    return Binding(str(note.get("target_sha256", "")), str(note.get("tokenizer_sha256", "")))
+
+
+def _check_note(folder: Path, target: Target | None) -> None:
+    if not (folder / NOTE).exists():
+        return
+    note = read_json(folder / NOTE, "a drafter's note")
+    if note.get("schema") != SCHEMA:
+        raise ArtifactError(
+            f"{folder / NOTE}: schema must be {SCHEMA} (found {note.get('schema')}). Retrain or update."
+        )
+    if not (folder / WEIGHTS).exists() or sha256_of(folder / WEIGHTS) != note.get("weights_sha256"):
+        raise ArtifactError(
+            f"{folder / WEIGHTS}: its digest must be that of {NOTE} (it differs). Restore the checkpoint."
+        )
+    if target is not None:
+        target.binding.require(read_binding(folder), str(folder))
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ArtifactError(f"{folder}: holds no *.safetensors. Give the folder of a draft checkpoint.")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"{file}: must be a safetensors file ({error}). Restore the checkpoint.") from None
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if "rotary_emb" not in name}
+
+
+def _check_sizes(config: DraftConfig, target: Target, folder: Path) -> None:
+    for name, wanted, found in (
+        ("hidden_size", target.hidden_size, config.hidden_size),
+        ("vocab_size", target.vocab_size, config.vocab_size),
+        ("num_target_layers", target.num_hidden_layers, config.num_target_layers),
+    ):
+        if wanted != found:
+            raise ArtifactError(f"{folder}: {name} must be the target's {wanted} (found {found}). Give its own target.")
+
+
+def _check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
+    missing, foreign = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or foreign:
+        raise ArtifactError(
+            f"{folder}: tensors must be those of its config.json (missing {missing[:3]}, unknown {foreign[:3]}). "
+            "Restore the checkpoint; without frozen tables, give the target."
+        )
+    for name, tensor in wanted.items():
+        if tensor.shape != found[name].shape:
+            raise ArtifactError(
+                f"{folder}: {name} must be {list(tensor.shape)} (found {list(found[name].shape)}). Restore it."
+            )

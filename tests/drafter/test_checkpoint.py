@@ -1,0 +1,217 @@
+"""Draft checkpoints: both layouts read back, and every wrong file refused with one clear line."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sparktier.configs.errors import ArtifactError
+from sparktier.drafter.checkpoint import load_draft, read_binding, save_draft, trainable_tensors
+from sparktier.drafter.config import DraftConfig, MarkovType
+from sparktier.drafter.target import Binding, Target, read_target
+from support.drafts import loud_model, tiny_config
+
+HEADS = [None, "vanilla", "gated", "rnn"]
+
+
+def write_target(folder: Path, seed: int = 0, vocab: int = 97, tied: bool = False) -> Path:
+    """Write a target checkpoint with nothing in it but what a drafter reads, and a tokenizer."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {"model.embed_tokens.weight": torch.randn(vocab, 32, generator=generator)}
+    if not tied:
+        tensors["lm_head.weight"] = torch.randn(vocab, 32, generator=generator)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"num_hidden_layers": 6}))
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 1}}, "added_tokens": [], "note": seed}))
+    return folder
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Target:
+    return read_target(write_target(tmp_path / "target"))
+
+
+def draft_folder(tmp_path: Path, target: Target) -> Path:
+    save_draft(loud_model(tiny_config("rnn")), tmp_path / "draft", target.binding)
+    return tmp_path / "draft"
+
+
+@pytest.mark.parametrize("markov", HEADS)
+@pytest.mark.parametrize("with_tables", [True, False])
+def test_what_is_written_reads_back(
+    markov: MarkovType | None, with_tables: bool, tmp_path: Path, target: Target
+) -> None:
+    model = loud_model(tiny_config(markov))
+    if not with_tables:
+        model.set_target_tables(target.embedding, target.head)
+    save_draft(model, tmp_path / "draft", target.binding, torch.float32, with_tables)
+    back = load_draft(tmp_path / "draft", None if with_tables else target)
+    assert back.config == model.config
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+    trained = {name for name, parameter in back.named_parameters() if parameter.requires_grad}
+    assert trained == trainable_tensors(model).keys()
+
+
+def test_names_and_shapes_are_deepspecs(tmp_path: Path) -> None:
+    """The key list was taken from DeepSpec's modelling code; SGLang's loader is tested in test_sglang_parity."""
+    save_draft(loud_model(tiny_config("gated")), tmp_path / "draft", Binding("", ""), with_tables=True)
+    found = {name: list(tensor.shape) for name, tensor in load_file(tmp_path / "draft" / "model.safetensors").items()}
+    layers = {}
+    for i in range(2):
+        layers |= {
+            f"layers.{i}.self_attn.q_proj.weight": [64, 32],
+            f"layers.{i}.self_attn.k_proj.weight": [32, 32],
+            f"layers.{i}.self_attn.v_proj.weight": [32, 32],
+            f"layers.{i}.self_attn.o_proj.weight": [32, 64],
+            f"layers.{i}.self_attn.q_norm.weight": [16],
+            f"layers.{i}.self_attn.k_norm.weight": [16],
+            f"layers.{i}.mlp.gate_proj.weight": [48, 32],
+            f"layers.{i}.mlp.up_proj.weight": [48, 32],
+            f"layers.{i}.mlp.down_proj.weight": [32, 48],
+            f"layers.{i}.input_layernorm.weight": [32],
+            f"layers.{i}.post_attention_layernorm.weight": [32],
+        }
+    assert found == layers | {
+        "embed_tokens.weight": [97, 32],
+        "lm_head.weight": [97, 32],
+        "norm.weight": [32],
+        "fc.weight": [32, 96],
+        "hidden_norm.weight": [32],
+        "markov_head.markov_w1.weight": [97, 8],
+        "markov_head.markov_w2.weight": [97, 8],
+        "markov_head.gate_proj.weight": [8, 40],
+        "markov_head.gate_proj.bias": [8],
+        "confidence_head.proj.weight": [1, 40],
+        "confidence_head.proj.bias": [1],
+    }
+
+
+def test_deepspecs_released_config_is_understood() -> None:
+    """Fields as in the released Qwen3-4B block-7 drafts: the target's config and the DSpark keys."""
+    raw = {
+        "architectures": ["Qwen3DSparkModel"], "attention_bias": False, "attention_dropout": 0.0, "head_dim": 128,
+        "hidden_act": "silu", "hidden_size": 2560, "intermediate_size": 9728, "max_position_embeddings": 40960,
+        "model_type": "qwen3", "num_attention_heads": 32, "num_hidden_layers": 5, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-6, "rope_parameters": {"rope_theta": 1000000, "rope_type": "default"},
+        "vocab_size": 151936, "num_target_layers": 36, "block_size": 7, "tie_word_embeddings": False,
+        "layer_types": ["full_attention"] * 5, "mask_token_id": 151669, "target_layer_ids": [1, 9, 17, 25, 33],
+        "num_anchors": 512, "enable_confidence_head": True, "confidence_head_with_markov": True,
+        "markov_rank": 256, "markov_head_type": "vanilla",
+    }  # fmt: skip
+    config = DraftConfig.from_hf(raw, "config.json")
+    assert (config.rope_theta, config.block_size, config.feature_size) == (1e6, 7, 5 * 2560)
+    assert DraftConfig.from_hf(config.to_hf(), "again") == config
+
+
+def test_a_tied_target_lends_its_embedding_as_head(tmp_path: Path) -> None:
+    target = read_target(write_target(tmp_path / "tied", tied=True))
+    assert target.head is target.embedding
+
+
+def test_fingerprints_ignore_dtype_and_cosmetics_but_not_weights(tmp_path: Path) -> None:
+    first = read_target(write_target(tmp_path / "a", seed=0))
+    half = write_target(tmp_path / "b", seed=0)
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(half / "model.safetensors").items()}
+    save_file(tensors, half / "model.safetensors")
+    assert read_target(half).binding == first.binding
+    other = read_target(write_target(tmp_path / "c", seed=1)).binding
+    assert other.target_sha256 != first.binding.target_sha256
+    assert other.tokenizer_sha256 == first.binding.tokenizer_sha256
+
+
+def flip_a_byte(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-5] ^= 1
+    path.write_bytes(raw)
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def drop_note(folder: Path) -> None:
+    (folder / "sparktier.json").unlink()
+
+
+DAMAGE = {
+    "a flipped bit": (lambda f: flip_a_byte(f / "model.safetensors"), "digest"),
+    "a cut file": (lambda f: (drop_note(f), (f / "model.safetensors").write_bytes(b"\x10\0\0")), "safetensors"),
+    "no weights": (lambda f: (drop_note(f), (f / "model.safetensors").unlink()), r"holds no"),
+    "no config": (lambda f: (f / "config.json").unlink(), "found nothing"),
+    "config is a list": (lambda f: (f / "config.json").write_text("[]"), "JSON object"),
+    "another architecture": (lambda f: edit_json(f / "config.json", architectures=["LlamaForCausalLM"]), "Llama"),
+    "more layers": (lambda f: edit_json(f / "config.json", num_hidden_layers=3), "missing"),
+    "another rank": (lambda f: edit_json(f / "config.json", markov_rank=4), r"must be \[97, 4\]"),
+    "yarn": (lambda f: edit_json(f / "config.json", rope_parameters={"rope_type": "yarn"}), "yarn"),
+    "sliding window": (lambda f: edit_json(f / "config.json", layer_types=["sliding_attention"] * 2), "sliding"),
+    "no mask token": (lambda f: edit_json(f / "config.json", mask_token_id=97), "outside the vocabulary"),
+    "future schema": (lambda f: edit_json(f / "sparktier.json", schema=2), "schema"),
+    "another target": (lambda f: edit_json(f / "sparktier.json", target_sha256="0" * 64), "another target"),
+    "another tokenizer": (lambda f: edit_json(f / "sparktier.json", tokenizer_sha256="0" * 64), "another tokenizer"),
+    "another depth of target": (lambda f: edit_json(f / "config.json", num_target_layers=7), "num_target_layers"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_refused_in_one_line(damage: str, tmp_path: Path, target: Target) -> None:
+    folder = draft_folder(tmp_path, target)
+    load_draft(folder, target)
+    spoil, expected = DAMAGE[damage]
+    spoil(folder)
+    with pytest.raises(ArtifactError, match=expected) as caught:
+        load_draft(folder, target)
+    message = str(caught.value)
+    assert str(tmp_path) in message
+    assert "\n" not in message.strip()
+
+
+def test_a_missing_target_shard_is_refused(tmp_path: Path) -> None:
+    folder = write_target(tmp_path / "target")
+    index = {"weight_map": {"model.embed_tokens.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ArtifactError, match="model-00001-of-00002"):
+        read_target(folder)
+
+
+def test_binding_of_foreign_checkpoints_is_unknown_and_matches(tmp_path: Path, target: Target) -> None:
+    folder = draft_folder(tmp_path, target)
+    drop_note(folder)
+    assert read_binding(folder) == Binding("", "")
+    load_draft(folder, target)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from support.drafts import loud_model, tiny_config
+from sparktier.drafter.checkpoint import save_draft
+from sparktier.drafter.target import Binding
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    save_draft(loud_model(tiny_config("rnn"), seed=9), Path(sys.argv[1]), Binding("", ""))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path: Path, target: Target) -> None:
+    """The kernel really refuses the write (RLIMIT_FSIZE stands for the full disk)."""
+    folder = draft_folder(tmp_path, target)
+    before = load_file(folder / "model.safetensors")
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", FULL_DISK, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != -signal.SIGXFSZ
+    assert done.stdout.startswith("ArtifactError"), done.stderr
+    assert "untouched" in done.stdout
+    after = load_file(folder / "model.safetensors")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
