@@ -62,10 +62,12 @@ def shown(value: Any) -> str:
 
 def explain(detail: ErrorDetails) -> Explained:
     """Return what `detail` means for the author of the file."""
-    location = [part for part in detail["loc"] if part != "[key]"]
-    path = ".".join(str(part) for part in location)
+    location = [str(part) for part in detail["loc"] if part != "[key]"]
+    if location[:2] == ["replicas", "sglang_args"]:
+        del location[3:]  # what follows the argument's name is pydantic's idea of its type
+    path = ".".join(location)
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(path, [str(part) for part in location], detail["input"])
+        return _unknown_key(path, location, detail["input"])
     rule, cure = _rule_and_cure(detail)
     found = "nothing" if detail["type"] == "missing" else shown(detail["input"])
     return Explained(Problem(path, rule, found, cure), (path,))

@@ -42,15 +42,13 @@ def read_yaml(path: Path) -> tuple[dict[Any, Any], list[Problem]]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise _single("file", "must be a readable YAML file", f"{path}: {reason}", "Check the path.") from error
-    loader = _StrictLoader(text)
     try:
+        loader = _StrictLoader(text)
         data = loader.get_single_data()
     except yaml.YAMLError as error:
         raise _syntax_error(error) from error
     except RecursionError as error:
         raise _single("file", "must not nest this deep", str(path), "Check its brackets and anchors.") from error
-    finally:
-        loader.dispose()
     if not isinstance(data, dict):
         kind = "nothing" if data is None else type(data).__name__
         raise _single("file", "must hold a mapping of sections", kind, "Begin with `model:`; see configs/demo.yaml.")
