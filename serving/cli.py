@@ -13,6 +13,7 @@ from typing import NoReturn
 from sparktier.configs.errors import ArtifactError, ConfigError, SparktierError, UpstreamError
 from sparktier.configs.loader import load_settings, parse_overrides
 from sparktier.configs.settings import Settings
+from sparktier.serving.engine.upstream import require_version
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -53,21 +54,24 @@ def _complain(text: str) -> None:
 
 
 def _up(options: argparse.Namespace) -> int:
-    settings = _settings(options)
+    settings = _settings_to_run(options)
     from sparktier.serving.up import run
 
     return run(settings)
 
 
 def _engine(options: argparse.Namespace) -> int:
-    settings = _settings(options)
+    settings = _settings_to_run(options)
     from sparktier.serving.replica import run
 
     return run(settings, replica=options.replica, port=options.port)
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    return load_settings(options.config, parse_overrides(options.set))
+def _settings_to_run(options: argparse.Namespace) -> Settings:
+    """Return the settings, once they and the installed SGLang are known to be what we can run."""
+    settings = load_settings(options.config, parse_overrides(options.set))
+    require_version()
+    return settings
 
 
 def _parser() -> argparse.ArgumentParser:
