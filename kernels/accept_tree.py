@@ -1,0 +1,140 @@
+"""Accept rules for draft trees: the match walk and the walk over children drawn without replacement.
+
+Batched over ragged trees, one level at a time. A walk reads target rows only where it stands, so a caller can compute
+p there alone. With accept.py the only place where sparktier decides which drafted tokens stand.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparktier.kernels.accept import PAD_TOKEN, residual_weights
+from sparktier.kernels.draft_tree import NO_ROW, DraftTree
+from sparktier.kernels.noise import Stream, draw, stream_seeds, uniforms
+
+RowReader = Callable[[Tensor], Tensor]
+"""Rows [batch] int64, one per request -> what stands in them: tokens [batch] int64, or probabilities [batch, V]."""
+
+
+class TreeAcceptance(NamedTuple):
+    """What one round commits; all int64.
+
+    accepted [batch]: drafted nodes that stand. path [batch, max_depth + 1]: their rows from the anchor (row 0) down,
+    then NO_ROW. tokens [batch, max_depth + 1]: the drafts, then the bonus token, then PAD_TOKEN. bonus [batch].
+    """
+
+    accepted: Tensor
+    path: Tensor
+    tokens: Tensor
+    bonus: Tensor
+
+
+def walk_matching(*, tree: DraftTree, choose: RowReader, max_depth: int) -> TreeAcceptance:
+    """Follow the child that holds the token the target itself chose; stop where there is none.
+
+    The tree form of `accept_matching`, for children that were chosen in any way (top-k, drawn, ranked by any score):
+    `choose` is the argmax, or a draw by noise keyed by (seed, position), of the target in the given rows.
+    """
+    walk = _Walk(tree, max_depth)
+    for level in range(max_depth + 1):
+        chosen = choose(walk.node)
+        found = walk.children() & (tree.tokens == chosen.unsqueeze(1))
+        walk.step(level, chosen, found.any(dim=1), found.long().argmax(dim=1))
+    return walk.result()
+
+
+def walk_drawn(
+    *,
+    tree: DraftTree,
+    target_probs: RowReader,
+    draft_probs: RowReader,
+    seeds: Tensor,
+    anchor_positions: Tensor,
+    max_depth: int,
+    max_children: int,
+) -> TreeAcceptance:
+    """Verify children drawn without replacement: in draw order, each by the ratio rule against what is left of p.
+
+    Child x stands with probability min(1, p(x) / q(x)), q renormalised over undrawn tokens; a rejection replaces p by
+    norm((p - q)+) and removes x from q. When no child stands, the token is drawn from the p left over. Exact only if
+    the children of a node were drawn one after the other from `draft_probs` itself (`noise.draw_distinct`), and which
+    slots were admitted never depended on the token in the slot or below it.
+    Source: recursive rejection sampling (Jeon et al. 2024, arXiv 2402.14160); DSpark paper, Appendix A.
+
+    Args:
+        tree: siblings in draw order.
+        target_probs, draft_probs: p and q of the given rows, [batch, V]; q is not read in rows without children.
+        seeds, anchor_positions: [batch] int64.
+        max_depth, max_children: bounds over the batch, known on the host.
+    """
+    accept_seeds = stream_seeds(seeds=seeds, stream=Stream.ACCEPT, rounds=anchor_positions)
+    residual_seeds = stream_seeds(seeds=seeds, stream=Stream.RESIDUAL, rounds=anchor_positions)
+    walk = _Walk(tree, max_depth)
+    for level in range(max_depth + 1):
+        siblings = _Siblings(tree, walk.children(), target_probs(walk.node), draft_probs(walk.node))
+        for rank in range(max_children if level < max_depth else 0):
+            siblings.verify(rank, accept_seeds)
+        leftover = draw(weights=siblings.target, seeds=residual_seeds, positions=walk.node)
+        token = torch.where(siblings.found, siblings.token, leftover)
+        walk.step(level, token, siblings.found, siblings.row)
+    return walk.result()
+
+
+class _Siblings:
+    """The children of one node per request, verified one after the other."""
+
+    def __init__(self, tree: DraftTree, children: Tensor, target: Tensor, draft: Tensor) -> None:
+        self.tree, self.children, self.target, self.draft = tree, children, target, draft
+        self.ranks = children.long().cumsum(dim=1) - 1
+        self.found = torch.zeros_like(children[:, 0])
+        self.row = torch.zeros_like(tree.row_counts)
+        self.token = torch.zeros_like(tree.row_counts)
+
+    def verify(self, rank: int, accept_seeds: Tensor) -> None:
+        """Accept or reject the child of this draw rank, where there is one and none stood before."""
+        is_child = self.children & (self.ranks == rank)
+        row = is_child.long().argmax(dim=1)
+        token = self.tree.tokens.gather(1, row.unsqueeze(1))
+        open_slot = is_child.any(dim=1) & ~self.found
+        undrawn = self.draft / self.draft.sum(dim=1, keepdim=True)
+        coin = uniforms(seeds=accept_seeds, counters=row)
+        stands = coin * undrawn.gather(1, token).squeeze(1) < self.target.gather(1, token).squeeze(1)
+        accept, reject = open_slot & stands, (open_slot & ~stands).unsqueeze(1)
+        leftover = residual_weights(target_probs=self.target, draft_probs=undrawn)
+        self.target = torch.where(reject, leftover / leftover.sum(dim=1, keepdim=True), self.target)
+        self.draft = torch.where(reject, self.draft.scatter(1, token, 0.0), self.draft)
+        self.found = self.found | accept
+        self.row = torch.where(accept, row, self.row)
+        self.token = torch.where(accept, token.squeeze(1), self.token)
+
+
+class _Walk:
+    """Where each request stands, and the path it took."""
+
+    def __init__(self, tree: DraftTree, max_depth: int) -> None:
+        shape = (len(tree.row_counts), max_depth + 1)
+        self.tree = tree
+        self.node = torch.zeros_like(tree.row_counts)
+        self.walking = torch.ones_like(tree.row_counts, dtype=torch.bool)
+        self.accepted = torch.zeros_like(tree.row_counts)
+        self.path = tree.tokens.new_full(shape, NO_ROW)
+        self.tokens = tree.tokens.new_full(shape, PAD_TOKEN)
+
+    def children(self) -> Tensor:
+        """[batch, rows] bool: live children of the rows where requests still walk."""
+        return (self.tree.parents == self.node.unsqueeze(1)) & self.tree.live & self.walking.unsqueeze(1)
+
+    def step(self, level: int, token: Tensor, found: Tensor, child: Tensor) -> None:
+        """Commit `token` [batch] at this level; go on to `child` [batch] where `found` [batch]."""
+        self.path[:, level] = self.node.where(self.walking, NO_ROW)
+        self.tokens[:, level] = token.where(self.walking, PAD_TOKEN)
+        self.walking = self.walking & found
+        self.accepted = self.accepted + self.walking
+        self.node = torch.where(self.walking, child, self.node)
+
+    def result(self) -> TreeAcceptance:
+        """The finished walk."""
+        bonus = self.tokens.gather(1, self.accepted.unsqueeze(1)).squeeze(1)
+        return TreeAcceptance(self.accepted, self.path, self.tokens, bonus)
