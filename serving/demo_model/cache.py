@@ -37,7 +37,17 @@ def ensure_demo_model(cache_dir: Path | None = None, progress: Callable[[str], N
 
         write_checkpoint(directory, ensure_gguf(models, progress), DEMO_RECIPE, progress)
 
-    return build_once(models / f"demo-moe-v{DEMO_RECIPE.version}", DEMO_RECIPE, build)
+    return build_once(_demo_target(models), DEMO_RECIPE, build)
+
+
+def built_demo_model(cache_dir: Path | None = None) -> Path | None:
+    """Return the demo model's checkpoint folder if it is complete, without building anything."""
+    target = _demo_target((cache_dir or default_cache_dir()) / "models")
+    return target if is_complete(target, DEMO_RECIPE) else None
+
+
+def _demo_target(models: Path) -> Path:
+    return models / f"demo-moe-v{DEMO_RECIPE.version}"
 
 
 def default_cache_dir() -> Path:
