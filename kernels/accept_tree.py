@@ -123,8 +123,8 @@ class _Walk:
         self.tokens = tree.tokens.new_full(shape, PAD_TOKEN)
 
     def children(self) -> Tensor:
-        """[batch, rows] bool: live children of the rows where requests still walk."""
-        return (self.tree.parents == self.node.unsqueeze(1)) & self.tree.live & self.walking.unsqueeze(1)
+        """[batch, rows] bool: children of the rows where requests still walk."""
+        return (self.tree.parents == self.node.unsqueeze(1)) & self.walking.unsqueeze(1)
 
     def step(self, level: int, token: Tensor, found: Tensor, child: Tensor) -> None:
         """Commit `token` [batch] at this level; go on to `child` [batch] where `found` [batch]."""

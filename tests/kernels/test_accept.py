@@ -8,7 +8,8 @@ from torch import Tensor
 from sparktier.kernels import accept_reference as reference
 from sparktier.kernels.accept import PAD_TOKEN, accept_matching, accept_ratio, residual_weights
 from sparktier.kernels.accept_tree import walk_drawn, walk_matching
-from sparktier.kernels.draft_tree import DraftTree, chain_tree, check_tree
+from sparktier.kernels.draft_tree import chain_tree, check_tree
+from support.random_trees import random_tree
 
 BATCH, GAMMA, VOCAB, CHANCE = st.integers(1, 5), st.integers(0, 5), st.integers(2, 7), st.integers(0, 2**31)
 
@@ -63,28 +64,11 @@ def test_ratio_equals_the_reference(batch: int, gamma: int, vocab: int, chance: 
     assert result.bonus.tolist() == [tokens[-1] for tokens in expected]
 
 
-def random_tree(batch: int, rows: int, vocab: int, generator: torch.Generator) -> DraftTree:
-    """Random parents among earlier rows; a child takes a token that its parent's children do not hold yet."""
-    tokens = torch.randint(vocab, (batch, rows), generator=generator)
-    parents, depths = torch.full((batch, rows), -1), torch.zeros(batch, rows, dtype=torch.int64)
-    counts = torch.randint(1, rows + 1, (batch,), generator=generator)
-    for request in range(batch):
-        free = [list(range(vocab)) for _ in range(rows)]
-        for row in range(1, int(counts[request])):
-            fertile = [earlier for earlier in range(row) if free[earlier]]
-            parent = fertile[int(torch.randint(len(fertile), (1,), generator=generator))]
-            choice = int(torch.randint(len(free[parent]), (1,), generator=generator))
-            tokens[request, row] = free[parent].pop(choice)
-            parents[request, row] = parent
-            depths[request, row] = depths[request, parent] + 1
-    return DraftTree(tokens, parents, depths, counts)
-
-
 @settings(max_examples=80)
 @given(BATCH, st.integers(1, 10), st.integers(2, 3), CHANCE)
 def test_match_walk_equals_the_reference(batch: int, rows: int, vocab: int, chance: int) -> None:
     generator = torch.Generator().manual_seed(chance)
-    tree = random_tree(batch, rows, vocab, generator)
+    tree = random_tree(batch=batch, rows=rows, vocab=vocab, generator=generator)
     check_tree(tree)
     chosen = torch.randint(vocab, (batch, rows), generator=generator)
     result = walk_matching(
@@ -104,7 +88,7 @@ def test_match_walk_equals_the_reference(batch: int, rows: int, vocab: int, chan
 @given(BATCH, st.integers(1, 9), st.integers(2, 5), CHANCE)
 def test_drawn_walk_equals_the_reference(batch: int, rows: int, vocab: int, chance: int) -> None:
     generator = torch.Generator().manual_seed(chance)
-    tree = random_tree(batch, rows, vocab, generator)
+    tree = random_tree(batch=batch, rows=rows, vocab=vocab, generator=generator)
     p, q = (torch.rand(batch, rows, vocab, generator=generator) ** 3 + 1e-3 for _ in range(2))
     p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
     seeds = torch.randint(-(2**62), 2**62, (batch,), generator=generator)

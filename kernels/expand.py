@@ -1,0 +1,175 @@
+"""Level-synchronous expansion of a draft tree under a Markov head, batched over requests and parents.
+
+Every level is one gather, one matrix product and one top-k (or draw) for all parents of all requests; a tree thus
+costs about what the chain's own Markov loop costs (PCTree, arXiv 2608.02123). Marginals without the parent's token do
+not make useful trees. Knows nothing of budgets, targets or how acceptance was calibrated.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparktier.kernels.noise import Stream, draw_distinct, stream_seeds
+
+EdgeAcceptance = Callable[[Tensor, int], Tensor]
+"""(child draft probability q [batch, parents, children], depth of the child) -> probability that the target takes the
+edge once it stands at the parent, same shape. Values outside [0, 1] are clamped, NaN counts as 0."""
+
+SlotAcceptance = Callable[[Tensor, int], Tensor]
+"""(q [batch, parents, V], depth of the child) -> chance [batch, parents, children] that the target takes the child in
+this place of the draw order. It sees q before anything is drawn from it and nothing of the draws: that is what keeps
+admission non-anticipating. Made non-rising along the children, so that a budget can't skip a draw."""
+
+NO_LAW = -1
+
+
+class MarkovHead(NamedTuple):
+    """Low-rank correction of the next token's logits by the previous token: w1, w2 [V, rank]."""
+
+    w1: Tensor
+    w2: Tensor
+
+
+class Shape(NamedTuple):
+    """Static bounds of an expansion: levels below the anchor, parents expanded per level, children per parent."""
+
+    depth: int
+    parents: int
+    children: int
+
+
+class Candidates(NamedTuple):
+    """Every drafted node of a round, level by level, before a budget chooses among them; all [batch, nodes].
+
+    Node 0 is the anchor. parents: node of the parent, an earlier one (-1 for the anchor). survival: float32
+    probability that the target's walk reaches the node, never above the parent's; 0 marks a place that holds no token.
+    laws: index into the draft distributions of `expand_drawn` from which the node's children were drawn, or NO_LAW.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    depths: Tensor
+    survival: Tensor
+    laws: Tensor
+
+
+class _Parents(NamedTuple):
+    """The nodes expanded on one level, each [batch, parents]."""
+
+    nodes: Tensor
+    tokens: Tensor
+    survival: Tensor
+
+
+_Offspring = Callable[[Tensor, _Parents, int], tuple[Tensor, Tensor]]
+
+
+def expand_top(
+    *,
+    anchors: Tensor,
+    block_logits: Tensor,
+    head: MarkovHead,
+    temperatures: Tensor,
+    shape: Shape,
+    edge_acceptance: EdgeAcceptance,
+) -> Candidates:
+    """The likeliest children of every parent, for target-match and greedy walks.
+
+    Args:
+        anchors: [batch] int64, the last committed tokens.
+        block_logits: [batch, block, V], any float dtype; row d predicts depth d + 1. At least `shape.depth` rows.
+        head: the drafter's Markov head.
+        temperatures: [batch] float32, positive, of the softmax whose probabilities `edge_acceptance` was fitted on.
+        shape: bounds of the tree.
+        edge_acceptance: calibrated chance of each edge.
+    """
+
+    def offspring(logits: Tensor, parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
+        best, tokens = logits.topk(shape.children, dim=-1)
+        q = torch.exp(best - logits.logsumexp(dim=-1, keepdim=True))
+        return tokens, edge_acceptance(q, depth)
+
+    return _grow(anchors, block_logits, head, temperatures, shape, offspring)
+
+
+def expand_drawn(
+    *,
+    anchors: Tensor,
+    block_logits: Tensor,
+    head: MarkovHead,
+    temperatures: Tensor,
+    shape: Shape,
+    slot_acceptance: SlotAcceptance,
+    seeds: Tensor,
+    anchor_positions: Tensor,
+) -> tuple[Candidates, Tensor]:
+    """Children drawn without replacement, in draw order, for `accept_tree.walk_drawn`; arguments as `expand_top`.
+
+    Also returns the distributions really sampled, [batch, expanded parents, V] float32: candidate i's children came
+    from row `laws[i]`. A slot's survival is its parent's times `slot_acceptance`, so neither its own token nor any
+    token below it can decide whether it is expanded or selected (DSpark paper, Appendix A).
+
+    Args:
+        seeds, anchor_positions: [batch] int64, keys of the draws.
+    """
+    keys = stream_seeds(seeds=seeds, stream=Stream.DRAFT, rounds=anchor_positions)
+    laws: list[Tensor] = []
+
+    def offspring(logits: Tensor, parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
+        q = torch.softmax(logits, dim=-1)
+        laws.append(q)
+        tokens = draw_distinct(
+            weights=q.flatten(0, 1),
+            count=shape.children,
+            seeds=keys.repeat_interleave(q.shape[1]),
+            positions=parents.nodes.flatten(),
+        ).view(*q.shape[:2], -1)
+        slots = slot_acceptance(q, depth).cummin(dim=-1).values
+        return tokens.clamp(min=0), slots.masked_fill(tokens < 0, 0.0)
+
+    candidates = _grow(anchors, block_logits, head, temperatures, shape, offspring)
+    return candidates, torch.cat(laws, dim=1)
+
+
+def _grow(
+    anchors: Tensor, block_logits: Tensor, head: MarkovHead, temperatures: Tensor, shape: Shape, offspring: _Offspring
+) -> Candidates:
+    start = torch.zeros_like(anchors).unsqueeze(1)
+    parents = _Parents(start, anchors.unsqueeze(1), torch.ones_like(start, dtype=torch.float32))
+    levels = [Candidates(parents.tokens, start - 1, start, parents.survival, start + NO_LAW)]
+    nodes = expanded = 1
+    for depth in range(1, shape.depth + 1):
+        logits = _conditioned(block_logits[:, depth - 1], head, parents.tokens, temperatures)
+        level = _level(parents, depth, *offspring(logits, parents, depth))
+        parents, ranks = _frontier(level, nodes, shape.parents)
+        if depth < shape.depth:
+            laws = expanded + torch.arange(ranks.shape[1], device=ranks.device).expand_as(ranks)
+            level = level._replace(laws=level.laws.scatter(1, ranks, laws))
+        levels.append(level)
+        nodes, expanded = nodes + level.tokens.shape[1], expanded + ranks.shape[1]
+    levels[0] = levels[0]._replace(laws=start)
+    return Candidates(*(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)))
+
+
+def _conditioned(block_row: Tensor, head: MarkovHead, tokens: Tensor, temperatures: Tensor) -> Tensor:
+    """(U + W2 W1[parent]) / T: block_row [batch, V], tokens [batch, parents] -> [batch, parents, V] float32."""
+    bias = head.w1[tokens] @ head.w2.T
+    return (block_row.float().unsqueeze(1) + bias.float()) / temperatures.view(-1, 1, 1)
+
+
+def _level(parents: _Parents, depth: int, tokens: Tensor, acceptance: Tensor) -> Candidates:
+    """The children [batch, parents, children] of one level as candidates."""
+    edge = torch.nan_to_num(acceptance.float(), nan=0.0).clamp(0.0, 1.0)
+    survival = (parents.survival.unsqueeze(2) * edge).flatten(1)
+    owners = parents.nodes.unsqueeze(2).expand_as(tokens).flatten(1)
+    flat = tokens.flatten(1)
+    return Candidates(flat, owners, torch.full_like(flat, depth), survival, torch.full_like(flat, NO_LAW))
+
+
+def _frontier(level: Candidates, first_node: int, limit: int) -> tuple[_Parents, Tensor]:
+    """The next level's parents: the likeliest `limit` nodes of this one, earlier first among equals."""
+    order = level.survival.argsort(dim=1, descending=True, stable=True)[:, :limit]
+    parts = (level.tokens.gather(1, order), level.survival.gather(1, order))
+    return _Parents(order + first_node, *parts), order
