@@ -1,0 +1,61 @@
+"""What `sparktier train` is told: the shape of the draft and the course of the run. Knows nothing of their use."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sparktier.drafter.config import MarkovType
+
+
+class DraftShape(BaseModel):
+    """The draft to build; sizes that must equal the target's are taken from it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_hidden_layers: int = Field(default=5, gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    rms_norm_eps: float = Field(default=1e-6, gt=0)
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    max_position_embeddings: int = Field(default=32_768, gt=0)
+    block_size: int = Field(default=7, gt=0)
+    mask_token_id: int = Field(ge=0)
+    markov_rank: int = Field(default=256, ge=0)
+    markov_head_type: MarkovType = "vanilla"
+    confidence_head: bool = True
+
+
+class TrainSettings(BaseModel):
+    """One run. Fine-tuning is the same with `init_from`, the folder of a draft checkpoint, in place of `draft`.
+
+    A step takes `rows_per_step` packed rows of up to `row_tokens` tokens, spread over all ranks, and draws up to
+    `anchors_per_row` blocks in each. Defaults are DeepSpec's (`config/dspark`) where it has them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: Path
+    run_dir: Path
+    draft: DraftShape | None = None
+    init_from: Path | None = None
+    seed: int = 42
+    steps: int = Field(gt=0)
+    row_tokens: int = Field(default=4096, gt=0)
+    rows_per_step: int = Field(default=512, gt=0)
+    anchors_per_row: int = Field(default=512, gt=0)
+    learning_rate: float = Field(default=6e-4, gt=0)
+    warmup_frac: float = Field(default=0.04, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    cross_entropy: float = Field(default=0.1, ge=0)
+    total_variation: float = Field(default=0.9, ge=0)
+    confidence: float = Field(default=1.0, ge=0)
+    decay_rows: float = Field(default=4.0, gt=0)
+    held_out_sequences: int = Field(default=64, gt=0)
+    evaluate_every_steps: int = Field(default=500, gt=0)
+    checkpoint_every_steps: int = Field(default=500, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)

@@ -1,0 +1,189 @@
+"""The training loop of one rank: packed rows in; metrics, checkpoints and a better draft out.
+
+Everything that varies by step comes from schedule.py, so a killed and resumed run, and a run on more ranks, follow the
+same curve. Master weights are the model's own fp32 parameters; bf16 is autocast. Knows nothing of where features come
+from. Recipe: DeepSpec `trainer/base_trainer.py`.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sparktier.configs.errors import ArtifactError
+from sparktier.drafter.distributed import Place
+from sparktier.drafter.features import FeatureSource
+from sparktier.drafter.losses import LossSums, LossWeights, loss_sums, weight_sum
+from sparktier.drafter.model import BlockOutput, DraftModel
+from sparktier.drafter.packing import FeatureRecord, PackedRow, block_labels, pack, sample_anchors
+from sparktier.drafter.progress import TrainingProgress
+from sparktier.drafter.run_dir import RunDir, TrainingState
+from sparktier.drafter.schedule import generator, learning_rate_scale, rows_forever, rows_of_steps
+from sparktier.drafter.target import Target
+from sparktier.drafter.train_settings import TrainSettings
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+# Keeps the held-out blocks apart from every training step's.
+_HELD_OUT_STREAM = 1 << 40
+
+
+class Trainer:
+    """Model, optimiser and data of one rank. `step` counts finished steps."""
+
+    def __init__(
+        self, settings: TrainSettings, model: DraftModel, target: Target, source: FeatureSource, place: Place
+    ) -> None:
+        self.settings, self.place, self.source = settings, place, source
+        self.model = model.to(place.device)
+        self.binding = target.binding
+        self.step = 0
+        self._weights = LossWeights(
+            settings.cross_entropy, settings.total_variation, settings.confidence, settings.decay_rows
+        )
+        self._own = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self._optimiser = torch.optim.AdamW(
+            self._own.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self._parallel: nn.Module = DistributedDataParallel(self.model) if place.world > 1 else self.model
+        count = len(source.lengths_tokens) - settings.held_out_sequences
+        self._training, self._held_out = range(count), range(count, len(source.lengths_tokens))
+
+    def restore(self, state: TrainingState) -> None:
+        """Take over weights and moments of a checkpoint.
+
+        Raises:
+            ArtifactError: it is of another model.
+        """
+        wanted = {f"{kind}.{name}": value for kind in ("weight", *MOMENTS) for name, value in self._own.items()}
+        if wanted.keys() != state.tensors.keys():
+            raise ArtifactError(f"{self.settings.run_dir}: its checkpoint is of another draft. Use a new run_dir.")
+        for name, parameter in self._own.items():
+            with torch.no_grad():
+                parameter.copy_(state.tensors[f"weight.{name}"])
+            moments = {kind: state.tensors[f"{kind}.{name}"].to(self.place.device) for kind in MOMENTS}
+            self._optimiser.state[parameter] = {"step": torch.tensor(float(state.step)), **moments}
+        self.step = state.step
+
+    def state(self) -> TrainingState:
+        """Return what `restore` takes."""
+        tensors = {f"weight.{name}": value.detach() for name, value in self._own.items()}
+        for name, parameter in self._own.items():
+            tensors |= {f"{kind}.{name}": self._optimiser.state[parameter][kind] for kind in MOMENTS}
+        return TrainingState(self.step, {name: value.contiguous().cpu() for name, value in tensors.items()})
+
+    def run(self, run: RunDir, progress: TrainingProgress) -> None:
+        """Train to the last step, logging, evaluating and saving on the way (files: rank 0)."""
+        settings, lead = self.settings, self.place.rank == 0
+        for rows, last in self._batches():
+            started_s = time.monotonic()
+            figures = self._train_step(rows)
+            figures["tokens_per_s"] = figures.pop("tokens") / (time.monotonic() - started_s)
+            if self.step % settings.evaluate_every_steps == 0 or last:
+                figures |= self.held_out()
+            if lead:
+                run.log({"step": self.step, **figures})
+                progress.update(self.step, figures)
+            if lead and (self.step % settings.checkpoint_every_steps == 0 or last):
+                run.save(self.state(), self.model, self.binding)
+
+    def _batches(self) -> Iterator[tuple[list[PackedRow], bool]]:
+        """Yield this rank's packed rows of each remaining step, and whether the step is the last."""
+        settings = self.settings
+        rows = rows_forever(self.source.lengths_tokens, self._training, settings.row_tokens, settings.seed)
+        steps = rows_of_steps(rows, self.step, settings.steps, settings.rows_per_step)
+        mine = [step[self.place.rank :: self.place.world] for step in steps]
+        records = self.source.read([index for step in mine for row in step for index in row])
+        for place, step in enumerate(mine):
+            yield [pack(_take(records, row)).to(self.place.device) for row in step], place == len(mine) - 1
+
+    def _train_step(self, rows: Sequence[PackedRow]) -> dict[str, float]:
+        picks = [(row, self._anchors(row, self.step, index)) for index, row in enumerate(rows)]
+        gamma, decay = self.model.config.block_size, self.settings.decay_rows
+        own = sum(weight_sum(block_labels(row, anchors, gamma), decay) for row, anchors in picks)
+        denominator = float(self.place.total(torch.tensor(own, dtype=torch.float64)))
+        figures = torch.zeros(7, dtype=torch.float64)
+        for index, (row, anchors) in enumerate(picks):
+            with self._synchronised(index == len(picks) - 1):
+                sums = loss_sums(self._forward(self._parallel, row, anchors), decay)
+                # DistributedDataParallel averages over ranks; the losses are sums.
+                torch.autograd.backward(sums.total(self._weights) * (self.place.world / denominator))
+            figures += _figures(sums, self._weights, len(row.token_ids))
+        rate = self._update()
+        return _means(self.place.total(figures), denominator) | {"learning_rate": rate}
+
+    def _update(self) -> float:
+        settings = self.settings
+        nn.utils.clip_grad_norm_(self._own.values(), settings.grad_clip)
+        rate = settings.learning_rate * learning_rate_scale(self.step, settings.steps, settings.warmup_frac)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        self.step += 1
+        return rate
+
+    @torch.no_grad()
+    def held_out(self) -> dict[str, float]:
+        """Return loss and accepted lengths of the held-out slice: greedy, and expected under ratio rejection."""
+        mine = list(self._held_out)[self.place.rank :: self.place.world]
+        decay, gamma = self.settings.decay_rows, self.model.config.block_size
+        figures = torch.zeros(9, dtype=torch.float64)
+        for index, record in zip(mine, self.source.read(mine), strict=True):
+            row = pack([record]).to(self.place.device)
+            anchors = self._anchors(row, _HELD_OUT_STREAM, index)
+            output = self._forward(self.model, row, anchors)
+            sums = loss_sums(output, decay)
+            share = torch.tensor([_greedy_length(output), weight_sum(block_labels(row, anchors, gamma), decay)])
+            figures += torch.cat((_figures(sums, self._weights, 0), share.double()))
+        total = self.place.total(figures)
+        means = _means(total[:7], float(total[8]))
+        return {
+            "held_out_loss": means["loss"],
+            "held_out_length": means["accepted_length"],
+            "held_out_greedy_length": float(total[7] / total[5]),
+        }
+
+    def _anchors(self, row: PackedRow, stream: int, index: int) -> Tensor:
+        # Numbered over all ranks, so that the blocks of a step don't depend on how many ranks there are.
+        number = index * self.place.world + self.place.rank if stream != _HELD_OUT_STREAM else index
+        return sample_anchors(row, self.settings.anchors_per_row, generator(self.settings.seed, stream, number))
+
+    def _forward(self, module: nn.Module, row: PackedRow, anchors: Tensor) -> BlockOutput:
+        with torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            output: BlockOutput = module(row, anchors)
+        return output
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
+        if last or not isinstance(self._parallel, DistributedDataParallel):
+            return nullcontext()
+        return self._parallel.no_sync()
+
+
+def _take(records: Iterator[FeatureRecord], row: Sequence[int]) -> list[FeatureRecord]:
+    return [next(records) for _ in row]
+
+
+def _figures(sums: LossSums, weights: LossWeights, tokens: int) -> Tensor:
+    values = (sums.total(weights), sums.cross_entropy, sums.total_variation, sums.confidence, sums.length, sums.blocks)
+    return torch.tensor([*(float(value.detach()) for value in values), tokens], dtype=torch.float64)
+
+
+def _means(figures: Tensor, denominator: float) -> dict[str, float]:
+    loss, entropy, variation, confidence, length, blocks, tokens = figures.tolist()
+    return {
+        "loss": loss / denominator,
+        "cross_entropy": entropy / denominator,
+        "total_variation": variation / denominator,
+        "confidence": confidence / denominator,
+        "accepted_length": length / blocks,
+        "tokens": tokens,
+    }
+
+
+def _greedy_length(output: BlockOutput) -> float:
+    """Sum, over blocks, one bonus token and the leading rows whose likeliest token is the target's."""
+    right = (output.draft_logits.argmax(dim=-1) == output.tokens) & output.valid
+    return float(right.int().cumprod(dim=-1).sum() + output.valid[:, 0].sum())

@@ -1,0 +1,195 @@
+"""The training loop: it learns, survives being killed, is the same on one rank and two, cached and streamed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from sparktier.configs.errors import ArtifactError, ConfigError
+from sparktier.drafter.checkpoint import load_draft
+from sparktier.drafter.distributed import Place
+from sparktier.drafter.feature_store import FeatureStore
+from sparktier.drafter.feature_stream import FeatureStream
+from sparktier.drafter.features import FeatureSource
+from sparktier.drafter.packing import FeatureRecord
+from sparktier.drafter.target import read_target
+from sparktier.drafter.train import train
+from sparktier.drafter.train_settings import TrainSettings
+from support.toy_training import curve, toy_settings, write_world
+
+HERE = Place(0, 1, torch.device("cpu"))
+TESTS = Path(__file__).parents[1]
+QUIET = Console(stderr=True, quiet=True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    write_world(tmp_path)
+    return tmp_path
+
+
+def run(settings: TrainSettings, source: FeatureSource | None = None) -> Path:
+    store = source or FeatureStore(settings.target.parent / "store")
+    return train(settings, store, HERE, QUIET, {"commit": "abc"})
+
+
+def program(*arguments: str, launcher: tuple[str, ...] = ()) -> list[str]:
+    return [sys.executable, *launcher, "-m", "support.toy_training", *arguments]
+
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+
+
+def test_it_learns_the_toy_target(world: Path) -> None:
+    draft = run(toy_settings(world, 100))
+    rows = curve(world / "run")
+    evaluated = [row for row in rows if "held_out_length" in row]
+    assert evaluated[0]["held_out_greedy_length"] < 1.6
+    # Blocks near an answer's end are shorter than gamma + 1 = 5.
+    assert evaluated[-1]["held_out_greedy_length"] > 3.6
+    assert evaluated[-1]["held_out_length"] > 2.8
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert load_draft(draft, read_target(world / "target")).config.target_layer_ids == (0, 2)
+    assert json.loads((world / "run" / "run.json").read_text())["commit"] == "abc"
+
+
+def test_a_killed_run_resumes_to_the_same_curve(world: Path) -> None:
+    run(toy_settings(world, 30, run_dir=world / "whole"))
+    log = world / "run" / "metrics.jsonl"
+    child = subprocess.Popen(program(str(world), "30"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") >= 10):
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    killed_at = len(curve(world / "run"))
+    assert killed_at < 30, "the run ended before it could be killed"
+    run(toy_settings(world, 30))
+    assert curve(world / "run") == curve(world / "whole")
+    target = read_target(world / "target")
+    weights = [load_draft(world / name / "checkpoints/step-00000030/draft", target) for name in ("run", "whole")]
+    for name, tensor in weights[0].state_dict().items():
+        assert torch.equal(tensor, weights[1].state_dict()[name]), name
+
+
+def test_two_ranks_follow_the_curve_of_one(world: Path) -> None:
+    run(toy_settings(world, 8, run_dir=world / "one", rows_per_step=4))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    arguments = (str(world), "8", f'run_dir="{world}/two"', "rows_per_step=4")
+    subprocess.run(program(*arguments, launcher=launcher), env=ENVIRONMENT, check=True, capture_output=True)
+    one, two = curve(world / "one"), curve(world / "two")
+    assert len(one) == len(two) == 8
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+
+
+def streamed(store: FeatureStore) -> FeatureStream:
+    def produce(order: Iterator[int]) -> Iterator[FeatureRecord]:
+        for index in order:
+            yield from store.read([index])
+
+    return FeatureStream(store.spec, store.lengths_tokens, produce, in_flight=3)
+
+
+def test_streaming_follows_the_cached_curve(world: Path) -> None:
+    store = FeatureStore(world / "store")
+    run(toy_settings(world, 10, run_dir=world / "cached"))
+    run(toy_settings(world, 10, run_dir=world / "streamed"), streamed(store))
+    assert curve(world / "cached") == curve(world / "streamed")
+
+
+def test_bf16_follows_fp32_closely(world: Path) -> None:
+    run(toy_settings(world, 10, run_dir=world / "fp32"))
+    run(toy_settings(world, 10, run_dir=world / "bf16", precision="bf16"))
+    full, half = curve(world / "fp32"), curve(world / "bf16")
+    assert [row["loss"] for row in half] == pytest.approx([row["loss"] for row in full], rel=0.05)
+    assert [row["loss"] for row in half] != [row["loss"] for row in full]
+
+
+def test_fine_tuning_starts_from_the_draft_it_is_given(world: Path) -> None:
+    draft = run(toy_settings(world, 100))
+    fresh = toy_settings(world, 1, run_dir=world / "tuned", draft=None, init_from=draft, learning_rate=1e-6)
+    run(fresh)
+    assert curve(world / "tuned")[-1]["held_out_greedy_length"] > 3.0
+
+
+@pytest.mark.parametrize("markov", [{"markov_rank": 0, "confidence_head": False}, {"markov_head_type": "rnn"}])
+def test_every_kind_of_draft_trains(markov: dict[str, object], world: Path) -> None:
+    settings = toy_settings(world, 6)
+    assert settings.draft is not None
+    shape = settings.draft.model_dump() | markov
+    run(toy_settings(world, 6, draft=shape))
+    rows = curve(world / "run")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_corrupt_checkpoint_is_refused_and_the_one_before_it_serves(world: Path) -> None:
+    run(toy_settings(world, 8))
+    newest = world / "run" / "checkpoints" / "step-00000008"
+    state = newest / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactError, match=r"Delete .*step-00000008"):
+        run(toy_settings(world, 8))
+    whole = curve(world / "run")
+    for path in sorted(newest.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    newest.rmdir()
+    run(toy_settings(world, 8))
+    assert curve(world / "run") == whole
+
+
+def test_old_checkpoints_are_dropped(world: Path) -> None:
+    run(toy_settings(world, 12, keep_checkpoints=2))
+    names = sorted(path.name for path in (world / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000008", "step-00000012"]
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(world: Path) -> None:
+    run(toy_settings(world, 8, run_dir=world / "whole"))
+    limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
+    code = limited + "from support.toy_training import main; main()"
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(world), "8"], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert "ArtifactError" in child.stderr
+    assert "untouched" in child.stderr
+    run(toy_settings(world, 8))
+    assert curve(world / "run") == curve(world / "whole")
+
+
+def test_features_of_another_target_are_refused(world: Path) -> None:
+    write_world(world / "other", seed=1)
+    with pytest.raises(ArtifactError, match="another target"):
+        run(toy_settings(world, 4), FeatureStore(world / "other" / "store"))
+
+
+def test_a_run_folder_with_other_settings_is_refused(world: Path) -> None:
+    run(toy_settings(world, 4))
+    with pytest.raises(ArtifactError, match=r"other settings \(learning_rate\)"):
+        run(toy_settings(world, 4, learning_rate=1e-3))
+
+
+def test_contradicting_settings_are_all_named_at_once(world: Path) -> None:
+    settings = toy_settings(world, 4, draft=None, held_out_sequences=48, rows_per_step=3)
+    with pytest.raises(ConfigError) as caught:
+        train(settings, FeatureStore(world / "store"), Place(0, 2, torch.device("cpu")), QUIET, {})
+    assert {problem.path for problem in caught.value.problems} == {"draft", "held_out_sequences", "rows_per_step"}
