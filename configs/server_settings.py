@@ -47,4 +47,4 @@ class SupervisionSettings(Section):
         default=60.0, gt=0, description="A replica that served this long starts again from the first pause."
     )
     probe_interval_s: float = Field(default=2.0, gt=0, description="Time between two health probes of a replica.")
-    probe_timeout_s: float = Field(default=5.0, gt=0, description="A probe unanswered for this long has failed.")
+    probe_timeout_s: float = Field(default=30.0, gt=0, description="A probe unanswered for this long has failed.")

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 a check or a replica failed, 2 bad input, 130 interrupted.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import NoReturn
 
@@ -67,6 +68,17 @@ def _engine(options: argparse.Namespace) -> int:
     return run(settings, replica=options.replica, port=options.port)
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    settings = load_settings(options.config, parse_overrides(options.set))
+    from sparktier.serving import doctor_command
+
+    if options.plan:
+        return doctor_command.plan(
+            settings, model_config=options.model_config, draft_config=options.draft_config, report=options.json
+        )
+    return doctor_command.examine(settings, report=options.json)
+
+
 def _settings_to_run(options: argparse.Namespace) -> Settings:
     """Return the settings, once they and the installed SGLang are known to be what we can run."""
     settings = load_settings(options.config, parse_overrides(options.set))
@@ -105,11 +117,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(engine)
     engine.add_argument("--replica", type=_number(0, 1023), required=True, help="number of the replica, from 0")
     engine.add_argument("--port", type=_number(1, 65535), required=True, help="port of its HTTP server")
+
+    doctor = add(
+        "doctor",
+        _doctor,
+        "Check this machine for a configuration, or show what a deployment would do.",
+        "sparktier doctor --plan configs/deployments/qwen3-235b-a22b-8xh200.yaml",
+    )
+    _add_config(doctor, default=Path(str(resources.files("sparktier.configs").joinpath("demo.yaml"))))
+    doctor.add_argument(
+        "--plan", action="store_true", help="show arguments, memory and placement instead; needs no GPU"
+    )
+    doctor.add_argument("--model-config", type=Path, metavar="PATH", help="config.json of a model that is not at hand")
+    doctor.add_argument("--draft-config", type=Path, metavar="PATH", help="config.json of a draft that is not at hand")
+    doctor.add_argument("--json", type=Path, metavar="PATH", help="also write the report there")
     return parser
 
 
-def _add_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, see docs/configuration.md")
+def _add_config(command: argparse.ArgumentParser, default: Path | None = None) -> None:
+    text = "YAML file, see docs/configuration.md" + (f"; without one, {default.name}" if default else "")
+    command.add_argument(
+        "config", type=Path, metavar="CONFIG", nargs="?" if default else None, default=default, help=text
+    )
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="replace one value of the file; repeatable"
     )

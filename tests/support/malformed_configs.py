@@ -1,0 +1,148 @@
+"""Configuration files that are wrong, each with the paths of the problems it must give. Knows nothing of who checks."""
+
+MODEL = "model: {path: demo}\n"
+
+# Text of a file, and the path of every problem it must give, in any order.
+MALFORMED = {
+    "empty": ("", ["file"]),
+    "a list": ("- model\n", ["file"]),
+    "bare text": ("hello", ["file"]),
+    "broken syntax": ("model: {path: demo\nserver:\n", ["line 2, column 7"]),
+    "tab indent": ("model:\n\tpath: demo\n", ["line 2, column 1"]),
+    "unknown tag": (MODEL + "server: !!python/object:os.system {}\n", ["line 2, column 9"]),
+    "control character": (MODEL + "server: {host: '\x01'}\n", ["file"]),
+    "unhashable key": (MODEL + "? [a, b]\n: 1\n", ["line 2, column 3"]),
+    "unending brackets": ("model: " + "[" * 5000, ["file"]),
+    "anchor inside itself": (
+        MODEL + "replicas: {sglang_args: {log_level: &a [*a]}}\n",
+        ["replicas.sglang_args.log_level"],
+    ),
+    "key written twice": (MODEL + "server:\n  port: 1\n  port: 2\n", ["line 4"]),
+    "written twice and wrong": (MODEL + "server:\n  port: 1\n  port: 0\n", ["line 4", "server.port"]),
+    "no model": ("server: {port: 80}\n", ["model"]),
+    "no model path": ("model: {dtype: auto}\n", ["model.path"]),
+    "ambiguous path": ("model: {path: models}\n", ["model.path"]),
+    "section is a value": ("model: demo\n", ["model"]),
+    "section is null": (MODEL + "server:\n", ["server"]),
+    "misspelt section": (MODEL + "sever: {port: 80}\n", ["sever"]),
+    "misspelt key": (MODEL + "replicas: {tensor_paralel: 8, expert_parallel: 4}\n", ["replicas.tensor_paralel"]),
+    "quoted number": (MODEL + "server: {port: '80'}\n", ["server.port"]),
+    "fraction for a count": (MODEL + "replicas: {count: 1.5}\n", ["replicas.count"]),
+    "yes for a name": ("model: {path: demo, served_name: yes}\n", ["model.served_name"]),
+    "not a number": (MODEL + "server: {request_timeout_s: .nan}\n", ["server.request_timeout_s"]),
+    "infinite": (MODEL + "server: {request_timeout_s: .inf}\n", ["server.request_timeout_s"]),
+    "out of range": (
+        MODEL + "server: {port: 70000, shutdown_grace_s: 15}\nreplicas: {count: 0}\n",
+        ["server.port", "server.shutdown_grace_s", "replicas.count"],
+    ),
+    "unknown choice": (MODEL + "speculation: {method: medusa}\n", ["speculation.method"]),
+    "not ready yet": (MODEL + "speculation: {method: tree}\n", ["speculation.method"]),
+    "pipeline parallelism": (MODEL + "replicas: {pipeline_parallel: 2}\n", ["replicas.pipeline_parallel"]),
+    "disaggregation": (MODEL + "prefill: {replicas: 2}\n", ["prefill"]),
+    "adapters": ("model: {path: demo, lora_adapters: [a]}\n", ["model.lora_adapters"]),
+    "images": ("model: {path: demo, image_input: true}\n", ["model.image_input"]),
+    "refused arguments": (
+        MODEL
+        + "replicas: {sglang_args: {pp_size: 2, enable_lora: true, enable_multimodal: true, disaggregation_mode: x,"
+        " speculative_accept_threshold_single: 0.5, attn_cp_size: 2, tp_size: 2, api_key: x, no_such: 1}}\n",
+        [
+            f"replicas.sglang_args.{name}"
+            for name in (
+                "pp_size",
+                "enable_lora",
+                "enable_multimodal",
+                "disaggregation_mode",
+                "speculative_accept_threshold_single",
+                "attn_cp_size",
+                "tp_size",
+                "api_key",
+                "no_such",
+            )
+        ],
+    ),
+    "a date for an argument": (
+        MODEL + "replicas: {sglang_args: {log_level: 2026-01-01}}\n",
+        ["replicas.sglang_args.log_level"],
+    ),
+    "ranks that don't divide": (
+        MODEL + "replicas: {tensor_parallel: 8, nodes: 3, expert_parallel: 5, attention_data_parallel: 7}\n",
+        ["replicas.nodes", "replicas.expert_parallel", "replicas.attention_data_parallel"],
+    ),
+    "all-to-all over some ranks": (
+        MODEL
+        + "replicas: {tensor_parallel: 8, expert_parallel: 4, moe_all_to_all: deepep, max_running_requests: 8}\n",
+        ["replicas.expert_parallel"],
+    ),
+    "rows beyond the dispatch buffer": (
+        MODEL
+        + "replicas: {tensor_parallel: 8, expert_parallel: 8, attention_data_parallel: 8, moe_all_to_all: deepep,"
+        " max_running_requests: 1032}\n",
+        ["replicas.dispatch_rows_per_rank"],
+    ),
+    "rows unknown to the dispatch buffer": (
+        MODEL + "replicas: {tensor_parallel: 8, expert_parallel: 8, moe_all_to_all: deepep}\n",
+        ["replicas.max_running_requests"],
+    ),
+    "requests that don't share out": (
+        MODEL + "replicas: {tensor_parallel: 4, attention_data_parallel: 4, max_running_requests: 6}\n",
+        ["replicas.max_running_requests"],
+    ),
+    "cache below one request": (
+        "model: {path: demo, context_tokens: 4096}\nreplicas: {kv_tokens: 1024}\n",
+        ["replicas.kv_tokens"],
+    ),
+    "chunk that leaves a page open": (
+        MODEL + "replicas: {page_tokens: 64, chunked_prefill_tokens: 100}\n",
+        ["replicas.chunked_prefill_tokens"],
+    ),
+    "GPU features on a CPU": (
+        "model: {path: demo, quantization: fp8, kv_dtype: fp8_e4m3}\n"
+        "replicas: {device: cpu, moe_all_to_all: mori, attention_backend: fa3}\nspeculation: {method: dspark_native}\n",
+        [
+            "model.quantization",
+            "model.kv_dtype",
+            "replicas.moe_all_to_all",
+            "replicas.attention_backend",
+            "speculation.method",
+        ],
+    ),
+    "run-time depth under attention-DP with all-to-all": (
+        MODEL
+        + "replicas: {tensor_parallel: 8, expert_parallel: 8, attention_data_parallel: 8, moe_all_to_all: megamoe}\n"
+        "speculation: {method: dspark_native, block_tokens: 5, verification: compact}\n",
+        ["speculation.verification"],
+    ),
+    "DSpark under attention-DP with DeepEP": (
+        MODEL
+        + "replicas: {tensor_parallel: 8, expert_parallel: 8, attention_data_parallel: 8, moe_all_to_all: deepep,"
+        " max_running_requests: 64}\nspeculation: {method: dspark_native, block_tokens: 5}\n",
+        ["replicas.moe_all_to_all"],
+    ),
+    "standalone without a draft, over groups": (
+        MODEL + "replicas: {tensor_parallel: 2, attention_data_parallel: 2}\nspeculation: {method: standalone}\n",
+        ["speculation.draft_path", "replicas.attention_data_parallel"],
+    ),
+    "draft without a method": (
+        MODEL + "speculation: {draft_path: a/b, block_tokens: 3}\n",
+        ["speculation.draft_path", "speculation.block_tokens"],
+    ),
+    "tables without a budget": (
+        MODEL + "speculation: {method: dspark_native, step_cost_path: /a, calibration_path: /b}\n",
+        ["speculation.step_cost_path", "speculation.calibration_path"],
+    ),
+    "no default tier": (MODEL + "tiers: {1: {name: a}, 2: {name: b}}\n", ["tiers"]),
+    "two default tiers of one name": (
+        MODEL + "tiers: {1: {name: a, default: true}, 2: {name: a, default: true}}\n",
+        ["tiers", "tiers.2.name"],
+    ),
+    "tier id out of range": (MODEL + "tiers: {64: {name: a, default: true}}\n", ["tiers.64"]),
+    "no tier at all": (MODEL + "tiers: {}\n", ["tiers"]),
+    "backoff that shrinks": (
+        MODEL + "supervision: {restart_backoff_first_s: 9, restart_backoff_max_s: 3}\n",
+        ["supervision.restart_backoff_first_s"],
+    ),
+    "wrong keys and broken rules together": (
+        MODEL + "replicas: {tensor_parallel: 4, expert_parallel: 3, count: x}\nserver: {prot: 1}\n",
+        ["replicas.expert_parallel", "replicas.count", "server.prot"],
+    ),
+}  # fmt: skip
