@@ -35,7 +35,7 @@ class ReplicaSettings(Section):
         description="Groups that share out requests for attention, while experts stay sharded over all ranks.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where ranks run; `auto` is `cuda` if every node has a GPU, else `cpu`."
+        default="auto", description="Where ranks run; `auto` is `cuda` if this machine has a GPU, else `cpu`."
     )
     accelerator: Literal["A100-80GB", "H100", "H20", "H200", "B200"] | None = Field(
         default=None, description="GPU model, for the arithmetic of `sparktier doctor --plan`."
@@ -44,7 +44,9 @@ class ReplicaSettings(Section):
         default=None, ge=1, description="Requests that one replica decodes at once; null lets SGLang choose."
     )
     kv_tokens: int | None = Field(
-        default=None, ge=64, description="KV cache of one attention group, in tokens; null fills `memory_frac`."
+        default=None,
+        ge=64,
+        description="KV cache of one attention group, in tokens; null fills `memory_frac`, on CPUs 16384.",
     )
     memory_frac: float | None = Field(
         default=None,

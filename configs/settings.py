@@ -41,7 +41,8 @@ class Settings(Section):
     tiers: Mapping[TierId, TierSettings] = Field(
         default_factory=_one_best_effort_tier,
         min_length=1,
-        description="Classes of users by id. An id is a small number that is never given to another tier.",
+        description="Classes of users by id, a small number that is never given to another tier. Names and promises are"
+        " checked and kept; neither admission nor depth acts on them yet.",
     )
     server: ServerSettings = Field(default=ServerSettings(), description="The HTTP front.")
     supervision: SupervisionSettings = Field(

@@ -1,0 +1,84 @@
+"""Documents: their links lead somewhere, their commands exist, and the configuration reference is that of the code."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sparktier.configs.reference import render
+from sparktier.configs.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+SKIPPED = {".venv", ".typecheck", ".git", "build", "out"}
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def documents() -> list[Path]:
+    found = sorted(ROOT.rglob("*.md"))
+    return [file for file in found if not SKIPPED & set(file.relative_to(ROOT).parts)]
+
+
+def short(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that a Markdown renderer gives the headings of `text`."""
+    headings = re.findall(r"^#+ +(.+?) *$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(file: Path) -> Iterator[str]:
+    text = re.sub(r"```.*?```", "", file.read_text(), flags=re.DOTALL)
+    for link in _LINK.findall(text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = file.parent / name if name else file
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+            yield link
+
+
+@pytest.mark.parametrize("file", documents(), ids=short)
+def test_links_of_a_document_lead_somewhere(file: Path) -> None:
+    assert not list(broken_links(file))
+
+
+def test_a_broken_link_is_seen(tmp_path: Path) -> None:
+    file = tmp_path / "a.md"
+    good = "# One thing, said\n[b](#one-thing-said) [c](a.md) [d](https://x.y/z)\n```\n[e](none.md)\n```\n"
+    file.write_text(good)
+    assert not list(broken_links(file))
+    file.write_text(good + "[f](gone.md) [g](a.md#gone) [h](#gone)")
+    assert list(broken_links(file)) == ["gone.md", "a.md#gone", "#gone"]
+
+
+@pytest.mark.parametrize("file", documents(), ids=short)
+def test_make_verbs_of_a_document_exist(file: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = re.findall(r"(?:`|^|\$ )make ([a-z-]+)", file.read_text(), flags=re.MULTILINE)
+    assert set(named) <= targets
+
+
+@pytest.mark.parametrize("file", documents(), ids=short)
+def test_commands_of_a_document_exist(file: Path) -> None:
+    named = set(re.findall(r"(?:`|^|\$ |bin/)sparktier ([a-z]+)", file.read_text(), flags=re.MULTILINE))
+    helped = subprocess.run([ROOT / ".venv/bin/sparktier", "--help"], capture_output=True, text=True, check=True).stdout
+    assert named <= set(re.findall(r"^    ([a-z]+)", helped, flags=re.MULTILINE))
+
+
+def test_the_configuration_reference_is_that_of_the_code() -> None:
+    document = (ROOT / "docs" / "configuration.md").read_text()
+    assert document == render(), "python -m sparktier.configs.reference > docs/configuration.md"
+
+
+def test_every_key_of_every_section_is_described() -> None:
+    document = render()
+    for name, field in Settings.model_fields.items():
+        model = field.annotation if hasattr(field.annotation, "model_fields") else field.annotation.__args__[1]
+        for key, inner in model.model_fields.items():
+            path = f"{name}.{key}" if model is field.annotation else f"{name}.<id>.{key}"
+            assert f"`{path}`" in document
+            assert inner.description
