@@ -62,11 +62,17 @@ def test_make_verbs_of_a_document_exist(file: Path) -> None:
     assert set(named) <= targets
 
 
+@pytest.fixture(scope="module")
+def commands() -> set[str]:
+    sparktier = [ROOT / ".venv/bin/sparktier", "--help"]
+    shown = subprocess.run(sparktier, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"^    ([a-z]+)", shown, flags=re.MULTILINE))
+
+
 @pytest.mark.parametrize("file", documents(), ids=short)
-def test_commands_of_a_document_exist(file: Path) -> None:
+def test_commands_of_a_document_exist(file: Path, commands: set[str]) -> None:
     named = set(re.findall(r"(?:`|^|\$ |bin/)sparktier ([a-z]+)", file.read_text(), flags=re.MULTILINE))
-    helped = subprocess.run([ROOT / ".venv/bin/sparktier", "--help"], capture_output=True, text=True, check=True).stdout
-    assert named <= set(re.findall(r"^    ([a-z]+)", helped, flags=re.MULTILINE))
+    assert named <= commands
 
 
 def test_the_configuration_reference_is_that_of_the_code() -> None:
