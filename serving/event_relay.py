@@ -5,8 +5,8 @@ Closing the connection to the replica is what aborts the request in its engine. 
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, TypeVar
 
 import httpx
 from starlette.responses import Response
@@ -16,54 +16,71 @@ from sparktier.serving import openai_errors as errors
 
 LOST = "The replica that served this request was lost before it finished. Send the request again."
 LATE = "This request took longer than the server allows (server.request_timeout_s) and was ended."
+STOPPING = "The server stops, and this request was not finished in time. Send it again in a few seconds."
+
+Result = TypeVar("Result")
 
 
-async def answer_unless_gone(receive: Receive, sending: Awaitable[httpx.Response]) -> httpx.Response | None:
-    """Return the replica's answer, or None once the client has hung up; the request to the replica is then cancelled.
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """Return what `work` does, or None once the client has hung up; `work` is then cancelled.
 
-    Raises httpx.HTTPError as `sending` does.
+    Raises what `work` does.
     """
-    answer = asyncio.ensure_future(sending)
+    doing = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return answer.result() if answer.done() else None
+        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return doing.result() if doing.done() else None
     finally:
-        await _cancel(answer, gone)
+        await _cancel(doing, gone)
+
+
+async def whole_events(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """Yield the server-sent events of `answer` as they come, one or several whole ones at a time.
+
+    A replica can die in the middle of an event; what then follows must not be glued to half of one.
+    """
+    held = b""
+    async for chunk in answer.aiter_raw():
+        held += chunk
+        end = held.rfind(b"\n\n")
+        if end >= 0:
+            yield held[: end + 2]
+            held = held[end + 2 :]
 
 
 class EventRelay(Response):
     """A stream of server-sent events from a replica, ended by an error event if the replica or the time is lost.
 
-    A response class of its own because Starlette leaves closing the source to the garbage collector when a client
-    hangs up, and the engine would go on generating until then.
+    `first` are events already taken from `events`; the caller closes the answer they come from. A response class of
+    its own because Starlette leaves closing the source to the garbage collector when a client hangs up, and the engine
+    would go on generating until then.
     """
 
-    def __init__(self, upstream: httpx.Response, *, deadline: float, done: Callable[[], None]) -> None:
+    def __init__(self, first: bytes, events: AsyncGenerator[bytes, None], *, deadline: float) -> None:
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
-        self._upstream = upstream
+        self._first = first
+        self._events = events
         self._deadline = deadline
-        self._done = done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; return when it ended or the client has hung up."""
-        relay = asyncio.ensure_future(self._relay(send))
-        gone = asyncio.ensure_future(_disconnected(receive))
         try:
-            await asyncio.wait({relay, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await _cancel(relay, gone)
-            await self._upstream.aclose()
-            self._done()
+            await unless_gone(receive, self._relay(send))
+        except asyncio.CancelledError:
+            # Only uvicorn cancels us, when its grace after a stop signal is over; the connection is still there.
+            await send({"type": "http.response.body", "body": errors.event(STOPPING, code="stopping")})
 
     async def _relay(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         ending = b""
         try:
             async with asyncio.timeout_at(self._deadline):
-                async for chunk in self._upstream.aiter_raw():
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await send({"type": "http.response.body", "body": self._first, "more_body": True})
+                async for events in self._events:
+                    body = errors.restated_events(events)
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
         except TimeoutError:
             ending = errors.event(LATE, code="timeout")
         except httpx.HTTPError:

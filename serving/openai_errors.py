@@ -1,16 +1,41 @@
 """Errors as OpenAI's clients expect them: `{"error": {message, type, param, code}}`, and as the last event of a stream.
 
-Knows nothing of what went wrong; turns what SGLang says into the same form.
+Knows nothing of what went wrong; turns what SGLang says into the same form, without its paths and Python objects.
 """
 
 import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse
 
+from sparktier.configs.errors import RequestError
+
 INVALID = "invalid_request_error"
 SERVER = "server_error"
 OVERLOADED = "rate_limit_error"
+
+_ENGINE_FAILED = "The engine failed on this request. The replica's log says why."
+_EVENT_OF_ERROR = b'data: {"error"'
+# One entry of what SGLang makes of a pydantic error: "{'type': 'missing', 'loc': ('body', 'a', 0), 'msg': 'Field ...'".
+_PYDANTIC_ENTRY = re.compile(r"""'loc': \(([^)]*)\), 'msg': (?:'([^']*)'|"([^"]*)")""")
+_GRAMMAR_SOURCE = re.compile(r"\[\d\d:\d\d:\d\d\] /\S+:\d+: ")
+_PATH = re.compile(r"(?<![\w:/])/(?:[\w.~-]+/)+[\w.~-]*")
+
+
+class Refused(RequestError):
+    """A request that is answered with a 4xx; `param` is the field at fault."""
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+    def answer(self) -> JSONResponse:
+        """Return the refusal as a response."""
+        return answer(self.status, str(self), kind=INVALID, code=self.code, param=self.param)
 
 
 def body(message: str, *, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
@@ -19,16 +44,22 @@ def body(message: str, *, kind: str, code: str | None = None, param: str | None 
 
 
 def answer(
-    status: int, message: str, *, kind: str, code: str | None = None, retry_after_s: int | None = None
+    status: int,
+    message: str,
+    *,
+    kind: str,
+    code: str | None = None,
+    param: str | None = None,
+    retry_after_s: int | None = None,
 ) -> JSONResponse:
     """Return an error as a response."""
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-    return JSONResponse(body(message, kind=kind, code=code), status_code=status, headers=headers)
+    return JSONResponse(body(message, kind=kind, code=code, param=param), status_code=status, headers=headers)
 
 
 def event(message: str, *, code: str) -> bytes:
     """Return an error as a server-sent event, which OpenAI's clients raise; no `[DONE]` follows it."""
-    return b"data: " + json.dumps(body(message, kind=SERVER, code=code)).encode() + b"\n\n"
+    return _event(body(message, kind=SERVER, code=code))
 
 
 def from_engine(status: int, content: bytes) -> JSONResponse:
@@ -36,10 +67,63 @@ def from_engine(status: int, content: bytes) -> JSONResponse:
     try:
         parsed = json.loads(content)
     except ValueError:
-        parsed = {}
-    if isinstance(parsed, dict) and isinstance(parsed.get("error"), dict):
-        return JSONResponse(parsed, status_code=status)
+        parsed = None
     fields = parsed if isinstance(parsed, dict) else {}
-    message = fields.get("message") or fields.get("detail") or fields.get("error") or f"HTTP {status} from the engine"
-    kind = INVALID if status < 500 else SERVER
-    return JSONResponse(body(str(message), kind=kind, param=fields.get("param")), status_code=status)
+    nested = fields.get("error")
+    return JSONResponse(_restated(status, nested if isinstance(nested, dict) else fields), status_code=status)
+
+
+def first_error(events: bytes) -> JSONResponse | None:
+    """Return the error that a stream opens with, as the plain response it should have been, or None."""
+    return from_engine(_status(fields), events[len(b"data: ") :]) if (fields := _error_fields(events)) else None
+
+
+def restated_events(events: bytes) -> bytes:
+    """Return whole server-sent events with SGLang's errors among them in OpenAI's form."""
+    if _EVENT_OF_ERROR not in events:
+        return events
+    return b"".join(_restated_event(item) for item in events.split(b"\n\n") if item)
+
+
+def _restated_event(item: bytes) -> bytes:
+    fields = _error_fields(item)
+    return _event(_restated(_status(fields), fields)) if fields else item + b"\n\n"
+
+
+def _error_fields(events: bytes) -> dict[str, Any]:
+    """Return the fields of the error that `events` begin with; empty where they don't."""
+    if not events.startswith(_EVENT_OF_ERROR):
+        return {}
+    fields: dict[str, Any] = json.loads(events.split(b"\n\n")[0][len(b"data: ") :])["error"]
+    return fields
+
+
+def _status(fields: Mapping[str, Any]) -> int:
+    code = fields.get("code")
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
+def _restated(status: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+    if status >= 500:
+        return body(_ENGINE_FAILED, kind=SERVER, code="engine_error")
+    said = fields.get("message") or fields.get("detail")
+    message = _without_internals(said) if isinstance(said, str) else f"The engine refused this request ({status})."
+    code = "context_length_exceeded" if "context length" in message else None
+    return body(message, kind=INVALID, code=code)
+
+
+def _without_internals(message: str) -> str:
+    """Return what SGLang says as a person would: no file of its installation, no Python object, one paragraph."""
+    if entries := _PYDANTIC_ENTRY.findall(message):
+        return "; ".join(f"{_place(place)}: {single or double}" for place, single, double in entries[:3])
+    paragraph = _GRAMMAR_SOURCE.sub("", message).split("\n\n")[0]
+    return _PATH.sub("...", " ".join(paragraph.split()))
+
+
+def _place(python_tuple: str) -> str:
+    parts = [part.strip(" '\"") for part in python_tuple.split(",")]
+    return ".".join(part for part in parts if part and part != "body" and "[" not in part) or "body"

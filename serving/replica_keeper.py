@@ -11,19 +11,26 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
+from sparktier.configs.errors import ArtifactError, ReplicaError
 from sparktier.configs.settings import SupervisionSettings
-from sparktier.serving.processes import spawn, stop
-from sparktier.serving.replica_table import Replica, State
+from sparktier.serving.failure_reason import reason
+from sparktier.serving.processes import free_port, spawn, stop
+from sparktier.serving.replica_table import EngineLimits, Replica, State
 from sparktier.serving.restarts import Backoff, Restarts
 
+# Starts that may fail before anything has ever served: then it is the settings, or the machine, and trying on for
+# ever would hide that from whoever waits for `ready`.
+FIRST_STARTS = 3
+EXIT_BAD_INPUT = 2
 # A probe is one generated token; several must fail, because a long prefill can make one late.
 _FAILED_PROBES = 3
 _POLL_S = 0.5
 _FAILED_PROCESS_GRACE_S = 2.0
-_LOG_TAIL_LINES = 12
+_FIRST_REQUEST_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,17 @@ class Surroundings:
     log: Path
     env: Callable[[], Mapping[str, str]]
     cluster_ready: Callable[[], Awaitable[None]]
+    ever_served: Callable[[], bool]
     say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Life:
+    """How one process of the replica went: why it ended, and for how long it had served."""
+
+    failure: str
+    served_s: float
+    exit_status: int | None
 
 
 class ReplicaKeeper:
@@ -48,6 +65,7 @@ class ReplicaKeeper:
         self._around = around
         self._client = client
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
         self._restarts = Restarts(
             Backoff(
                 first_s=supervision.restart_backoff_first_s,
@@ -62,12 +80,17 @@ class ReplicaKeeper:
         return None if self._process is None else self._process.pid
 
     async def run(self) -> None:
-        """Keep the replica serving; returns only when cancelled. Call `stop` afterwards."""
+        """Keep the replica serving until cancelled; call `stop` afterwards.
+
+        Raises:
+            ArtifactError: the replica's process refuses the settings or the model.
+            ReplicaError: it fails to start again and again, and no replica has ever served.
+        """
         while True:
             await self._around.cluster_ready()
-            served_s = await self._one_life()
-            pause_s = self._restarts.failed(served_s=served_s)
-            self._replica.restarts += 1
+            life = await self._one_life()
+            self._give_up_on_a_bad_start(life)
+            pause_s = self._restarts.failed(served_s=life.served_s)
             self._around.say(f"replica {self._replica.number} starts again in {pause_s:g} s")
             await asyncio.sleep(pause_s)
 
@@ -76,26 +99,36 @@ class ReplicaKeeper:
         if self._process is not None:
             await stop(self._process, grace_s=grace_s)
 
-    async def _one_life(self) -> float:
-        """Start the process, see it through to its end, and return for how many seconds it served."""
+    def _give_up_on_a_bad_start(self, life: _Life) -> None:
+        if self._around.ever_served():
+            return
+        name = f"replica {self._replica.number}"
+        if life.exit_status == EXIT_BAD_INPUT:
+            raise ArtifactError(f"{name} can't start with these settings: {self._why()}")
+        if self._restarts.failures + 1 >= FIRST_STARTS:
+            raise ReplicaError(f"{name} must start within {FIRST_STARTS} attempts ({life.failure}): {self._why()}")
+
+    async def _one_life(self) -> _Life:
+        """Start the process and see it through to its end."""
+        self._replica.url = f"http://127.0.0.1:{free_port()}"
         self._replica.state = State.STARTING
-        port = self._replica.url.rsplit(":", 1)[1]
-        command = [sys.executable, "-m", "sparktier.serving.cli", "engine", str(self._around.settings_file)]
-        command += ["--replica", str(self._replica.number), "--port", port]
-        self._process = process = spawn(command, log=self._around.log, env=self._around.env())
-        failure = await self._until_ready(process)
-        served_s = 0.0
+        self._log_start = self._around.log.stat().st_size if self._around.log.exists() else 0
+        self._process = process = spawn(self._command(), log=self._around.log, env=self._around.env())
+        failure, served_s = await self._until_ready(process), 0.0
         if failure is None:
             started = time.monotonic()
             failure = await self._until_failed(process)
             served_s = time.monotonic() - started
         self._replica.state = State.DOWN
-        self._replica.ranks = []
-        self._around.say(f"replica {self._replica.number} failed: {failure}. Its log, {self._around.log}, ends:")
-        for line in self._log_tail():
-            self._around.say(f"    {line}")
+        exit_status = process.poll()
         await stop(process, grace_s=_FAILED_PROCESS_GRACE_S)
-        return served_s
+        self._around.say(f"replica {self._replica.number} failed: {failure}\n{self._why()}")
+        return _Life(failure, served_s, exit_status)
+
+    def _command(self) -> list[str]:
+        port = self._replica.url.rsplit(":", 1)[1]
+        command = [sys.executable, "-m", "sparktier.serving.cli", "engine", str(self._around.settings_file)]
+        return [*command, "--replica", str(self._replica.number), "--port", port]
 
     async def _until_ready(self, process: "subprocess.Popen[bytes]") -> str | None:
         """Return None once a request has been answered, or why none will be."""
@@ -103,16 +136,19 @@ class ReplicaKeeper:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 return f"its process ended with status {process.returncode} while starting"
-            if await self._ok("/ready") and await self._answers():
-                ranks = await self._client.get(f"{self._replica.url}/sparktier/ranks", timeout=10.0)
-                self._replica.ranks = ranks.json()
-                self._replica.state = State.SERVING
-                self._around.say(f"replica {self._replica.number} serves on {self._replica.url}")
-                for rank in self._replica.ranks:
-                    self._around.say(f"    {describe_rank(rank)}")
+            if await self._ok("/ready") and await self._answers() and (ranks := await self._ranks()):
+                self._present(ranks)
                 return None
             await asyncio.sleep(_POLL_S)
         return f"it was not ready within {self._supervision.start_timeout_s:g} s (supervision.start_timeout_s)"
+
+    def _present(self, ranks: list[dict[str, Any]]) -> None:
+        first = ranks[0]
+        self._replica.limits = EngineLimits(first["vocab_size"], first["context_tokens"])
+        self._replica.state = State.SERVING
+        self._around.say(f"replica {self._replica.number} serves on {self._replica.url}")
+        for rank in ranks:
+            self._around.say(f"    {describe_rank(rank)}")
 
     async def _until_failed(self, process: "subprocess.Popen[bytes]") -> str:
         failed = 0
@@ -135,19 +171,31 @@ class ReplicaKeeper:
 
     async def _answers(self) -> bool:
         """Whether a real request is answered: readiness is a promise that one would be."""
-        body = {"model": "", "prompt": "Hello", "max_tokens": 2, "temperature": 0}
+        body = {"prompt": "Hello", "max_tokens": 2, "temperature": 0}
+        url = f"{self._replica.url}/v1/completions"
         try:
-            answer = await self._client.post(f"{self._replica.url}/v1/completions", json=body, timeout=60.0)
+            answer = await self._client.post(url, json=body, timeout=_FIRST_REQUEST_TIMEOUT_S)
         except httpx.HTTPError:
             return False
         return answer.status_code == 200
 
-    def _log_tail(self) -> list[str]:
-        lines = self._around.log.read_text(errors="replace").splitlines()
-        return lines[-_LOG_TAIL_LINES:]
+    async def _ranks(self) -> list[dict[str, Any]]:
+        try:
+            answer = await self._client.get(f"{self._replica.url}/sparktier/ranks", timeout=10.0)
+        except httpx.HTTPError:
+            return []
+        ranks: list[dict[str, Any]] = answer.json()
+        return ranks
+
+    def _why(self) -> str:
+        """Return what the log of the last process tells, and where it is."""
+        with self._around.log.open("rb") as log:
+            log.seek(self._log_start)
+            lines = reason(log.read().decode(errors="replace"))
+        return "\n".join(f"    {line}" for line in [*lines, f"(all of it in {self._around.log})"])
 
 
-def describe_rank(rank: Mapping[str, object]) -> str:
+def describe_rank(rank: Mapping[str, Any]) -> str:
     """Return one line on what a rank is and holds."""
     held = rank.get("local_experts")
     first, last = held if isinstance(held, list) and held else (0, -1)

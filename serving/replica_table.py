@@ -3,7 +3,9 @@
 Knows nothing of processes or HTTP.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -15,16 +17,32 @@ class State(StrEnum):
     DOWN = "down"
 
 
+@dataclass(frozen=True)
+class EngineLimits:
+    """What an engine says of the model it holds."""
+
+    vocab_size: int
+    context_tokens: int
+
+
 @dataclass
 class Replica:
-    """One replica; `in_flight` counts requests the front has sent it and not finished."""
+    """One replica: `url` while it has a process, `limits` once it has served, requests sent to it and not finished."""
 
     number: int
-    url: str
+    url: str = ""
     state: State = State.STARTING
     in_flight: int = 0
-    restarts: int = 0
-    ranks: list[dict[str, object]] = field(default_factory=list)
+    limits: EngineLimits | None = None
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Count a request in flight."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,11 @@ class ReplicaTable:
     """All replicas of one deployment."""
 
     replicas: tuple[Replica, ...]
+
+    @property
+    def ever_served(self) -> bool:
+        """Whether any replica has been ready once."""
+        return any(replica.limits is not None for replica in self.replicas)
 
     def pick(self) -> Replica | None:
         """Return the serving replica with the fewest requests in flight (ties: the lowest number), or None."""

@@ -6,12 +6,11 @@ Knows nothing of SGLang; replicas are processes behind a port.
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -25,20 +24,24 @@ from sparktier.serving.device import resolve_device
 from sparktier.serving.front import front
 from sparktier.serving.local_ray import LocalRay
 from sparktier.serving.model_source import local_model
-from sparktier.serving.processes import adopt_orphans, end_descendants, free_port, reap
+from sparktier.serving.processes import adopt_orphans, end_descendants, reap
+from sparktier.serving.ray_keeper import RayKeeper
 from sparktier.serving.replica_keeper import ReplicaKeeper, Surroundings
 from sparktier.serving.replica_table import Replica, ReplicaTable, State
+from sparktier.serving.run_dir import new_run_dir
 
-# What is left of the 15 s that a terminal or a pod waits, after requests in flight had their grace.
-_REPLICA_GRACE_S = 2.0
-_RAY_GRACE_S = 3.0
+# A terminal or a pod waits 15 s: the longest grace for requests, then this, then what is left is killed.
+_PROCESS_GRACE_S = 2.0
+_KILL_TIMEOUT_S = 2.0
 _TICK_S = 0.2
+_REAP_INTERVAL_S = 1.0
 
 
 def run(settings: Settings) -> int:
     """Serve `settings` until SIGINT or SIGTERM and return the exit status.
 
-    Raises ConfigError when the port is taken, and what building or finding the model raises.
+    Raises ConfigError when the port is taken, ReplicaError when nothing starts, and what building or finding the model
+    raises.
     """
     adopt_orphans()
     _require_port(settings)
@@ -46,12 +49,12 @@ def run(settings: Settings) -> int:
     resolved = settings.model_copy(
         update={"model": settings.model.model_copy(update={"path": model, "served_name": settings.model.public_name})}
     )
-    run_dir = _run_dir()
+    run_dir = new_run_dir(default_cache_dir() / "runs")
     _say(f"logs in {run_dir}")
     try:
         asyncio.run(_Deployment(resolved, run_dir).serve())
     finally:
-        end_descendants(timeout_s=2.0)
+        end_descendants(timeout_s=_KILL_TIMEOUT_S)
     return 0
 
 
@@ -61,63 +64,33 @@ class _Deployment:
         self._run_dir = run_dir
         self._settings_file = run_dir / "settings.yaml"
         self._settings_file.write_text(yaml.safe_dump(settings.model_dump()))
-        self._ray = None if settings.ray.address else LocalRay(run_dir / "ray.log", self._logical_gpus())
-        self._cluster_up = asyncio.Event()
-        self._stopping = asyncio.Event()
-        self._table = ReplicaTable(
-            tuple(Replica(n, f"http://127.0.0.1:{free_port()}") for n in range(settings.replicas.count))
-        )
+        local = None if settings.ray.address else LocalRay(run_dir / "ray.log", self._logical_gpus())
+        self._ray = RayKeeper(local, settings.supervision, _say)
+        self._table = ReplicaTable(tuple(Replica(number) for number in range(settings.replicas.count)))
 
     async def serve(self) -> None:
-        """Run until a signal, then end everything in order: requests, replicas, Ray."""
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+        """Run until a signal or a failure that no restart mends, then end everything."""
+        stopping = asyncio.Event()
+        # A connection a request: a kept one can be closed by the replica just as the next request is sent on it.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx.AsyncClient(limits=limits, trust_env=False) as client:
-            keepers = [
-                ReplicaKeeper(replica, self._settings.supervision, self._surroundings(replica), client)
-                for replica in self._table.replicas
-            ]
-            server = _Server(
-                uvicorn.Config(
-                    front(self._table, self._settings.server, client),
-                    host=self._settings.server.host,
-                    port=self._settings.server.port,
-                    log_level="warning",
-                    timeout_graceful_shutdown=int(self._settings.server.shutdown_grace_s),
-                )
-            )
-            with _signals(self._stopping):
-                tasks = [
-                    asyncio.create_task(work) for work in (self._keep_ray(), self._announce(), self._reap(keepers))
-                ]
-                tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]
-                serving = asyncio.create_task(server.serve())
-                await self._until_stopped_or_failed([*tasks, serving])
-                _say("stopping")
-                server.should_exit = True
-                await asyncio.wait({serving}, timeout=self._settings.server.shutdown_grace_s + 1.0)
-                await _cancel_all(tasks)
-                await asyncio.gather(*(keeper.stop(grace_s=_REPLICA_GRACE_S) for keeper in keepers))
-                if self._ray:
-                    await self._ray.stop(grace_s=_RAY_GRACE_S)
-            _raise_failure([*tasks, serving])
-
-    async def _until_stopped_or_failed(self, tasks: "list[asyncio.Task[None]]") -> None:
-        stopped = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait({*tasks, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-
-    async def _keep_ray(self) -> None:
-        """Keep the local cluster running; when it fails its replicas fail with it, and wait for the next one."""
-        while self._ray is not None:
-            await self._ray.start()
-            self._cluster_up.set()
-            while self._ray.running:
-                await asyncio.sleep(_TICK_S)
-            self._cluster_up.clear()
-            _say("the local Ray cluster ended; starting another")
-            await self._ray.stop(grace_s=0.0)
-        self._cluster_up.set()
-        await self._stopping.wait()
+            keepers = [self._keeper(replica, client) for replica in self._table.replicas]
+            server = self._server(client)
+            _stop_on_signals(stopping)
+            serving = asyncio.create_task(server.serve())
+            tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
+            tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]
+            reaping = asyncio.create_task(self._reap(keepers))
+            stop_asked = asyncio.create_task(stopping.wait())
+            await asyncio.wait({*tasks, serving, stop_asked}, return_when=asyncio.FIRST_COMPLETED)
+            failures = _failures([*tasks, serving])
+            _say("stopping")
+            server.should_exit = True
+            await serving
+            await _cancel([*tasks, reaping, stop_asked])
+            await asyncio.gather(self._ray.stop(), *(keeper.stop(grace_s=_PROCESS_GRACE_S) for keeper in keepers))
+        if failures:
+            raise failures[0]
 
     async def _announce(self) -> None:
         started = time.monotonic()
@@ -126,25 +99,36 @@ class _Deployment:
         server = self._settings.server
         _say(f"ready http=http://{server.host}:{server.port}")
         _say(f"started in {time.monotonic() - started:.0f} s; Ctrl-C ends it")
-        await self._stopping.wait()
+        await asyncio.Event().wait()
 
-    async def _reap(self, keepers: list[ReplicaKeeper]) -> None:
+    async def _reap(self, keepers: Sequence[ReplicaKeeper]) -> None:
         while True:
-            await asyncio.sleep(1.0)
-            mine = [keeper.pid for keeper in keepers] + [self._ray.pid if self._ray else None]
+            await asyncio.sleep(_REAP_INTERVAL_S)
+            mine = [self._ray.pid, *(keeper.pid for keeper in keepers)]
             reap(besides=[pid for pid in mine if pid is not None])
 
-    def _surroundings(self, replica: Replica) -> Surroundings:
-        return Surroundings(
-            settings_file=self._settings_file,
-            log=self._run_dir / f"replica-{replica.number}.log",
-            env=lambda: {"RAY_ADDRESS": self._ray.address, **self._ray.env} if self._ray else {},
-            cluster_ready=self._wait_for_cluster,
-            say=_say,
+    def _server(self, client: httpx.AsyncClient) -> uvicorn.Server:
+        settings = self._settings.server
+        return _Server(
+            uvicorn.Config(
+                front(self._table, settings, client, model=self._settings.model.public_name),
+                host=settings.host,
+                port=settings.port,
+                log_level="warning",
+                timeout_graceful_shutdown=round(settings.shutdown_grace_s),
+            )
         )
 
-    async def _wait_for_cluster(self) -> None:
-        await self._cluster_up.wait()
+    def _keeper(self, replica: Replica, client: httpx.AsyncClient) -> ReplicaKeeper:
+        around = Surroundings(
+            settings_file=self._settings_file,
+            log=self._run_dir / f"replica-{replica.number}.log",
+            env=lambda: self._ray.env,
+            cluster_ready=self._ray.wait_until_up,
+            ever_served=lambda: self._table.ever_served,
+            say=_say,
+        )
+        return ReplicaKeeper(replica, self._settings.supervision, around, client)
 
     def _logical_gpus(self) -> int | None:
         return self._settings.replicas.ranks if resolve_device(self._settings) == "cpu" else None
@@ -157,25 +141,21 @@ class _Server(uvicorn.Server):
         yield
 
 
-@contextlib.contextmanager
-def _signals(stopping: asyncio.Event) -> Iterator[None]:
+def _stop_on_signals(stopping: asyncio.Event) -> None:
+    """Set `stopping` at every SIGINT and SIGTERM, so that a second one can't cut the ending short."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    yield
-    # Handlers stay: a second Ctrl-C must not cut the ending short and leave processes behind.
 
 
-async def _cancel_all(tasks: "list[asyncio.Task[None]]") -> None:
+async def _cancel(tasks: "Sequence[asyncio.Task[object]]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
 
 
-def _raise_failure(tasks: "list[asyncio.Task[None]]") -> None:
-    for task in tasks:
-        if task.done() and not task.cancelled() and (error := task.exception()):
-            raise error
+def _failures(tasks: "Sequence[asyncio.Task[None]]") -> list[BaseException]:
+    return [error for task in tasks if task.done() and (error := task.exception())]
 
 
 def _require_port(settings: Settings) -> None:
@@ -188,12 +168,6 @@ def _require_port(settings: Settings) -> None:
             rule = f"must be an address this machine can listen on ({error.strerror})"
             cure = "Stop what listens there, or choose another port or host."
             raise ConfigError([Problem("server.port", rule, f"{host}:{port}", cure)]) from error
-
-
-def _run_dir() -> Path:
-    path = default_cache_dir() / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    path.mkdir(parents=True)
-    return path
 
 
 def _say(text: str) -> None:

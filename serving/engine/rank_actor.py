@@ -55,7 +55,7 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
             super().run_event_loop()
 
     def report(self) -> RankReport:
-        """Return what this rank is and holds: its place, plugin, threads and experts."""
+        """Return what this rank is and holds: its place, plugin, threads, model and experts."""
         from sglang.srt.platforms import current_platform
 
         from sparktier.serving.engine import plugin
@@ -67,6 +67,8 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
             "plugin_active": plugin.active(),
             "platform": current_platform.device_name,
             "threads": torch.get_num_threads(),
+            "vocab_size": self.scheduler.model_config.vocab_size,
+            "context_tokens": self.scheduler.model_config.context_len,
             **_experts(self.scheduler.tp_worker.model_runner.model),
         }
 

@@ -1,0 +1,35 @@
+"""Finds in a process's log the lines that say why it ended. Pure; knows nothing of who wrote it.
+
+SGLang and Ray print warnings by the hundred and one error through many layers, so the end of a log seldom says it.
+"""
+
+import re
+from collections.abc import Iterable
+
+_MAX_LINES = 4
+_MAX_CHARACTERS = 400
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Ray marks each line that a worker printed, and lines it has seen before.
+_RAY_MARKS = re.compile(r"^\([^)]*pid=[^)]*\) |\s*\[repeated \d+x across cluster\].*$")
+_STAMP = re.compile(r"^\[?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]\s]*\]?\s*(?:\S+ )?(?:TP\d+\] )?")
+# The last line of a traceback, however deep the module, and the lines that end a process without one.
+_ERROR = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Failure|Died|Exit)\b(?:\([^)]*\))?:? ?.*")
+_FATAL = re.compile(r"^(?:replica \d+: |sparktier: |Fatal|Aborted|Segmentation fault|Killed|.*[Oo]ut of memory)")
+_SAYS_NOTHING = re.compile(r"Traceback \(most recent call last\)|Triggered after fatal|^\w+\.RayActorError: *$")
+
+
+def reason(log: str) -> list[str]:
+    """Return the few lines of `log` that tell most, oldest first: errors if there are any, else how it ends."""
+    lines = [plain for line in log.splitlines() if (plain := _plain(line))]
+    errors = [line for line in lines if _ERROR.match(line) or _FATAL.match(line)]
+    told = [line for line in _once(errors) if not _SAYS_NOTHING.search(line)]
+    return [line[:_MAX_CHARACTERS] for line in (told or _once(lines))[-_MAX_LINES:]]
+
+
+def _plain(line: str) -> str:
+    return _STAMP.sub("", _RAY_MARKS.sub("", _COLOUR.sub("", line))).rstrip()
+
+
+def _once(lines: Iterable[str]) -> list[str]:
+    """Return `lines` without repetitions, each where it stood last: the last mention is the nearest to the end."""
+    return list(reversed(dict.fromkeys(reversed(list(lines)))))
