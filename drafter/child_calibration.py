@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.optimize import minimize
 from scipy.special import expit, logit
+from torch import Tensor
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.drafter.calibration_metrics import Floats, auc, ece_frac
@@ -45,6 +47,11 @@ class ChildCalibrator(BaseModel):
         """Return the chance of acceptance of children with draft probabilities `q` [...]."""
         standing: Floats = expit(self.slope * _logit(q) + self.intercept)
         return standing
+
+    def edge_acceptance(self, q: Tensor, depth: int) -> Tensor:
+        """Return the same for tensors, as `sparktier.kernels.expand` asks for it; the depth changes nothing."""
+        del depth
+        return torch.sigmoid(self.slope * torch.logit(q.float(), eps=Q_MIN) + self.intercept)
 
 
 class ChildCalibration(BaseModel):
@@ -80,11 +87,16 @@ def temperature_class(temperature: float) -> TemperatureClass:
     return "cool" if temperature < COOL_BELOW else "warm"
 
 
+def q_temperature(temperature: float) -> float:
+    """Return the temperature of the softmax that q comes from: the request's own, 1 for greedy requests."""
+    return temperature if temperature > 0 else 1.0
+
+
 def fit_children(q: Floats, stood: Floats, rule: AcceptRule, temperature: float) -> ChildCalibrator:
     """Fit by logistic regression on n children whose parents stood.
 
     Args:
-        q: [n] draft probability of each child.
+        q: [n] draft probability of each child, at `q_temperature(temperature)`.
         stood: [n] 1 where the child was accepted.
         rule: the accept rule the outcomes come from.
         temperature: the sampling temperature they come from.

@@ -22,7 +22,7 @@ TENSORS = ("token_ids", "answer_mask", "features", "last_hidden")
 class FeatureSpec(BaseModel):
     """What every record of a source holds, and which target made it.
 
-    `temperature` is that of the target's answers (0: greedy), `dataset` a name for reports.
+    `temperature` and `seed` are those the target answered with (0: greedy), `dataset` is a name for reports.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +31,7 @@ class FeatureSpec(BaseModel):
     hidden_size: int = Field(gt=0)
     dtype: FeatureDtype = "bfloat16"
     temperature: float = Field(ge=0)
+    seed: int = 0
     dataset: str
     target_sha256: str = ""
     tokenizer_sha256: str = ""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
@@ -77,7 +78,10 @@ def test_child_fit_finds_the_law_it_was_drawn_from() -> None:
     assert (fit.slope, fit.intercept) == pytest.approx((0.67, -0.46), abs=0.03)
     assert fit.ece_before_frac > 0.05
     assert fit.ece_after_frac < 0.01
-    assert fit.predict(np.array([0.0, 0.5, 1.0]))[1] == pytest.approx(expit(-0.46), abs=0.01)
+    grid = np.array([0.0, 1e-4, 0.5, 0.9, 1.0])
+    assert fit.predict(grid)[2] == pytest.approx(expit(-0.46), abs=0.01)
+    edges = fit.edge_acceptance(torch.tensor(grid, dtype=torch.float32), 3).numpy()
+    assert edges == pytest.approx(fit.predict(grid), abs=1e-4)
 
 
 def test_children_that_contradict_the_drafter_are_refused() -> None:

@@ -1,0 +1,163 @@
+"""What a drafter would have proposed, and the target accepted, at every anchor of an answer the target already gave.
+
+Exact without running the target again, by conditioning on the answer:
+
+* Greedy: the draft stands while it equals the stored token.
+* Ratio rejection at temperature T: emitted tokens follow the target, so a stored answer sampled at T is what a round
+  emits, and P(row accepted | it emitted x) = min(1, q(x)/p(x)). That is the accept rule with draft and target swapped;
+  its residual draw, from norm((q - p)+), is the rejected draft itself. So the drafter's own tokens, and with them the
+  confidences it would have shown, are replayed too.
+
+The rules are those of sparktier.kernels. Knows nothing of rounds, files or statistics.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparktier.drafter.backbone import ContextKV
+from sparktier.drafter.child_calibration import q_temperature
+from sparktier.drafter.model import Draft, DraftModel
+from sparktier.drafter.packing import BlockLabels, FeatureRecord, PackedRow, anchor_candidates, block_labels, pack
+from sparktier.drafter.schedule import mixed_seed
+from sparktier.kernels.accept import accept_matching, accept_ratio
+
+# Bounds memory: logits of this many blocks are alive at once.
+BLOCKS_AT_ONCE = 32
+CHILDREN = 8
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Every anchor of one sequence: anchors [A]; accepted [A] drafted tokens that stand; remaining [A] tokens of the
+    answer after the anchor; confidence [A, gamma] raw logits, zeros without the head."""
+
+    anchors: Tensor
+    accepted: Tensor
+    remaining: Tensor
+    confidence: Tensor
+
+
+@dataclass(frozen=True)
+class Children:
+    """Likeliest children of parents that stood: q [n] draft probability, stood [n] bool."""
+
+    q: Tensor
+    stood: Tensor
+
+
+@torch.no_grad()
+def replay(model: DraftModel, record: FeatureRecord, temperature: float, seed: int) -> Replay:
+    """Replay all anchors of a sequence that the target answered at `temperature`; `seed` keys the coins and draws."""
+    parts = []
+    for chunk in _chunks(model, record):
+        draft, accepted = _greedy(model, chunk) if temperature <= 0 else _sampled(model, chunk, temperature, seed)
+        confidence = torch.zeros(chunk.hidden.shape[:2]) if draft.confidence is None else draft.confidence
+        parts.append((chunk.anchors, accepted, _remaining(chunk.row, chunk.anchors), confidence))
+    return Replay(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def likeliest_children(model: DraftModel, record: FeatureRecord, temperature: float) -> Children:
+    """Return the children that a tree of deterministic (top-k) children has, and which of them target-match takes.
+
+    A parent counts while it stands in the tree: all stored tokens above it were among their parents' children.
+    """
+    q_parts, stood_parts = [], []
+    for chunk in _chunks(model, record):
+        logits = model.teacher_forced(chunk.hidden, chunk.previous) / q_temperature(temperature)
+        q, tokens = logits.softmax(dim=-1).topk(CHILDREN, dim=-1)
+        stood = (tokens == chunk.labels.tokens.unsqueeze(-1)) & chunk.labels.valid.unsqueeze(-1)
+        above = torch.cat((torch.ones_like(chunk.labels.valid[:, :1]), stood.any(dim=-1)[:, :-1]), dim=1)
+        reached = above.int().cumprod(dim=1).bool() & chunk.labels.valid
+        q_parts.append(q[reached].flatten())
+        stood_parts.append(stood[reached].flatten())
+    return Children(torch.cat(q_parts), torch.cat(stood_parts))
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some blocks of one sequence: their backbone rows [A, gamma, hidden] and everything to judge them by."""
+
+    row: PackedRow
+    anchors: Tensor
+    labels: BlockLabels
+    hidden: Tensor
+
+    @property
+    def anchor_tokens(self) -> Tensor:
+        return self.row.token_ids[self.anchors]
+
+    @property
+    def previous(self) -> Tensor:
+        """The stored token before each row [A, gamma]."""
+        return torch.cat((self.anchor_tokens.unsqueeze(1), self.labels.tokens[:, :-1]), dim=1)
+
+    @property
+    def row_counts(self) -> Tensor:
+        """Rows of each block that lie inside the answer, the anchor's included [A]."""
+        return self.labels.valid.sum(dim=1) + 1
+
+
+def _chunks(model: DraftModel, record: FeatureRecord) -> Iterator[_Chunk]:
+    row = pack([record]).to(model.fc.weight.device)
+    context = model.context(row.features.unsqueeze(0), row.positions.unsqueeze(0))
+    for anchors in torch.split(anchor_candidates(row), BLOCKS_AT_ONCE):
+        hidden = _hidden(model, row, anchors, context)
+        yield _Chunk(row, anchors, block_labels(row, anchors, model.config.block_size), hidden)
+
+
+def _remaining(row: PackedRow, anchors: Tensor) -> Tensor:
+    """Return how many answer tokens follow each anchor without a gap [A]."""
+    places = torch.arange(len(row.token_ids), device=anchors.device)
+    ends = places.masked_fill(row.answer_mask, len(places))
+    return ends.flip(0).cummin(dim=0).values.flip(0)[anchors] - anchors - 1
+
+
+def _hidden(model: DraftModel, row: PackedRow, anchors: Tensor, context: list[ContextKV]) -> Tensor:
+    """Run one block per batch entry, each over its own view of the shared context."""
+    gamma, seen = model.config.block_size, torch.arange(len(row.token_ids), device=anchors.device)
+    shared = [ContextKV(*(part.expand(len(anchors), -1, -1, -1) for part in layer)) for layer in context]
+    before = (seen < anchors.unsqueeze(1)).unsqueeze(1).expand(-1, gamma, -1)
+    mask = torch.cat((before, before.new_ones(len(anchors), gamma, gamma)), dim=2)
+    hidden = model.blocks(row.token_ids[anchors].unsqueeze(1), row.positions[anchors].unsqueeze(1), shared, mask)
+    return hidden.squeeze(1)
+
+
+def _greedy(model: DraftModel, chunk: _Chunk) -> tuple[Draft, Tensor]:
+    draft = model.draft(chunk.hidden, chunk.anchor_tokens)
+    stored = torch.nn.functional.pad(chunk.labels.tokens, (0, 1))
+    outcome = accept_matching(drafts=draft.tokens, target_tokens=stored, row_counts=chunk.row_counts)
+    return draft, outcome.accepted
+
+
+def _sampled(model: DraftModel, chunk: _Chunk, temperature: float, seed: int) -> tuple[Draft, Tensor]:
+    q = (model.teacher_forced(chunk.hidden, chunk.previous) / temperature).softmax(dim=-1)
+    p = (model.base_logits(chunk.row.last_hidden[chunk.labels.sources]) / temperature).softmax(dim=-1)
+    places = chunk.row.positions[chunk.anchors].unsqueeze(1) + torch.arange(q.shape[1] + 1, device=q.device)
+    swapped = accept_ratio(
+        drafts=chunk.labels.tokens,
+        draft_probs=p,
+        target_probs=torch.cat((q, q[:, -1:]), dim=1),
+        row_counts=chunk.row_counts,
+        seeds=torch.full_like(chunk.anchors, seed),
+        positions=places,
+    )
+    chooser = _Replayed(swapped.tokens, swapped.accepted, temperature, mixed_seed(seed, int(chunk.anchors[0])))
+    return model.draft(chunk.hidden, chunk.anchor_tokens, chooser), swapped.accepted
+
+
+class _Replayed:
+    """Chooses the tokens that are already known (accepted rows and the rejected one), then draws from the draft."""
+
+    def __init__(self, known: Tensor, accepted: Tensor, temperature: float, seed: int) -> None:
+        self._known, self._accepted, self._temperature, self._row = known, accepted, temperature, 0
+        self._generator = torch.Generator(known.device).manual_seed(seed)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        probabilities = (logits / self._temperature).softmax(dim=-1)
+        fresh = torch.multinomial(probabilities, 1, generator=self._generator).squeeze(1)
+        row, self._row = self._row, self._row + 1
+        return torch.where(row <= self._accepted, self._known[:, row].clamp(min=0), fresh)

@@ -1,0 +1,119 @@
+"""Evaluation from a trained toy drafter to report rows, figures and fitted calibrations."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from sparktier.drafter.checkpoint import load_draft
+from sparktier.drafter.child_calibration import fit_children
+from sparktier.drafter.distributed import Place
+from sparktier.drafter.evaluate import THRESHOLDS, child_samples, evaluate
+from sparktier.drafter.feature_store import FeatureStore
+from sparktier.drafter.features import FeatureSpec
+from sparktier.drafter.model import DraftModel
+from sparktier.drafter.plots import write_figures
+from sparktier.drafter.report import report_meta, write_report
+from sparktier.drafter.sts import fit_sts
+from sparktier.drafter.target import read_target
+from sparktier.drafter.train import train
+from support.toy_training import toy_settings, write_world
+
+ROW = {"drafter", "dataset", "temperature", "seed", "accepted_length", "ece_frac", "auc", "distinct_4gram_frac"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder)
+    torch.set_num_threads(1)
+    store, place = FeatureStore(folder / "store"), Place(0, 1, torch.device("cpu"))
+    train(toy_settings(folder, 80), store, place, Console(quiet=True), {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(world: Path) -> DraftModel:
+    return load_draft(world / "run/checkpoints/step-00000080/draft", read_target(world / "target"))
+
+
+class AsIfSampled:
+    """The same answers, said to be sampled at temperature 1."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.spec = FeatureSpec.model_validate(store.spec.model_dump() | {"temperature": 1.0})
+        self.lengths_tokens, self.read = store.lengths_tokens, store.read
+
+
+def test_a_trained_drafter_evaluates_well_and_a_broken_one_badly(world: Path, model: DraftModel) -> None:
+    store = FeatureStore(world / "store")
+    (good,) = evaluate(model, store, "trained", seeds=[1, 2, 3])
+    row = good.row()
+    assert row.keys() >= ROW
+    assert isinstance(row["accepted_length"], float)
+    assert row["accepted_length"] > 3.0
+    broken = load_draft(world / "run/checkpoints/step-00000080/draft", read_target(world / "target"))
+    broken.fc.weight.data.normal_()
+    assert broken.markov_head is not None
+    broken.markov_head.markov_w2.weight.data.normal_()
+    (bad,) = evaluate(broken, store, "broken", seeds=[1])
+    assert bad.rounds().accepted_length < 1.5
+    tokens = sum(int(answer.remaining[0]) for answer in good.replays)
+    assert good.rounds().committed.sum() == bad.rounds().committed.sum() == tokens
+
+
+def test_sampled_evaluation_has_a_row_per_seed_and_its_own_coins(world: Path, model: DraftModel) -> None:
+    evaluations = evaluate(model, AsIfSampled(FeatureStore(world / "store")), "trained", seeds=[1, 2, 3])
+    assert [evaluation.seed for evaluation in evaluations] == [1, 2, 3]
+    accepted = [tuple(evaluation.rounds().accepted.tolist()) for evaluation in evaluations]
+    assert len(set(accepted)) == 3
+    again = evaluate(model, AsIfSampled(FeatureStore(world / "store")), "trained", seeds=[2])
+    assert tuple(again[0].rounds().accepted.tolist()) == accepted[1]
+
+
+def test_a_drafter_without_confidence_head_reports_none(world: Path, model: DraftModel) -> None:
+    silent = load_draft(world / "run/checkpoints/step-00000080/draft", read_target(world / "target"))
+    silent.confidence_head = None
+    (evaluation,) = evaluate(silent, FeatureStore(world / "store"), "silent", seeds=[1])
+    assert (evaluation.row()["ece_frac"], evaluation.row()["auc"]) == (None, None)
+
+
+def test_sweeps_end_at_the_unlimited_length(world: Path, model: DraftModel) -> None:
+    (evaluation,) = evaluate(model, FeatureStore(world / "store"), "trained", seeds=[1])
+    whole = evaluation.rounds().accepted_length
+    lengths = [row["accepted_length"] for row in evaluation.length_sweep()]
+    assert lengths == sorted(lengths, key=float)
+    assert lengths[-1] == whole
+    swept = evaluation.confidence_sweep()
+    assert swept[0]["accepted_length"] == whole
+    rates = [float(str(row["accept_rate_frac"])) for row in swept]
+    assert rates[THRESHOLDS.index(0.4)] > rates[0]
+
+
+def test_report_and_figures_are_written(world: Path, model: DraftModel, tmp_path: Path) -> None:
+    evaluations = evaluate(model, FeatureStore(world / "store"), "trained", seeds=[1])
+    write_report(tmp_path / "report.json", report_meta("evaluate", seed=1), [e.row() for e in evaluations])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["meta"].keys() >= {"command", "version", "commit", "machine", "load_average", "seed", "started_at"}
+    assert report["rows"][0].keys() >= ROW
+    figures = write_figures(tmp_path / "figures", evaluations)
+    assert len(figures) == 4
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
+
+
+def test_samples_of_an_evaluation_calibrate_it(world: Path, model: DraftModel) -> None:
+    store = FeatureStore(world / "store")
+    (raw,) = evaluate(model, store, "trained", seeds=[1])
+    rounds = raw.rounds().whole()
+    calibration = fit_sts(rounds.confidence, rounds.prefixes(), "toy")
+    (scaled,) = evaluate(model, store, "trained", seeds=[1], temperatures=calibration.temperatures)
+    assert np.mean(calibration.ece_after) <= np.mean(calibration.ece_before)
+    curves = [curve.ece_frac for curve in scaled.curves()]
+    assert curves == pytest.approx(calibration.ece_after, abs=1e-6)
+    q, stood = child_samples(model, store)
+    fit = fit_children(q, stood, "target_match", store.spec.temperature)
+    assert fit.temperature_class == "greedy"
+    assert fit.auc > 0.9
