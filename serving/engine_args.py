@@ -140,6 +140,9 @@ def _cpu(settings: Settings) -> dict[str, Any]:
     return {
         "disable_overlap_schedule": True,
         "disable_cuda_graph": True,
+        # An idle rank would keep a core busy. With several attention groups each sleeps on its own requests, and one
+        # that wakes then waits for the others' second of sleep.
+        "sleep_on_idle": settings.replicas.attention_data_parallel == 1,
         "max_total_tokens": settings.replicas.kv_tokens
         or max(DEFAULT_CPU_KV_TOKENS, settings.model.context_tokens or 0),
     }
