@@ -39,6 +39,8 @@ def walk_matching(*, tree: DraftTree, choose: RowReader, max_depth: int) -> Tree
     """
     walk = _Walk(tree, max_depth)
     for level in range(max_depth + 1):
+        if walk.is_known_to_be_over():
+            break
         chosen = choose(walk.node)
         found = walk.children() & (tree.tokens == chosen.unsqueeze(1))
         walk.step(level, chosen, found.any(dim=1), found.long().argmax(dim=1))
@@ -73,6 +75,8 @@ def walk_drawn(
     residual_seeds = stream_seeds(seeds=seeds, stream=Stream.RESIDUAL, rounds=anchor_positions)
     walk = _Walk(tree, max_depth)
     for level in range(max_depth + 1):
+        if walk.is_known_to_be_over():
+            break
         siblings = _Siblings(tree, walk.children(), target_probs(walk.node), draft_probs(walk.node))
         for rank in range(max_children if level < max_depth else 0):
             siblings.verify(rank, accept_seeds)
@@ -121,6 +125,10 @@ class _Walk:
         self.accepted = torch.zeros_like(tree.row_counts)
         self.path = tree.tokens.new_full(shape, NO_ROW)
         self.tokens = tree.tokens.new_full(shape, PAD_TOKEN)
+
+    def is_known_to_be_over(self) -> bool:
+        """Nobody walks on. Asked on the CPU only: elsewhere the answer would cost a wait for the device."""
+        return self.node.device.type == "cpu" and not bool(self.walking.any())
 
     def children(self) -> Tensor:
         """[batch, rows] bool: children of the rows where requests still walk."""

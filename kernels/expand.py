@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparktier.kernels.noise import Stream, draw_distinct, stream_seeds
+from sparktier.kernels.search import top_tokens
 
 EdgeAcceptance = Callable[[Tensor, int], Tensor]
 """(child draft probability q [batch, parents, children], depth of the child) -> probability that the target takes the
@@ -87,7 +88,7 @@ def expand_top(
     """
 
     def offspring(logits: Tensor, parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
-        best, tokens = logits.topk(shape.children, dim=-1)
+        best, tokens = top_tokens(scores=logits, count=shape.children)
         q = torch.exp(best - logits.logsumexp(dim=-1, keepdim=True))
         return tokens, edge_acceptance(q, depth)
 
@@ -155,8 +156,8 @@ def _grow(
 
 def _conditioned(block_row: Tensor, head: MarkovHead, tokens: Tensor, temperatures: Tensor) -> Tensor:
     """(U + W2 W1[parent]) / T: block_row [batch, V], tokens [batch, parents] -> [batch, parents, V] float32."""
-    bias = head.w1[tokens] @ head.w2.T
-    return (block_row.float().unsqueeze(1) + bias.float()) / temperatures.view(-1, 1, 1)
+    logits = (head.w1[tokens] @ head.w2.T).float()  # ours alone, so the rest is done in place
+    return logits.add_(block_row.unsqueeze(1)).div_(temperatures.view(-1, 1, 1))
 
 
 def _level(parents: _Parents, depth: int, tokens: Tensor, acceptance: Tensor) -> Candidates:

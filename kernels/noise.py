@@ -9,6 +9,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from sparktier.kernels.search import best_token, top_tokens
+
 _WORD = 0xFFFFFFFF
 _SMALLEST_EXPONENTIAL = 2.0**-32
 
@@ -46,7 +48,7 @@ def draw(*, weights: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     the noise by the rank in the sorted probabilities instead of the token, so its draw depends on the batch; ours never
     does. A row needs positive mass.
     """
-    return _race(weights, seeds, positions).argmax(dim=-1)
+    return best_token(scores=_race(weights, seeds, positions))
 
 
 def draw_distinct(*, weights: Tensor, count: int, seeds: Tensor, positions: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ def draw_distinct(*, weights: Tensor, count: int, seeds: Tensor, positions: Tens
     The `count` best of the race are distributed as sequential renormalised draws (Gumbel-top-k, Kool et al., 2019).
     Where the support is smaller than `count`, the places left over hold -1.
     """
-    scores, tokens = _race(weights, seeds, positions).topk(count, dim=-1)
+    scores, tokens = top_tokens(scores=_race(weights, seeds, positions), count=count)
     return tokens.masked_fill(scores <= 0, -1)
 
 

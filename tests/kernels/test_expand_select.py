@@ -190,3 +190,26 @@ def test_laws_are_the_distributions_the_children_came_from(batch: int, shape: Sh
                 float(draft.temperatures[i]),
             )
             torch.testing.assert_close(laws[i, law].tolist(), q, rtol=1e-4, atol=1e-7)
+
+
+def test_a_rising_slot_acceptance_cannot_skip_a_draw() -> None:
+    draft = Draft(3, 4)
+    candidates, _ = expand_drawn(
+        anchors=draft.anchors,
+        block_logits=draft.block_logits,
+        head=draft.head,
+        temperatures=draft.temperatures,
+        shape=Shape(2, 2, 4),
+        slot_acceptance=lambda q, depth: torch.tensor([0.3, 0.9, 0.2, 0.8]).expand(*q.shape[:2], -1),
+        seeds=draft.anchors,
+        anchor_positions=draft.anchors,
+    )
+    for budget in range(1, 12):
+        chosen = select_rows(candidates=candidates, row_budgets=torch.full((3,), budget), width=12)
+        for request in range(3):
+            kept = chosen.nodes[request, : int(chosen.tree.row_counts[request])].tolist()
+            for node in kept[1:]:
+                siblings = (
+                    (candidates.parents[request] == candidates.parents[request, node]).nonzero().flatten().tolist()
+                )
+                assert set(siblings[: siblings.index(node)]) <= set(kept)

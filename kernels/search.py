@@ -1,0 +1,51 @@
+"""The largest entries of vocabulary-wide rows, found by blocks.
+
+One streaming pass for the maximum of each block, then a search inside the few best blocks. On a CPU several times
+faster than torch's own argmax and top-k of such rows. Knows nothing of what the scores mean.
+"""
+
+import torch
+from torch import Tensor
+
+_BLOCK = 64
+
+
+def best_token(*, scores: Tensor) -> Tensor:
+    """The argmax of the last axis, lowest index among ties: [..., V] -> [...] int64."""
+    blocks = _block_maxima(scores).argmax(dim=-1, keepdim=True)
+    found, tokens = _inside(scores, blocks)
+    return tokens.gather(-1, found.argmax(dim=-1, keepdim=True)).squeeze(-1)
+
+
+def top_tokens(*, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of the last axis, falling, lower index first among ties: [..., V] -> two [..., count].
+
+    Returns (values, indices). The `count` best blocks, ranked in the same way, hold all of them. torch's own top-k
+    breaks ties as its width and device please.
+    """
+    assert count <= scores.shape[-1], "more tokens asked for than the vocabulary has"
+    blocks = _falling(_block_maxima(scores), count)[1].sort(dim=-1).values
+    found, tokens = _inside(scores, blocks)
+    values, places = _falling(found, count)
+    return values, tokens.gather(-1, places)
+
+
+def _falling(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    ranked = values.sort(dim=-1, descending=True, stable=True)
+    return ranked.values[..., :count], ranked.indices[..., :count]
+
+
+def _block_maxima(scores: Tensor) -> Tensor:
+    """[..., blocks]; the last block may be short."""
+    whole = scores.shape[-1] // _BLOCK
+    head, tail = scores[..., : whole * _BLOCK], scores[..., whole * _BLOCK :]
+    maxima = head.view(*head.shape[:-1], whole, _BLOCK).amax(dim=-1)
+    return torch.cat([maxima, tail.amax(dim=-1, keepdim=True)], dim=-1) if tail.shape[-1] else maxima
+
+
+def _inside(scores: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and indices of all entries of the given blocks; beyond the end of a row -inf and the last index."""
+    tokens = (blocks.unsqueeze(-1) * _BLOCK + torch.arange(_BLOCK, device=scores.device)).flatten(-2)
+    last = scores.shape[-1] - 1
+    within = tokens.clamp(max=last)
+    return scores.gather(-1, within).masked_fill(tokens > last, -torch.inf), within

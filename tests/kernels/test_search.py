@@ -1,0 +1,38 @@
+"""Block search equals torch's own argmax and top-k, ties and ragged vocabularies included."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparktier.kernels.search import best_token, top_tokens
+
+VOCAB = st.one_of(st.integers(1, 9), st.sampled_from([63, 64, 65, 127, 128, 200, 1000]))
+
+
+@given(VOCAB, st.integers(0, 2**31), st.sampled_from([3, 1000]), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_best_token_is_the_first_of_the_largest(vocab: int, chance: int, levels: int, dtype: torch.dtype) -> None:
+    scores = torch.randint(-levels, levels, (2, 3, vocab), generator=torch.Generator().manual_seed(chance)).to(dtype)
+    rows = scores.tolist()
+    assert best_token(scores=scores).tolist() == [[row.index(max(row)) for row in group] for group in rows]
+
+
+@given(VOCAB, st.integers(0, 2**31), st.integers(1, 9), st.booleans(), st.booleans())
+def test_top_tokens_are_the_largest_in_falling_order(
+    vocab: int, chance: int, count: int, masked: bool, distinct: bool
+) -> None:
+    count = min(count, vocab)
+    generator = torch.Generator().manual_seed(chance)
+    scores = torch.randperm(4 * vocab, generator=generator).view(4, vocab).float()
+    if masked:
+        scores[:, ::2] = -torch.inf
+    scores = scores if distinct else (scores / 8).floor()
+    values, tokens = top_tokens(scores=scores, count=count)
+    ranked = [sorted(range(vocab), key=lambda token, row=row: (-row[token], token)) for row in scores.tolist()]
+    assert tokens.tolist() == [order[:count] for order in ranked]
+    assert torch.equal(scores.gather(1, tokens), values)
+
+
+def test_nan_wins_as_in_torch() -> None:
+    scores = torch.zeros(2, 200)
+    scores[1, 150] = torch.nan
+    assert best_token(scores=scores).tolist() == scores.argmax(dim=1).tolist() == [0, 150]

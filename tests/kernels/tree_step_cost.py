@@ -1,0 +1,123 @@
+"""What one tree round costs outside the model forwards, on this CPU: `python tests/kernels/tree_step_cost.py --help`.
+
+Prints one JSON report of medians and spreads in milliseconds. Knows no model: logits are random, of demo-model width.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sparktier.kernels.accept_tree import TreeAcceptance, walk_matching
+from sparktier.kernels.compact import compaction_plan
+from sparktier.kernels.expand import Candidates, MarkovHead, Shape, expand_top
+from sparktier.kernels.layout import row_positions
+from sparktier.kernels.mask import ancestor_words
+from sparktier.kernels.noise import draw
+from sparktier.kernels.select import Selection, select_rows
+from sparktier.kernels.target_probs import SamplingRows, greedy_tokens, target_probs
+
+
+class Round:
+    """Inputs of one round; every step is a method, so that each can be timed alone."""
+
+    def __init__(self, *, batch: int, rows: int, vocab: int, rank: int, shape: Shape, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.shape, self.rows, self.each = shape, rows, torch.arange(batch)
+        self.anchors = torch.randint(vocab, (batch,), generator=generator)
+        self.block_logits = torch.randn(batch, shape.depth, vocab, generator=generator)
+        self.head = MarkovHead(*(torch.randn(vocab, rank, generator=generator) for _ in range(2)))
+        self.temperatures = torch.ones(batch)
+        self.budgets = torch.randint(rows // 2, rows + 1, (batch,), generator=generator)
+        self.prefix_lens = torch.randint(100, 8000, (batch,), generator=generator)
+        self.logits = torch.randn(batch, rows, vocab, generator=generator)
+        self.slots = torch.arange(batch * rows).view(batch, rows)
+
+    def expand(self) -> Candidates:
+        return expand_top(
+            anchors=self.anchors,
+            block_logits=self.block_logits,
+            head=self.head,
+            temperatures=self.temperatures,
+            shape=self.shape,
+            edge_acceptance=lambda q, depth: q.sqrt(),
+        )
+
+    def build(self, candidates: Candidates) -> Selection:
+        selection = select_rows(candidates=candidates, row_budgets=self.budgets, width=self.rows)
+        ancestor_words(tree=selection.tree)
+        row_positions(tree=selection.tree, prefix_lens=self.prefix_lens)
+        return selection
+
+    def agreeable(self, selection: Selection) -> None:
+        """Let the target like each row's first child, so that walks go all the way down."""
+        tree = selection.tree
+        for row in range(self.rows - 1, 0, -1):
+            drafted = tree.parents[:, row] >= 0
+            where = self.each[drafted], tree.parents[drafted, row], tree.tokens[drafted, row]
+            self.logits[where] += 30.0
+
+    def accept_greedy(self, selection: Selection) -> TreeAcceptance:
+        return self._walk(selection, lambda rows: greedy_tokens(logits=self.logits[self.each, rows]))
+
+    def accept_sampled(self, selection: Selection) -> TreeAcceptance:
+        def choose(rows: Tensor) -> Tensor:
+            p = target_probs(logits=self.logits[self.each, rows], sampling=SamplingRows(temperatures=self.temperatures))
+            depths = selection.tree.depths[self.each, rows]
+            return draw(weights=p, seeds=self.each, positions=self.prefix_lens + depths)
+
+        return self._walk(selection, choose)
+
+    def _walk(self, selection: Selection, choose: Callable[[Tensor], Tensor]) -> TreeAcceptance:
+        return walk_matching(tree=selection.tree, choose=choose, max_depth=self.shape.depth)
+
+    def compact(self, accepted: TreeAcceptance) -> None:
+        compaction_plan(path=accepted.path, slots=self.slots)
+
+
+def timed_ms(step: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Median and quartile spread of a step."""
+    samples = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        step()
+        samples.append((time.perf_counter() - begin) * 1e3)
+    quartiles = statistics.quantiles(samples[1:], n=4)
+    return {"median_ms": round(quartiles[1], 2), "spread_ms": round(quartiles[2] - quartiles[0], 2)}
+
+
+def main(argv: list[str]) -> None:
+    """Time each step of a round."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog="example: tree_step_cost.py --batch 32 --rows 32")
+    for name, value in (("batch", 32), ("rows", 32), ("vocab", 49152), ("rank", 64), ("repeats", 15), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in (("depth", 7), ("parents", 4), ("children", 4)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    options = parser.parse_args(argv)
+    shape = Shape(options.depth, options.parents, options.children)
+    size = {name: getattr(options, name) for name in ("batch", "rows", "vocab", "rank", "seed")}
+    work = Round(**size, shape=shape)
+    candidates = work.expand()
+    selection = work.build(candidates)
+    work.agreeable(selection)
+    accepted = work.accept_greedy(selection)
+    steps: dict[str, Callable[[], object]] = {
+        "expand": work.expand,
+        "select_mask_positions": lambda: work.build(candidates),
+        "accept_greedy": lambda: work.accept_greedy(selection),
+        "accept_sampled": lambda: work.accept_sampled(selection),
+        "compact": lambda: work.compact(accepted),
+    }
+    rows = [{"step": name, **timed_ms(step, options.repeats)} for name, step in steps.items()]
+    accepted_mean = round(float(accepted.accepted.float().mean()), 2)
+    meta = {**vars(options), "accepted_mean": accepted_mean, "threads": torch.get_num_threads()}
+    sys.stdout.write(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
