@@ -34,12 +34,15 @@ def make_tiny_moe(
     experts: int = 8,
     experts_per_token: int = 2,
     expert_intermediate: int = 64,
+    context_gain: float = 1.0,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Write config, weights and tokenizer under `directory` and return it.
 
     4 query and 2 key-value heads of dim 32, untied lm_head, context 8192, vocabulary 512: divisible by 2 ranks.
-    The same arguments give the same weights. `<|mask|>` is a spare id for draft models.
+    `context_gain` scales what attention and experts add to the residual stream: well below 1, the next token mostly
+    follows from the last one, so that a drafter can guess it. The same arguments give the same weights. `<|mask|>` is a
+    spare id for draft models.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
@@ -52,6 +55,9 @@ def make_tiny_moe(
         json.dumps({"bos_token_id": tokenizer.bos_token_id, "eos_token_id": stops})
     )
     weights = {name: tensor.to(dtype) for name, tensor in _weights(config, _printable_ids(tokenizer), seed).items()}
+    for name, tensor in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensor *= context_gain
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 

@@ -1,0 +1,177 @@
+"""A real `sparktier up` in a process of its own, for tests: started, waited for, asked, harmed and ended.
+
+Knows nothing of pytest.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+
+from support.processes import described, gone_within, marked
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "test.yaml"
+MODEL = "tiny"  # `served_name` of that file
+# What `sparktier up` promises after a stop signal, see design of the command line.
+STOP_LIMIT_S = 15.0
+READY_LIMIT_S = 540.0
+_MARK = "SPARKTIER_TEST_DEPLOYMENT"
+_PORTS = range(8210, 8290)
+
+
+class Deployment:
+    """One running `sparktier up`. `settings` are values of `--set`; the rest is `configs/test.yaml`."""
+
+    def __init__(self, model: Path, output: Path, **settings: object) -> None:
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._output = output
+        self._mark = uuid.uuid4().hex
+        values = {"model.path": model, "server.port": self.port, "supervision.start_timeout_s": READY_LIMIT_S}
+        options = [f"--set={key}={value}" for key, value in {**values, **settings}.items()]
+        with output.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sparktier.serving.cli", "up", str(CONFIG), *options],
+                cwd=ROOT,
+                env={**os.environ, _MARK: self._mark},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        """What the command has printed so far."""
+        return self._output.read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        """Pid of `sparktier up` itself."""
+        return self._process.pid
+
+    @property
+    def exit_status(self) -> int | None:
+        """Exit status of `sparktier up`, or None while it runs."""
+        return self._process.poll()
+
+    def wait_for(self, text: str, *, timeout_s: float = READY_LIMIT_S) -> None:
+        """Return once the command has printed `text`; fails when it ends before or takes longer."""
+
+        def printed_or_ended() -> bool:
+            return text in self.output or self.exit_status is not None
+
+        wait_until(printed_or_ended, timeout_s=timeout_s, what=lambda: f"{text!r} in:\n{self.output}")
+        assert text in self.output, f"sparktier up ended with {self.exit_status}:\n{self.output}"
+
+    def client(self) -> openai.OpenAI:
+        """Return OpenAI's client, which tries nothing twice."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=180.0)
+
+    def replica_url(self, number: int = 0) -> str:
+        """Return where replica `number` last said it serves."""
+        found = re.findall(rf"replica {number} serves on (\S+)", self.output)
+        assert found, self.output
+        return str(found[-1])
+
+    def ranks(self, number: int = 0) -> list[dict[str, Any]]:
+        """Return what the ranks of replica `number` report."""
+        ranks: list[dict[str, Any]] = httpx.get(f"{self.replica_url(number)}/sparktier/ranks", timeout=30.0).json()
+        return ranks
+
+    def running_requests(self, number: int = 0) -> int:
+        """Return how many requests the engine of replica `number` holds, running or waiting."""
+        loads = httpx.get(f"{self.replica_url(number)}/v1/loads", timeout=30.0).json()["loads"]
+        return sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in loads)
+
+    def processes(self) -> list[psutil.Process]:
+        """Return every living process of this deployment."""
+        return marked(_MARK, self._mark)
+
+    def process(self, *words: str) -> psutil.Process:
+        """Return the one process of this deployment whose command line has all of `words`."""
+        found = [process for process in self.processes() if _says(process, words)]
+        assert len(found) == 1, f"{words}: {described(found)} among {described(self.processes())}"
+        return found[0]
+
+    def wait_until_answering(self, *, timeout_s: float = READY_LIMIT_S) -> None:
+        """Return once the front says that a request would succeed, and one does."""
+        wait_until(self._answers, timeout_s=timeout_s, what=lambda: f"an answer from:\n{self.output}")
+
+    def _answers(self) -> bool:
+        assert self.exit_status is None, self.output
+        body = {"model": MODEL, "prompt": "Hello", "max_tokens": 2}
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.post(f"{self.url}/v1/completions", json=body, timeout=60.0).status_code == 200
+        return False
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> float:
+        """Send signal `number`, wait for the end, check that nothing is left, and return how many seconds it took."""
+        started = time.monotonic()
+        self._process.send_signal(number)
+        return self.wait_for_end(started=started)
+
+    def wait_for_end(self, *, started: float, limit_s: float = STOP_LIMIT_S) -> float:
+        """Wait until no process is left and return the seconds since `started`; fails after `limit_s`."""
+        left = gone_within(_MARK, self._mark, limit_s)
+        took_s = time.monotonic() - started
+        assert not left, f"after {took_s:.1f} s: {described(left)}\n{self.output}"
+        self._process.wait()
+        return took_s
+
+    def kill_all(self) -> None:
+        """Kill whatever is left; for the end of a test that failed."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def deployed(model: Path, output: Path, **settings: object) -> Iterator[Deployment]:
+    """Start a deployment, wait until it is ready, and end it with Ctrl-C, which has to leave nothing behind."""
+    deployment = Deployment(model, output, **settings)
+    try:
+        deployment.wait_for("ready http=")
+        yield deployment
+        if deployment.exit_status is None:
+            deployment.stop()
+    finally:
+        deployment.kill_all()
+
+
+def wait_until(met: Callable[[], bool], *, timeout_s: float, what: Callable[[], str]) -> None:
+    """Return once `met`; fails with `what` was waited for after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not met():
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what()}"
+        time.sleep(0.1)
+
+
+def _says(process: psutil.Process, words: tuple[str, ...]) -> bool:
+    try:
+        line = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return all(word in line for word in words)
+
+
+def _free_port() -> int:
+    """Return a port outside the range that the system gives to connections: Ray and SGLang take theirs from there."""
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
