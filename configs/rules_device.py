@@ -46,7 +46,7 @@ def rows_per_rank(settings: Settings) -> int | None:
     requests, rows = settings.replicas.max_running_requests, settings.speculation.rows_per_request
     if requests is None or rows is None:
         return None
-    group_rows = -(-requests // settings.replicas.attention_data_parallel) * rows
+    group_rows = requests // settings.replicas.attention_data_parallel * rows
     return -(-group_rows // max(1, settings.replicas.attention_tensor_parallel))
 
 

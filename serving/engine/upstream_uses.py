@@ -44,4 +44,7 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.arg_groups.speculative_hook:_handle_eagle_family", "rules of a standalone draft"),
     Use("sglang.srt.arg_groups.overrides:_a2a_ep_size", "all-to-all backends span all ranks"),
     Use("sglang.srt.arg_groups.parallel_hook:handle_data_parallelism", "attention-DP divides the prefill chunk"),
+    Use("sglang.srt.arg_groups.memory_hook:handle_gpu_memory_settings", "doctor --plan has its estimate of reserves"),
+    Use("sglang.srt.arg_groups.memory_hook:reserve_for_graph_mb", "doctor --plan has its estimate of graphs"),
+    Use("sglang.srt.model_executor.pool_configurator:DSV4PoolConfigurator", "doctor --plan has its bytes of a token"),
 )

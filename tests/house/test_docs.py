@@ -11,13 +11,14 @@ from sparktier.configs.reference import render
 from sparktier.configs.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-SKIPPED = {".venv", ".typecheck", ".git", "build", "out"}
+SKIPPED = {"build", "out"}
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def documents() -> list[Path]:
     found = sorted(ROOT.rglob("*.md"))
-    return [file for file in found if not SKIPPED & set(file.relative_to(ROOT).parts)]
+    parts = {file: file.relative_to(ROOT).parts for file in found}
+    return [file for file in found if not any(part.startswith(".") or part in SKIPPED for part in parts[file])]
 
 
 def short(file: Path) -> str:
