@@ -4,6 +4,9 @@ An out-of-tree platform rather than SGLang's CPU engine, which needs an AMX buil
 Knows nothing of Ray or of speculation.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
@@ -20,9 +23,16 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
     _enum = PlatformEnum.OOT
     device_name = "sparktier_cpu"
 
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Choose our attention where SGLang chose its own for device cpu, which needs its AMX build."""
+        if server_args.attention_backend in (None, "intel_amx"):
+            server_args.attention_backend = self.get_default_attention_backend()
+
     def get_default_attention_backend(self) -> str:
-        """Return SGLang's own torch attention."""
-        return "torch_native"
+        """Return our torch attention, which the plugin registers."""
+        from sparktier.serving.engine.cpu_attention import NAME
+
+        return NAME
 
     def get_dispatch_key_name(self) -> str:
         """Return the key under which SGLang's fused ops pick their torch version."""
@@ -35,6 +45,18 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
     def supports_speculative_algorithm(self, algorithm: str) -> bool:
         """Return True: speculation runs in the engine's plugin, which brings its own torch kernels."""
         return True
+
+    def get_kv_pool_cls(self, *, kind: Any) -> type | None:
+        """Return the KV pool that needs no Triton, for plain attention; SGLang's own for other kinds."""
+        from sparktier.serving.engine.cpu_speculation import CpuKvPool
+
+        return CpuKvPool if kind == "mha" else None
+
+    def get_speculative_cache_locs_fn(self) -> Callable[..., torch.Tensor]:
+        """Return the torch version of SGLang's gather of verify slots."""
+        from sparktier.serving.engine.cpu_speculation import window_slots
+
+        return window_slots
 
     def post_load_model(self, model: torch.nn.Module) -> None:
         """Give every expert layer of `model` the grouped, expert-parallel CPU forward."""

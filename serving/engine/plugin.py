@@ -3,12 +3,24 @@
 SGLang logs and swallows a plugin's error, so `active()` is what readiness asks in every rank.
 """
 
+import torch
+
 _active = False
 
 
 def register() -> None:
     """Apply sparktier's hooks; called once a process by SGLang's loader."""
     global _active
+    from sparktier.serving.engine.speculation import algorithm, control, seeds
+
+    if not torch.accelerator.is_available():
+        from sparktier.serving.engine import cpu_attention, cpu_speculation
+
+        cpu_attention.register()
+        cpu_speculation.install()
+    algorithm.register()
+    control.install()
+    seeds.install()
     _active = True
 
 

@@ -1,0 +1,57 @@
+"""Torch versions of the few Triton-only operations that speculation reaches on a CPU.
+
+SGLang picks Triton wherever a device is neither its CPU engine nor a named accelerator, so our platform would launch
+GPU kernels. Two have a seam in the platform contract and stand in cpu_platform.py; the rest is replaced by name here.
+"""
+
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from torch import Tensor
+
+
+class CpuKvPool(MHATokenToKVPool):
+    """SGLang's KV pool with accepted rows moved by plain indexing. Source: `sglang/srt/mem_cache/memory_pool.py`."""
+
+    def _init_kv_copy_and_warmup(self) -> None:
+        self._kv_copy_config = None
+
+    def _move_kv_cache_impl(self, tgt_loc: Tensor, src_loc: Tensor) -> None:
+        for buffer in (*self.k_buffer, *self.v_buffer):
+            buffer[tgt_loc] = buffer[src_loc]
+
+
+def window_slots(
+    *, req_pool_indices: Tensor, req_to_token: Tensor, start_offset: Tensor, end_offset: Tensor, **_: Any
+) -> Tensor:
+    """KV slots of positions [start, end) of each request, packed: [sum(end - start)] int64."""
+    lengths = (end_offset - start_offset).long()
+    rows = torch.repeat_interleave(req_pool_indices.long(), lengths)
+    firsts = torch.repeat_interleave(start_offset.long() - (lengths.cumsum(0) - lengths), lengths)
+    positions = firsts + torch.arange(len(rows), device=rows.device)
+    return req_to_token[rows, positions].long()
+
+
+def write_slots(
+    req_pool_indices: Tensor,
+    req_to_token: Tensor,
+    start_offset: Tensor,
+    end_offset: Tensor,
+    out_cache_loc: Tensor,
+    batch_size: int,
+) -> None:
+    """Write packed slots `out_cache_loc` into the table at positions [start, end) of each request, in place."""
+    lengths = (end_offset - start_offset).long()
+    rows = torch.repeat_interleave(req_pool_indices.long(), lengths)
+    firsts = torch.repeat_interleave(start_offset.long() - (lengths.cumsum(0) - lengths), lengths)
+    positions = firsts + torch.arange(len(rows), device=rows.device)
+    req_to_token[rows, positions] = out_cache_loc[: len(rows)].to(req_to_token.dtype)
+
+
+def install() -> None:
+    """Replace SGLang's Triton-only functions in this process."""
+    from sglang.srt.mem_cache import allocation
+
+    allocation.assign_req_to_token_pool_func = write_slots
+    allocation.get_last_loc = allocation.get_last_loc_torch

@@ -1,0 +1,64 @@
+"""The algorithm as SGLang's registry knows it: a DSpark family member with our worker.
+
+Knows nothing of steps; answers what SGLang asks of an algorithm. SGLang 0.5.23's base class lacks three of the methods
+that its scheduler calls, so they stand here.
+"""
+
+from typing import Any
+
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+from sglang.srt.speculative.spec_registry import CustomSpecAlgo
+
+NAME = "SPARKTIER"
+
+
+class SparktierAlgorithm(CustomSpecAlgo):
+    """Source of the contract: `sglang/srt/speculative/spec_registry.py` and `spec_info.py`."""
+
+    def is_dspark(self) -> bool:
+        """True: feature capture, the draft's KV pool and the step input key on it."""
+        return True
+
+    def is_dflash_family(self) -> bool:
+        """True: see `is_dspark`."""
+        return True
+
+    def supports_target_verify_for_draft(self) -> bool:
+        """True: the draft block runs as a verify pass."""
+        return True
+
+    def supports_prefill_shared_read_done(self) -> bool:
+        """True: the target's prefill is the last to read shared tables."""
+        return True
+
+    def need_topk(self) -> bool:
+        """False: drafts are not kept between steps."""
+        return False
+
+    def carries_draft_hidden_states(self) -> bool:
+        """False: features go into the draft's KV at once."""
+        return False
+
+    def create_future_map(
+        self, device: Any, req_to_token_pool: Any, needs_cpu_seq_lens: bool = True, needs_confidence_relay: bool = False
+    ) -> Any:
+        """Return SGLang's relay of lengths between overlapped steps."""
+        from sglang.srt.managers.overlap_utils import FutureMap
+
+        return FutureMap(device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay)
+
+    def handle_server_args(self, server_args: Any) -> None:
+        """Fix what a block drafter needs; widths come from the settings."""
+        server_args.speculative_num_steps = 1
+        server_args.speculative_eagle_topk = 1
+
+
+def register() -> None:
+    """Make the algorithm known to SGLang under NAME; once a process."""
+
+    def worker_class(server_args: Any) -> type:
+        from sparktier.serving.engine.speculation.worker import ChainWorker
+
+        return ChainWorker
+
+    SpeculativeAlgorithm.register(NAME, supports_overlap=True, spec_class=SparktierAlgorithm)(worker_class)

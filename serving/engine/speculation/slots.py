@@ -1,0 +1,57 @@
+"""What the worker must know of each request without asking the host: tier, seed, room left, penalties.
+
+One entry per request slot of SGLang's pool, written when a prompt is prefilled, read by index in every step. Knows
+nothing of plans or drafts.
+"""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TIER_PARAM = "sparktier_tier"
+
+
+def tier_of(custom_params: object, *, known: int) -> int:
+    """Return the tier id that the gateway set, or 0 (the default tier) for none or an unknown one."""
+    value = custom_params.get(TIER_PARAM, 0) if isinstance(custom_params, dict) else 0
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+    return int(value) if whole and 0 <= value < known else 0
+
+
+def seed_of(request_id: str, sampling_seed: int | None) -> int:
+    """Return the seed of a request: its own, or one made of its id, which every rank knows."""
+    if sampling_seed is not None:
+        return sampling_seed
+    digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class SlotTable:
+    """Per-slot facts as tensors, indexed by SGLang's `req_pool_indices`."""
+
+    def __init__(self, slots: int, *, tiers: int, device: torch.device) -> None:
+        self._tiers = tiers
+        self.tier = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.end = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.prompt = torch.zeros(slots, dtype=torch.int64, device=device)
+
+    def enter(self, requests: list[Any], slots: Tensor) -> None:
+        """Record `requests`, SGLang's `Req`s, that are being prefilled into `slots` [len(requests)]."""
+        facts = []
+        for request in requests:
+            params = request.sampling_params
+            prompt_tokens = len(request.origin_input_ids)
+            limit = params.max_new_tokens if params.max_new_tokens is not None else 1 << 30
+            facts.append((tier_of(params.custom_params, known=self._tiers), prompt_tokens + limit, prompt_tokens))
+        columns = torch.tensor(facts, dtype=torch.int64).t().to(self.tier.device)
+        for table, column in zip((self.tier, self.end, self.prompt), columns, strict=True):
+            table[slots] = column
+
+    def room(self, slots: Tensor, committed: Tensor) -> Tensor:
+        """[batch] int64: tokens each request may still emit, given `committed` [batch] tokens in its KV.
+
+        The anchor is emitted but not in KV yet, hence one less than to the end.
+        """
+        return self.end[slots] - committed - 1
