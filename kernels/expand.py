@@ -65,6 +65,7 @@ class _Parents(NamedTuple):
 
 
 _Offspring = Callable[[Tensor, _Parents, int], tuple[Tensor, Tensor]]
+"""(bias [batch, parents, V], parents, depth) -> tokens and chances [batch, parents, children]."""
 
 
 def expand_top(
@@ -87,12 +88,11 @@ def expand_top(
         edge_acceptance: calibrated chance of each edge.
     """
 
-    def offspring(logits: Tensor, parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
-        best, tokens = top_tokens(scores=logits, count=shape.children)
-        q = torch.exp(best - logits.logsumexp(dim=-1, keepdim=True))
+    def offspring(bias: Tensor, _parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
+        q, tokens = _top_children(bias, block_logits[:, depth - 1], temperatures, shape.children)
         return tokens, edge_acceptance(q, depth)
 
-    return _grow(anchors, block_logits, head, temperatures, shape, offspring)
+    return _grow(anchors, head, shape, offspring)
 
 
 def expand_drawn(
@@ -118,8 +118,8 @@ def expand_drawn(
     keys = stream_seeds(seeds=seeds, stream=Stream.DRAFT, rounds=anchor_positions)
     laws: list[Tensor] = []
 
-    def offspring(logits: Tensor, parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
-        q = torch.softmax(logits, dim=-1)
+    def offspring(bias: Tensor, parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
+        q = torch.softmax(_conditioned(bias, block_logits[:, depth - 1], temperatures), dim=-1)
         laws.append(q)
         tokens = draw_distinct(
             weights=q.flatten(0, 1),
@@ -130,20 +130,19 @@ def expand_drawn(
         slots = slot_acceptance(q, depth).cummin(dim=-1).values
         return tokens.clamp(min=0), slots.masked_fill(tokens < 0, 0.0)
 
-    candidates = _grow(anchors, block_logits, head, temperatures, shape, offspring)
+    candidates = _grow(anchors, head, shape, offspring)
     return candidates, torch.cat(laws, dim=1)
 
 
-def _grow(
-    anchors: Tensor, block_logits: Tensor, head: MarkovHead, temperatures: Tensor, shape: Shape, offspring: _Offspring
-) -> Candidates:
+def _grow(anchors: Tensor, head: MarkovHead, shape: Shape, offspring: _Offspring) -> Candidates:
+    """Level by level: bias of all parents in one product, their offspring, and the parents of the next level."""
     start = torch.zeros_like(anchors).unsqueeze(1)
     parents = _Parents(start, anchors.unsqueeze(1), torch.ones_like(start, dtype=torch.float32))
     levels = [Candidates(parents.tokens, start - 1, start, parents.survival, start + NO_LAW)]
     nodes = expanded = 1
     for depth in range(1, shape.depth + 1):
-        logits = _conditioned(block_logits[:, depth - 1], head, parents.tokens, temperatures)
-        level = _level(parents, depth, *offspring(logits, parents, depth))
+        bias = head.w1[parents.tokens] @ head.w2.T
+        level = _level(parents, depth, *offspring(bias, parents, depth))
         parents, ranks = _frontier(level, nodes, shape.parents)
         if depth < shape.depth:
             laws = expanded + torch.arange(ranks.shape[1], device=ranks.device).expand_as(ranks)
@@ -154,10 +153,20 @@ def _grow(
     return Candidates(*(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)))
 
 
-def _conditioned(block_row: Tensor, head: MarkovHead, tokens: Tensor, temperatures: Tensor) -> Tensor:
-    """(U + W2 W1[parent]) / T: block_row [batch, V], tokens [batch, parents] -> [batch, parents, V] float32."""
-    logits = (head.w1[tokens] @ head.w2.T).float()  # ours alone, so the rest is done in place
-    return logits.add_(block_row.unsqueeze(1)).div_(temperatures.view(-1, 1, 1))
+def _top_children(bias: Tensor, block_row: Tensor, temperatures: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """q and tokens [batch, parents, count] of the likeliest children, falling."""
+    if bias.is_cuda:
+        from sparktier.kernels.expand_triton import top_children_triton
+
+        return top_children_triton(bias=bias, block_row=block_row, temperatures=temperatures, count=count)
+    logits = _conditioned(bias, block_row, temperatures)
+    best, tokens = top_tokens(scores=logits, count=count)
+    return torch.exp(best - logits.logsumexp(dim=-1, keepdim=True)), tokens
+
+
+def _conditioned(bias: Tensor, block_row: Tensor, temperatures: Tensor) -> Tensor:
+    """(U + bias) / T: bias [batch, parents, V], block_row [batch, V] -> float32. Overwrites a float32 bias."""
+    return bias.float().add_(block_row.unsqueeze(1)).div_(temperatures.view(-1, 1, 1))
 
 
 def _level(parents: _Parents, depth: int, tokens: Tensor, acceptance: Tensor) -> Candidates:

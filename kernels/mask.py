@@ -57,6 +57,11 @@ def packed_mask(
         prefix_lens, query_lens: [batch] int64; keys of a request are prefix + query.
         total_bytes: last entry of `mask_byte_indptr`, known on the host from the same lengths; bytes beyond are 0.
     """
+    if words.is_cuda:
+        from sparktier.kernels.mask_triton import packed_mask_triton
+
+        lengths = {"row_counts": row_counts, "prefix_lens": prefix_lens, "query_lens": query_lens}
+        return packed_mask_triton(words=words, **lengths, total_bytes=total_bytes)
     indptr = mask_byte_indptr(prefix_lens=prefix_lens, query_lens=query_lens).long()
     places = torch.arange(total_bytes, device=words.device)
     requests = torch.searchsorted(indptr[1:], places, right=True).clamp(max=len(prefix_lens) - 1)

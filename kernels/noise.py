@@ -48,6 +48,10 @@ def draw(*, weights: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     the noise by the rank in the sorted probabilities instead of the token, so its draw depends on the batch; ours never
     does. A row needs positive mass.
     """
+    if weights.is_cuda:
+        from sparktier.kernels.noise_triton import draw_triton
+
+        return draw_triton(weights=weights, seeds=seeds, positions=positions)
     return best_token(scores=_race(weights, seeds, positions))
 
 

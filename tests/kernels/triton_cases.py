@@ -1,0 +1,112 @@
+"""The Triton kernels against their torch oracles. test_triton.py runs this in interpreter mode; a GPU runs it as is."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparktier.kernels.accept_tree import walk_matching
+from sparktier.kernels.accept_triton import walk_matching_triton
+from sparktier.kernels.expand_triton import top_children_triton
+from sparktier.kernels.mask import ancestor_words, mask_byte_indptr, packed_mask
+from sparktier.kernels.mask_triton import packed_mask_triton
+from sparktier.kernels.noise import draw, exponentials
+from sparktier.kernels.noise_triton import draw_triton
+from sparktier.kernels.search import top_tokens
+from support.random_trees import random_tree
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def generator(chance: int) -> torch.Generator:
+    return torch.Generator().manual_seed(chance)
+
+
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 3), (3, 1024), (5, 2500)])
+def test_draw(rows: int, vocab: int) -> None:
+    chance = generator(vocab)
+    weights = torch.rand(rows, vocab, generator=chance) ** 6
+    weights[:, ::3] = 0.0
+    seeds = torch.randint(-(2**62), 2**62, (rows,), generator=chance)
+    keys = {"seeds": seeds.to(DEVICE), "positions": torch.randint(9000, (rows,), generator=chance).to(DEVICE)}
+    expected = draw(weights=weights, **{name: key.cpu() for name, key in keys.items()})
+    for same in (weights, weights.repeat(1, 2)[:, :vocab]):  # contiguous rows and strided ones
+        assert draw_triton(weights=same.to(DEVICE), **keys).tolist() == expected.tolist()
+
+
+def test_draw_from_one_hot_rows_and_from_the_far_tail() -> None:
+    one_hot = torch.eye(1500, device=DEVICE)[[7, 1030, 1499]]
+    keys = torch.arange(3, device=DEVICE)
+    assert draw_triton(weights=one_hot * 1e-30, seeds=keys, positions=keys).tolist() == [7, 1030, 1499]
+
+
+@pytest.mark.parametrize(("batch", "rows", "vocab"), [(1, 1, 2), (3, 7, 3), (4, 33, 4)])
+def test_walk(batch: int, rows: int, vocab: int) -> None:
+    for chance in range(5):
+        tree = random_tree(batch=batch, rows=rows, vocab=vocab, generator=generator(chance))
+        chosen = torch.randint(vocab, (batch, rows), generator=generator(chance))
+        oracle = walk_matching(
+            tree=tree, choose=lambda at, chosen=chosen: chosen.gather(1, at.unsqueeze(1)).squeeze(1), max_depth=rows - 1
+        )
+        there = type(tree)(*(part.to(DEVICE) for part in tree))
+        got = walk_matching_triton(tree=there, target_tokens=chosen.to(DEVICE), max_depth=rows - 1)
+        assert all(a.tolist() == b.tolist() for a, b in zip(got, oracle, strict=True))
+
+
+@pytest.mark.parametrize("vocab", [5, 2048, 2049, 4500])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_top_children(vocab: int, dtype: torch.dtype) -> None:
+    bias = torch.randn(2, 3, vocab, generator=generator(vocab)).to(dtype)
+    block_row = (3 * torch.randn(2, vocab, generator=generator(vocab + 1))).to(dtype)
+    block_row[0, : vocab // 2] = -torch.inf  # as a grammar leaves it
+    block_row[1, ::2] = block_row[1, 1:vocab:2].repeat(2)[: len(block_row[1, ::2])]
+    temperatures = torch.tensor([0.7, 1.0])
+    logits = (bias.float() + block_row.unsqueeze(1)) / temperatures.view(-1, 1, 1)
+    best, tokens = top_tokens(scores=logits, count=4)
+    q, got = top_children_triton(
+        bias=bias.to(DEVICE), block_row=block_row.to(DEVICE), temperatures=temperatures.to(DEVICE), count=4
+    )
+    assert got.tolist() == tokens.tolist()
+    expected = torch.exp(best - logits.logsumexp(dim=-1, keepdim=True))
+    torch.testing.assert_close(q.cpu(), expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(("batch", "rows", "ragged"), [(1, 1, True), (3, 9, True), (2, 33, False), (2, 40, True)])
+def test_packed_mask(batch: int, rows: int, ragged: bool) -> None:
+    tree = random_tree(batch=batch, rows=rows, vocab=4, generator=generator(rows))
+    prefix_lens = torch.randint(0, 200, (batch,), generator=generator(rows))
+    query_lens = tree.row_counts if ragged else torch.full((batch,), rows)
+    total = int(mask_byte_indptr(prefix_lens=prefix_lens, query_lens=query_lens)[-1])
+    inputs = {
+        "words": ancestor_words(tree=tree),
+        "row_counts": tree.row_counts,
+        "prefix_lens": prefix_lens,
+        "query_lens": query_lens,
+    }
+    oracle = packed_mask(**inputs, total_bytes=total + 5)
+    there = {name: value.to(DEVICE) for name, value in inputs.items()}
+    assert packed_mask_triton(**there, total_bytes=total + 5).tolist() == oracle.tolist()
+
+
+def test_noise_is_the_hash_of_sglang() -> None:
+    """The exponentials are those of `multinomial_with_seed`, computed by SGLang's own kernel."""
+    package = importlib.util.find_spec("sglang")
+    assert package is not None
+    assert package.origin is not None
+    path = Path(package.origin).parent / "kernels/ops/sampling/murmur_hash.py"
+    spec = importlib.util.spec_from_file_location("sglang_murmur_hash", path)
+    assert spec is not None
+    assert spec.loader is not None
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
+    seeds = torch.tensor([0, 1, 42, -1, 2**40 + 3, -(2**62)])
+    positions, columns = torch.tensor([0, 1, 7, 4095, 2**31 - 1, 9]), torch.arange(1500)
+    there = (part.to(DEVICE) for part in (seeds.view(torch.uint64), positions, columns))
+    hashed = torch.empty(6, 1500, dtype=torch.uint32, device=DEVICE)
+    theirs.murmur_hash32_kernel[(6, 2)](*there, hashed, 6, 1500, BLOCK_SIZE=1024)
+    uniform = hashed.cpu().to(torch.float64) / (2**32 - 1)
+    expected = -uniform.log()
+    torch.testing.assert_close(
+        exponentials(seeds=seeds, positions=positions, columns=columns), expected, rtol=1e-12, atol=0
+    )
