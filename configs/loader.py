@@ -101,7 +101,7 @@ def _without(data: Mapping[Any, Any], wrong: Sequence[tuple[str | int, ...]]) ->
         _drop(kept, location)
     if not isinstance(kept.get("model"), dict):
         kept["model"] = {}
-    kept["model"].setdefault("path", "demo")  # the only key without a default; no rule reads it
+    kept["model"].setdefault("path", "demo")  # the only key without a default; rules that read it are left out
     try:
         return Settings.model_validate(kept)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Rules on tiers, and on the timing of supervision. Pure."""
+"""Rules on names, tiers, and the timing of supervision. Pure."""
 
 from collections.abc import Iterator
 
@@ -42,7 +42,20 @@ def _backoff_grows(settings: Settings) -> Iterator[Problem]:
         )
 
 
+def _name_has_no_colon(settings: Settings) -> Iterator[Problem]:
+    # SGLang splits `model:adapter` there (sglang/srt/arg_groups/validation_hook.py, 0.5.23).
+    name = settings.model.public_name
+    if ":" in name:
+        yield Problem(
+            "model.served_name",
+            "must not contain a colon, which separates an adapter's name in requests",
+            name,
+            "Set it to a name without one.",
+        )
+
+
 RULES = (
+    Rule(("model.path", "model.served_name"), _name_has_no_colon),
     Rule(("tiers",), _one_default_tier),
     Rule(("tiers",), _tier_names_differ),
     Rule(

@@ -33,8 +33,9 @@ def covered(symbol: str) -> bool:
     ids=lambda file: str(file.relative_to(ENGINE)),
 )
 def test_every_symbol_named_is_in_the_manifest(file: Path) -> None:
-    missing = {symbol for symbol in sglang_symbols(file.read_text(), installed_module) if not covered(symbol)}
-    assert not missing, "add these to serving/engine/upstream_uses.py and run upstream --record"
+    missing = sorted(symbol for symbol in sglang_symbols(file.read_text(), installed_module) if not covered(symbol))
+    lines = "".join(f'\n    Use("{symbol}", "why"),' for symbol in missing)
+    assert not missing, f"add to serving/engine/upstream_uses.py, then run upstream --record:{lines}"
 
 
 def test_the_manifest_names_each_symbol_once_and_why() -> None:

@@ -27,9 +27,14 @@ def exit_code(arguments: list[str]) -> int:
         return int(str(ended.code))
 
 
-@pytest.mark.parametrize("command", ["up", "engine", "doctor", "doctor --plan"])
-@pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_file_ends_every_command_with_a_line_for_each_problem(
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        *(("up", name) for name in MALFORMED),
+        *((command, "wrong keys and broken rules together") for command in ("engine", "doctor", "doctor --plan")),
+    ],
+)
+def test_a_malformed_file_ends_a_command_with_a_line_for_each_problem(
     command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, paths = MALFORMED[name]

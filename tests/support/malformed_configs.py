@@ -22,6 +22,7 @@ MALFORMED = {
     "no model": ("server: {port: 80}\n", ["model"]),
     "no model path": ("model: {dtype: auto}\n", ["model.path"]),
     "ambiguous path": ("model: {path: models}\n", ["model.path"]),
+    "served under a name with a colon": ("model: {path: '/models/qwen:4'}\n", ["model.served_name"]),
     "section is a value": ("model: demo\n", ["model"]),
     "section is null": (MODEL + "server:\n", ["server"]),
     "misspelt section": (MODEL + "sever: {port: 80}\n", ["sever"]),
