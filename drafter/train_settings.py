@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sparktier.configs.errors import ConfigError, Problem
+from sparktier.configs.yaml_source import read_yaml
 from sparktier.drafter.config import MarkovType
 
 
@@ -59,3 +61,25 @@ class TrainSettings(BaseModel):
     evaluate_every_steps: int = Field(default=500, gt=0)
     checkpoint_every_steps: int = Field(default=500, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
+
+
+def load_train_settings(path: Path) -> TrainSettings:
+    """Read a run's settings from a YAML file.
+
+    Raises:
+        ConfigError: one or more rules are broken; it lists all of them.
+    """
+    data, repeated = read_yaml(path)
+    try:
+        settings = TrainSettings.model_validate(data)
+    except ValidationError as error:
+        problems = [
+            Problem(
+                ".".join(str(part) for part in item["loc"]), item["msg"], repr(item["input"])[:60], "Mend this key."
+            )
+            for item in error.errors()
+        ]
+        raise ConfigError([*repeated, *problems]) from None
+    if repeated:
+        raise ConfigError(repeated)
+    return settings

@@ -8,16 +8,19 @@ import pytest
 import torch
 from rich.console import Console
 
+from sparktier.drafter.calibrate import calibrate
+from sparktier.drafter.calibration_metrics import ece_frac
 from sparktier.drafter.checkpoint import load_draft
-from sparktier.drafter.child_calibration import fit_children
+from sparktier.drafter.child_calibration import read_children
 from sparktier.drafter.distributed import Place
-from sparktier.drafter.evaluate import THRESHOLDS, child_samples, evaluate
+from sparktier.drafter.evaluate import THRESHOLDS, evaluate
 from sparktier.drafter.feature_store import FeatureStore
 from sparktier.drafter.features import FeatureSpec
+from sparktier.drafter.files import sha256_of
 from sparktier.drafter.model import DraftModel
 from sparktier.drafter.plots import write_figures
 from sparktier.drafter.report import report_meta, write_report
-from sparktier.drafter.sts import fit_sts
+from sparktier.drafter.sts import read_sts
 from sparktier.drafter.target import read_target
 from sparktier.drafter.train import train
 from support.toy_training import toy_settings, write_world
@@ -104,16 +107,20 @@ def test_report_and_figures_are_written(world: Path, model: DraftModel, tmp_path
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
 
 
-def test_samples_of_an_evaluation_calibrate_it(world: Path, model: DraftModel) -> None:
-    store = FeatureStore(world / "store")
-    (raw,) = evaluate(model, store, "trained", seeds=[1])
-    rounds = raw.rounds().whole()
-    calibration = fit_sts(rounds.confidence, rounds.prefixes(), "toy")
-    (scaled,) = evaluate(model, store, "trained", seeds=[1], temperatures=calibration.temperatures)
-    assert np.mean(calibration.ece_after) <= np.mean(calibration.ece_before)
-    curves = [curve.ece_frac for curve in scaled.curves()]
-    assert curves == pytest.approx(calibration.ece_after, abs=1e-6)
-    q, stood = child_samples(model, store)
-    fit = fit_children(q, stood, "target_match", store.spec.temperature)
-    assert fit.temperature_class == "greedy"
-    assert fit.auc > 0.9
+def test_calibration_files_fit_the_drafter_they_were_made_for(world: Path, model: DraftModel, tmp_path: Path) -> None:
+    draft, store = world / "run/checkpoints/step-00000080/draft", FeatureStore(world / "store")
+    sources = [store, AsIfSampled(store)]
+    sts, fits = calibrate(draft, read_target(world / "target"), sources, seed=1, folder=tmp_path)
+    assert sts is not None
+    assert read_sts(tmp_path / "sts.json", gamma=4) == sts
+    assert np.mean(sts.ece_after) <= np.mean(sts.ece_before)
+    children = read_children(tmp_path / "children.json", sha256_of(draft / "model.safetensors"))
+    assert [fit.temperature_class for fit in children.fits] == ["greedy", "warm"]
+    assert list(children.fits) == fits
+    assert fits[0].auc > 0.9
+    (greedy,) = evaluate(model, store, "trained", [1], sts.temperatures)
+    (sampled,) = evaluate(model, sources[1], "trained", [1], sts.temperatures)
+    tables = [evaluation.predictions() for evaluation in (greedy, sampled)]
+    predicted, outcomes = (np.concatenate(column) for column in zip(*tables, strict=True))
+    after = [ece_frac(predicted[:, row], outcomes[:, row]) for row in range(4)]
+    assert after == pytest.approx(sts.ece_after, abs=1e-6)

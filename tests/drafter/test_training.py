@@ -22,7 +22,7 @@ from sparktier.drafter.features import FeatureSource
 from sparktier.drafter.packing import FeatureRecord
 from sparktier.drafter.target import read_target
 from sparktier.drafter.train import train
-from sparktier.drafter.train_settings import TrainSettings
+from sparktier.drafter.train_settings import TrainSettings, load_train_settings
 from support.toy_training import curve, toy_settings, write_world
 
 HERE = Place(0, 1, torch.device("cpu"))
@@ -193,3 +193,16 @@ def test_contradicting_settings_are_all_named_at_once(world: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         train(settings, FeatureStore(world / "store"), Place(0, 2, torch.device("cpu")), QUIET, {})
     assert {problem.path for problem in caught.value.problems} == {"draft", "held_out_sequences", "rows_per_step"}
+
+
+def test_settings_of_a_file_are_read_and_every_mistake_is_named(tmp_path: Path) -> None:
+    good = {"target": "t", "run_dir": "r", "steps": 3, "init_from": "d"}
+    (tmp_path / "run.yaml").write_text(json.dumps(good))
+    assert load_train_settings(tmp_path / "run.yaml").steps == 3
+    (tmp_path / "run.yaml").write_text(
+        json.dumps(good | {"steps": 0, "learnin_rate": 1, "draft": {"mask_token_id": -1}})
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_train_settings(tmp_path / "run.yaml")
+    paths = {problem.path for problem in caught.value.problems}
+    assert paths >= {"steps", "learnin_rate", "draft.mask_token_id", "draft.head_dim"}
