@@ -14,6 +14,9 @@ Device = Literal["cpu", "cuda"]
 # SGLang sizes the cache by what memory is free, which on a CPU is everybody's, and each rank would take it all.
 DEFAULT_CPU_KV_TOKENS = 16384
 
+# The engine's plugin registers it: noise keyed by seed and position. SGLang's own samplers ignore a request's seed.
+KEYED_SAMPLER = "sparktier"
+
 _DISPATCH_ROWS_ENV = {
     "deepep": "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
     "mooncake": "SGLANG_MOONCAKE_EP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
@@ -107,7 +110,7 @@ def _speculation(settings: Settings) -> dict[str, Any]:
         return _dspark(speculation, attention_groups=settings.replicas.attention_data_parallel)
     if speculation.method == "standalone":
         return _standalone(speculation)
-    return {}
+    return {"sampling_backend": KEYED_SAMPLER}
 
 
 def _dspark(speculation: SpeculationSettings, *, attention_groups: int) -> dict[str, Any]:

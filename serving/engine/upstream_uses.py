@@ -53,6 +53,8 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.speculative.spec_utils:build_grammar_vocab_mask", "the grammar's mask over those rows"),
     Use("sglang.srt.managers.utils:GenerationBatchResult", "what a step returns"),
     Use("sglang.srt.layers.sampler:Sampler", "its draw is replaced by keyed noise"),
+    Use("sglang.srt.layers.sampler:register_sampler_backend", "offers the keyed sampler to plain decoding"),
+    Use("sglang.srt.runtime_context:get_exec", "tells whether that sampler was chosen"),
     Use("sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo", "gets a seed for every request"),
     Use(
         "sglang.srt.managers.scheduler_components.internal_state:SchedulerInternalStateController",
