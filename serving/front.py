@@ -125,7 +125,8 @@ class _Generate:
         except ClientDisconnect:
             return Response(status_code=499)
         except TimeoutError:
-            return errors.answer(504, LATE, kind=errors.SERVER, code="timeout")
+            # A client that never ends its body would otherwise keep its connection for as long as it likes.
+            return errors.answer(504, LATE, kind=errors.SERVER, code="timeout", close=True)
         except httpx.HTTPError:
             return errors.answer(502, LOST, kind=errors.SERVER, code="replica_lost")
         except asyncio.CancelledError:

@@ -19,7 +19,7 @@ OVERLOADED = "rate_limit_error"
 _ENGINE_FAILED = "The engine failed on this request. The replica's log says why."
 _EVENT_OF_ERROR = b'data: {"error"'
 # One entry of what SGLang makes of a pydantic error: "{'type': 'missing', 'loc': ('body', 'a', 0), 'msg': 'Field ...'".
-_PYDANTIC_ENTRY = re.compile(r"""'loc': \(([^)]*)\), 'msg': (?:'([^']*)'|"([^"]*)")""")
+_PYDANTIC_ENTRY = re.compile(r"""'loc': \((.*?)\), 'msg': (?:'([^']*)'|"([^"]*)")""")
 _GRAMMAR_SOURCE = re.compile(r"\[\d\d:\d\d:\d\d\] /\S+:\d+: ")
 _PATH = re.compile(r"(?<![\w:/])/(?:[\w.~-]+/)+[\w.~-]*")
 
@@ -51,9 +51,12 @@ def answer(
     code: str | None = None,
     param: str | None = None,
     retry_after_s: int | None = None,
+    close: bool = False,
 ) -> JSONResponse:
-    """Return an error as a response."""
+    """Return an error as a response; with `close` the connection ends after it."""
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    if close:
+        headers["Connection"] = "close"
     return JSONResponse(body(message, kind=kind, code=code, param=param), status_code=status, headers=headers)
 
 
@@ -75,7 +78,8 @@ def from_engine(status: int, content: bytes) -> JSONResponse:
 
 def first_error(events: bytes) -> JSONResponse | None:
     """Return the error that a stream opens with, as the plain response it should have been, or None."""
-    return from_engine(_status(fields), events[len(b"data: ") :]) if (fields := _error_fields(events)) else None
+    fields = _error_fields(events)
+    return JSONResponse(_restated(_status(fields), fields), status_code=_status(fields)) if fields else None
 
 
 def restated_events(events: bytes) -> bytes:
@@ -126,4 +130,4 @@ def _without_internals(message: str) -> str:
 
 def _place(python_tuple: str) -> str:
     parts = [part.strip(" '\"") for part in python_tuple.split(",")]
-    return ".".join(part for part in parts if part and part != "body" and "[" not in part) or "body"
+    return ".".join(part for part in parts if part.isdecimal() or (part.isidentifier() and part != "body")) or "body"

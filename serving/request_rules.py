@@ -59,13 +59,13 @@ _PHRASES = (
 
 
 def checked(path: str, body: Mapping[str, Any], *, model: str, limits: EngineLimits) -> dict[str, Any]:
-    """Return what of `body`, sent to `path`, an engine gets.
+    """Return what of `body`, sent to `path`, an engine gets; clients may leave out `model`, the one there is.
 
     Raises:
         Refused: the body breaks a rule, or asks for what is not served.
     """
     kept = {name: value for name, value in body.items() if value is not None and name not in DROPPED}
-    require_model(kept.get("model", model), model)
+    require_model(kept.setdefault("model", model), model)
     for name, reason in REFUSED.items():
         if kept.get(name, False) is not False:
             raise Refused(f"{name}: {reason}. Leave it out.", param=name)

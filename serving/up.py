@@ -115,6 +115,7 @@ class _Deployment:
                 host=settings.host,
                 port=settings.port,
                 log_level="warning",
+                lifespan="off",
                 timeout_graceful_shutdown=round(settings.shutdown_grace_s),
             )
         )

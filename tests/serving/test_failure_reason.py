@@ -1,0 +1,40 @@
+"""The lines shown of a failed process's log are those that say why it failed."""
+
+from sparktier.serving.failure_reason import reason
+
+# Shortened from what a rank that asked for too many log-probabilities left behind.
+CRASH = """\
+/env/sglang/awq.py:53: UserWarning: Only CUDA, HIP and XPU support AWQ currently.
+  warnings.warn(f"Only CUDA, HIP and XPU support AWQ currently.")
+2026-11-22 02:15:21,877 INFO Available plugins for group sglang.srt.plugins:
+\x1b[36m(Rank pid=1234)\x1b[0m [2026-11-22 02:15:10 TP0] Scheduler failed: Traceback (most recent call last):
+\x1b[36m(Rank pid=1234)\x1b[0m   File "/env/sglang/logprob_processor.py", line 106, in get_top_logprobs_raw
+\x1b[36m(Rank pid=1234)\x1b[0m     values, indices = logprobs.topk(max_k, dim=-1)
+\x1b[36m(Rank pid=1234)\x1b[0m RuntimeError: selected index k out of range
+\x1b[36m(Rank pid=1235)\x1b[0m RuntimeError: selected index k out of range [repeated 2x across cluster]
+[2026-11-22 02:15:10] Ray scheduler actor terminated with error: ray::Rank.run_event_loop() (pid=1234)
+RuntimeError: selected index k out of range
+[2026-11-22 02:15:10] A rank ended; this replica stops so that a whole one can take its place.
+"""
+
+
+def test_the_error_is_told_once_and_the_noise_not() -> None:
+    assert reason(CRASH) == ["RuntimeError: selected index k out of range"]
+
+
+def test_our_own_last_line_is_told() -> None:
+    log = "x\nsparktier.configs.errors.ReplicaError: inner\nreplica 0: replicas: needs 4 free GPUs. Add nodes.\n"
+    assert reason(log)[-1] == "replica 0: replicas: needs 4 free GPUs. Add nodes."
+
+
+def test_without_an_error_the_end_of_the_log_is_told() -> None:
+    log = "\n".join(f"[2026-11-22 02:15:1{n}] step {n}" for n in range(9))
+    assert reason(log) == ["step 5", "step 6", "step 7", "step 8"]
+
+
+def test_a_log_without_lines_tells_nothing() -> None:
+    assert reason("\n \n") == []
+
+
+def test_a_line_without_end_is_cut() -> None:
+    assert len(reason("ValueError: " + "x" * 100_000)[0]) == 400

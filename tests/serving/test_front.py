@@ -1,0 +1,307 @@
+"""The front over real sockets, before scripted replicas: what is passed on, and what comes of a lost or slow one."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from sparktier.configs.settings import ServerSettings
+from sparktier.serving.front import front
+from sparktier.serving.replica_table import EngineLimits, Replica, ReplicaTable, State
+from support.scripted_replica import STREAM_END, STREAM_HEAD, Script, chunk, json_answer, scripted_replica
+
+ASKED = {"model": "tiny", "prompt": "Hello"}
+TOKEN = b'data: {"text": "a"}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def serving(number: int, url: str) -> Replica:
+    return Replica(number, url, State.SERVING, limits=EngineLimits(vocab_size=512, context_tokens=256))
+
+
+@contextlib.asynccontextmanager
+async def fronted(*replicas: Replica, grace_s: int = 1, **settings: Any) -> AsyncIterator[tuple[str, uvicorn.Server]]:
+    """Yield the address of a front before `replicas`, and its server."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        app = front(ReplicaTable(replicas), ServerSettings(**settings), client, model="tiny")
+        config = uvicorn.Config(app, port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=grace_s)
+        server = uvicorn.Server(config)
+        running = asyncio.create_task(server._serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", server
+        server.should_exit = True
+        await running
+
+
+@contextlib.asynccontextmanager
+async def asked(script: Script, **settings: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Replica]]:
+    """Yield a client of a front before one replica that runs `script`."""
+    async with scripted_replica(script) as address:
+        replica = serving(0, address)
+        async with fronted(replica, **settings) as (url, _), httpx.AsyncClient(base_url=url) as client:
+            yield client, replica
+
+
+async def post(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    return await client.post("/v1/completions", json=ASKED | fields, timeout=30)
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return error
+
+
+def last_event(answer: httpx.Response) -> dict[str, Any]:
+    """The last event, whose place is after whole ones only."""
+    events = [event for event in answer.text.split("\n\n") if event]
+    assert all(event.startswith("data: ") for event in events)
+    event: dict[str, Any] = json.loads(events[-1].removeprefix("data: "))
+    return event
+
+
+async def until_idle(replica: Replica) -> None:
+    async with asyncio.timeout(10):
+        while replica.in_flight:
+            await asyncio.sleep(0.01)
+
+
+async def wait_for_hang_up(reader: asyncio.StreamReader) -> None:
+    assert await reader.read() == b""
+
+
+async def test_an_answer_comes_back_as_it_is() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(json_answer(b'{"id": "a"}'))
+
+    async with asked(script) as (client, replica):
+        answer = await post(client)
+        assert (answer.status_code, answer.json()) == (200, {"id": "a"})
+        assert replica.in_flight == 0
+
+
+async def test_a_stream_comes_back_as_it_is_even_cut_anywhere() -> None:
+    sent = TOKEN * 3 + DONE
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(STREAM_HEAD)
+        for start in range(0, len(sent), 7):
+            writer.write(chunk(sent[start : start + 7]))
+            await writer.drain()
+            await asyncio.sleep(0)
+        writer.write(STREAM_END)
+
+    async with asked(script) as (client, replica):
+        answer = await post(client, stream=True)
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.content == sent
+        await until_idle(replica)
+
+
+async def test_the_first_event_is_not_held_back() -> None:
+    more = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(STREAM_HEAD + chunk(TOKEN))
+        await more.wait()
+        writer.write(chunk(DONE) + STREAM_END)
+
+    body = ASKED | {"stream": True}
+    async with asked(script) as (client, _), client.stream("POST", "/v1/completions", json=body, timeout=30) as answer:
+        events = answer.aiter_bytes()
+        assert await anext(events) == TOKEN
+        more.set()
+        assert await anext(events) == DONE
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"]
+)
+async def test_a_replica_that_dies_is_a_clean_error(sent: bytes) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(sent)
+
+    async with asked(script) as (client, replica):
+        answer = await post(client)
+        assert answer.status_code == 502
+        assert error_of(answer)["code"] == "replica_lost"
+        assert replica.in_flight == 0
+
+
+async def test_a_replica_that_is_not_there_is_a_clean_error() -> None:
+    async with fronted(serving(0, "http://127.0.0.1:1")) as (url, _), httpx.AsyncClient(base_url=url) as client:
+        assert error_of(await post(client))["code"] == "replica_lost"
+
+
+async def test_a_replica_that_dies_inside_an_event_leaves_no_half_of_it() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(STREAM_HEAD + chunk(TOKEN) + chunk(TOKEN + TOKEN[:9]))
+
+    async with asked(script) as (client, replica):
+        answer = await post(client, stream=True)
+        assert answer.content.startswith(TOKEN + TOKEN + b'data: {"error"')
+        assert last_event(answer)["error"]["code"] == "replica_lost"
+        await until_idle(replica)
+
+
+async def test_a_replica_that_dies_before_the_first_event_is_a_plain_error() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(STREAM_HEAD)
+
+    async with asked(script) as (client, _):
+        answer = await post(client, stream=True)
+        assert answer.status_code == 502
+        assert error_of(answer)["code"] == "replica_lost"
+
+
+async def test_a_stream_that_opens_with_an_error_has_its_status() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        said = b'data: {"error": {"object": "error", "message": "Bad regex.", "code": 400}}\n\n'
+        writer.write(STREAM_HEAD + chunk(said + DONE) + STREAM_END)
+
+    async with asked(script) as (client, _):
+        answer = await post(client, stream=True)
+        assert answer.status_code == 400
+        assert error_of(answer)["message"] == "Bad regex."
+
+
+async def test_a_refusal_of_the_engine_is_restated() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(json_answer(b'{"object": "error", "message": "Too long.", "code": 400}', "400 Bad Request"))
+
+    async with asked(script) as (client, _):
+        answer = await post(client)
+        assert (answer.status_code, error_of(answer)["message"]) == (400, "Too long.")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_takes_too_long_is_ended_with_an_error(stream: bool) -> None:
+    hung_up = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(STREAM_HEAD + chunk(TOKEN) if stream else b"")
+        await wait_for_hang_up(reader)
+        hung_up.set()
+
+    async with asked(script, request_timeout_s=2.0) as (client, replica):
+        answer = await post(client, stream=stream)
+        error = last_event(answer)["error"] if stream else error_of(answer)
+        assert error["code"] == "timeout"
+        await asyncio.wait_for(hung_up.wait(), 10)
+        await until_idle(replica)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_hangs_up_ends_the_request_at_the_replica(stream: bool) -> None:
+    hung_up = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(STREAM_HEAD + chunk(TOKEN) if stream else b"")
+        await wait_for_hang_up(reader)
+        hung_up.set()
+
+    async with asked(script) as (client, replica):
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post("/v1/completions", json=ASKED | {"stream": stream}, timeout=httpx.Timeout(30, read=1.0))
+        await asyncio.wait_for(hung_up.wait(), 10)
+        await until_idle(replica)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_stop_lets_requests_finish_and_then_ends_them_with_an_error(stream: bool) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(STREAM_HEAD + chunk(TOKEN) if stream else b"")
+        await wait_for_hang_up(reader)
+
+    async with scripted_replica(script) as address:
+        replica = serving(0, address)
+        async with fronted(replica, grace_s=1) as (url, server), httpx.AsyncClient(base_url=url) as client:
+            asking = asyncio.create_task(post(client, stream=stream))
+            while not replica.in_flight:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            server.should_exit = True
+            answer = await asking
+        error = last_event(answer)["error"] if stream else error_of(answer)
+        assert error["code"] == "stopping"
+        assert replica.in_flight == 0
+
+
+async def test_one_request_more_than_the_bound_is_told_to_come_again() -> None:
+    release = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        await release.wait()
+        writer.write(json_answer(b"{}"))
+
+    async with asked(script, max_concurrent_requests=2) as (client, replica):
+        waiting = [asyncio.create_task(post(client)) for _ in range(2)]
+        while replica.in_flight < 2:
+            await asyncio.sleep(0.01)
+        refused = await post(client)
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"]
+        assert error_of(refused)["type"] == "rate_limit_error"
+        release.set()
+        assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200, 200]
+        assert (await post(client)).status_code == 200
+
+
+async def test_a_body_that_never_ends_holds_its_place_only_so_long() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(json_answer(b"{}"))
+
+    async with asked(script, request_timeout_s=1.0, max_concurrent_requests=1) as (client, _):
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 999\r\n\r\n{")
+        answer = await asyncio.wait_for(reader.read(), 20)
+        assert answer.startswith(b"HTTP/1.1 504")
+        assert b'"timeout"' in answer
+        writer.close()
+        assert (await post(client)).status_code == 200
+
+
+async def test_without_a_replica_clients_are_told_to_come_again() -> None:
+    async with fronted(Replica(0, state=State.DOWN)) as (url, _), httpx.AsyncClient(base_url=url) as client:
+        answer = await post(client)
+        assert answer.status_code == 503
+        assert error_of(answer)["code"] == "not_ready"
+        assert answer.headers["retry-after"]
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()) == (503, {"replicas": {"starting": 0, "serving": 0, "down": 1}})
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_requests_go_where_fewest_are() -> None:
+    release = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        await release.wait()
+        writer.write(json_answer(b"{}"))
+
+    async with scripted_replica(script) as one, scripted_replica(script) as two:
+        replicas = serving(0, one), serving(1, two)
+        async with fronted(*replicas) as (url, _), httpx.AsyncClient(base_url=url) as client:
+            waiting = []
+            for sent in range(1, 7):
+                waiting.append(asyncio.create_task(post(client)))
+                while sum(replica.in_flight for replica in replicas) < sent:
+                    await asyncio.sleep(0.01)
+            assert [replica.in_flight for replica in replicas] == [3, 3]
+            release.set()
+            await asyncio.gather(*waiting)
+
+
+async def test_the_replica_gets_the_body_without_what_only_we_may_set() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(json_answer(body))
+
+    async with asked(script) as (client, _):
+        answer = await post(client, custom_params={"sparktier_tier": 0}, seed=3, temperature=None)
+        assert answer.json() == ASKED | {"seed": 3}

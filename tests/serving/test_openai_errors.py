@@ -1,0 +1,87 @@
+"""What SGLang says of a failure, as OpenAI's clients expect it and without SGLang's insides."""
+
+import json
+
+import pytest
+
+from sparktier.serving import openai_errors as errors
+
+# As SGLang 0.5.23 sent them.
+SCHEMA = (
+    "1 validation error:\n  {'type': 'int_parsing_size', 'loc': ('body', 'seed'), 'msg': 'Unable to parse input string "
+    "as an integer, exceeded maximum size', 'input': 1.18e+21}\n\n  File \"/opt/env/lib/http_server.py\", line 1, in f"
+)
+ROLE = (
+    "3 validation errors:\n  {'type': 'value_error', 'loc': ('body', 'messages', 0, 'function-after[validate_thinking("
+    "), ChatParam]', 'role'), 'msg': \"Value error, 'role' must be one of 'system'\", 'input': None}"
+)
+GRAMMAR = (
+    'Failed to compile json grammar: [02:16:31] /project/cpp/json_schema_converter.cc:4175: Unsupported "banana"\n'
+)
+METASCHEMA = "Tool 0 function has invalid 'parameters' schema: 'banana' is not valid\n\nFailed validating 'anyOf' in x"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (SCHEMA, "seed: Unable to parse input string as an integer, exceeded maximum size"),
+        (ROLE, "messages.0.role: Value error, 'role' must be one of 'system'"),
+        (GRAMMAR, 'Failed to compile json grammar: Unsupported "banana"'),
+        (METASCHEMA, "Tool 0 function has invalid 'parameters' schema: 'banana' is not valid"),
+        ("No file at /opt/models/tiny/config.json here", "No file at ... here"),
+        ("top_p must be in (0, 1], got 1.5.", "top_p must be in (0, 1], got 1.5."),
+        ("See https://example.com/a/b for more", "See https://example.com/a/b for more"),
+    ],
+)
+def test_messages_lose_paths_and_python_objects(said: str, told: str) -> None:
+    answer = errors.from_engine(400, json.dumps({"object": "error", "message": said, "code": 400}).encode())
+    assert json.loads(answer.body)["error"] == {
+        "message": told,
+        "type": "invalid_request_error",
+        "param": None,
+        "code": None,
+    }
+
+
+def test_a_prompt_too_long_has_openais_code() -> None:
+    said = b'{"message": "The input (601 tokens) is longer than the model\'s context length (512 tokens)."}'
+    assert json.loads(errors.from_engine(400, said).body)["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"Internal Server Error", b"[]", b'{"detail": [{"loc": ["a"]}]}', b'{"message": null}', b"\xff"]
+)
+def test_anything_else_still_becomes_an_error(content: bytes) -> None:
+    error = json.loads(errors.from_engine(422, content).body)["error"]
+    assert error["message"] == "The engine refused this request (422)."
+
+
+def test_a_failure_of_the_engine_tells_nothing_of_it() -> None:
+    answer = errors.from_engine(500, b'{"message": "Internal server error: KeyError(\'tokenize\')"}')
+    assert answer.status_code == 500
+    assert json.loads(answer.body)["error"]["type"] == "server_error"
+    assert b"KeyError" not in answer.body
+
+
+OPENING = (
+    b'data: {"error": {"object": "error", "message": "Failed: [02:16:30] /a/b.cc:8: not closed.", '
+    b'"type": "BAD_REQUEST", "param": null, "code": 400}}\n\n'
+)
+
+
+def test_a_stream_that_opens_with_an_error_is_a_plain_refusal() -> None:
+    answer = errors.first_error(OPENING + b"data: [DONE]\n\n")
+    assert answer is not None
+    assert answer.status_code == 400
+    assert json.loads(answer.body)["error"]["message"] == "Failed: not closed."
+    assert errors.first_error(b'data: {"id": "a"}\n\n') is None
+    assert errors.first_error(b"") is None
+
+
+def test_an_error_inside_a_stream_is_restated_and_the_rest_untouched() -> None:
+    token = b'data: {"id": "a", "text": "\\"error\\""}\n\n'
+    assert errors.restated_events(token) == token
+    first, second, last = errors.restated_events(token + OPENING + b"data: [DONE]\n\n").split(b"\n\n")[:3]
+    assert first + b"\n\n" == token
+    assert json.loads(second.removeprefix(b"data: "))["error"]["type"] == "invalid_request_error"
+    assert last == b"data: [DONE]"
