@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 import torch
+from sglang.srt.layers.logprob_processor import compute_spec_logprobs
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
 from sglang.srt.speculative.dspark_components.dspark_draft import draft_markov_block, make_next_draft_input
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from sparktier.kernels.accept import PAD_TOKEN, ChainAcceptance, accept_matching
 from sparktier.serving.engine.speculation import options as speculation_options
+from sparktier.serving.engine.speculation.penalties import PenaltyTable
 from sparktier.serving.engine.speculation.plan import MAX_TIERS, Plan, Rung
 from sparktier.serving.engine.speculation.rows import row_counts, rung_tokens, tier_caps
 from sparktier.serving.engine.speculation.sampling import KeyedSampler, choose
@@ -41,17 +43,29 @@ class ChainWorker(DSparkWorkerV2):
         """Make the draft's KV pool, and the table of request slots beside it."""
         super().alloc_memory_pool(**kwargs)
         slots = self.model_runner.req_to_token_pool.req_to_token.shape[0]
-        self.slots = SlotTable(slots, tiers=MAX_TIERS, device=torch.device(self.device))
+        device = torch.device(self.device)
+        self.slots = SlotTable(slots, tiers=MAX_TIERS, device=device)
+        self.penalties = PenaltyTable(slots, vocab=self.model_runner.model_config.vocab_size, device=device)
 
     def set_plan(self, plan: Plan) -> None:
         """Put `plan` in force from the next step on; SGLang calls this between steps, on every rank alike."""
         self.plan = plan
         self._caps = tier_caps(plan, device=torch.device(self.device))
 
+    def note_request_finished(self, *, rid: str, natural_stop: bool) -> None:
+        """Forget a request that has ended, for whatever reason."""
+        super().note_request_finished(rid=rid, natural_stop=natural_stop)
+        self.penalties.leave(rid)
+
     def _forward_prefill(self, batch: Any, on_publish: Any, pp_proxy_tensors: Any = None) -> Any:
         if not batch.forward_mode.is_idle():
             self.slots.enter(batch.reqs, batch.req_pool_indices)
-        return super()._forward_prefill(batch, on_publish, pp_proxy_tensors)
+            self.penalties.enter(batch.reqs, batch.req_pool_indices.tolist())
+        result = super()._forward_prefill(batch, on_publish, pp_proxy_tensors)
+        if not self.penalties.idle and not batch.forward_mode.is_idle():
+            first = result.next_token_ids.long().unsqueeze(1)
+            self.penalties.add(batch.req_pool_indices, first, torch.ones_like(first, dtype=torch.bool))
+        return result
 
     def _forward_decode(
         self, batch: Any, on_publish: Any, grammar_barrier: Any = None, coordination_plan: Any = None
@@ -77,7 +91,7 @@ class ChainWorker(DSparkWorkerV2):
         grammar = GrammarTree.from_linear_chain(ids) if batch.has_grammar else None
         verified, hidden = self._verify(batch, window, ids, rows)
         logits = verified.logits_output.next_token_logits
-        self._adjust(logits, batch, grammar, grammar_barrier)
+        self._adjust(logits, batch, drafts, grammar, grammar_barrier)
         accepted = self._accept(logits, batch, drafts, rows, window.positions_2d)
         return self._commit(batch, window, verified, hidden, accepted, rows, on_publish)
 
@@ -143,9 +157,13 @@ class ChainWorker(DSparkWorkerV2):
             verify_lens_cpu=counts, device=torch.device(self.device), grid=[sum(counts)]
         )
 
-    def _adjust(self, logits: Tensor, batch: Any, grammar: Any, barrier: Any) -> None:
-        """Apply, in place, what changes the target's law before sampling: grammar, then logit bias."""
+    def _adjust(self, logits: Tensor, batch: Any, drafts: Tensor, grammar: Any, barrier: Any) -> None:
+        """Apply, in place, what changes the target's law before sampling: penalties, grammar, then logit bias."""
         info = batch.sampling_info
+        by_row = logits.view(len(batch.reqs), self.verify_num_draft_tokens, -1)
+        if not self.penalties.idle:
+            emitted = batch.seq_lens + 1 - self.slots.prompt[batch.req_pool_indices]
+            self.penalties.apply(by_row, slots=batch.req_pool_indices, drafts=drafts, emitted=emitted)
         if grammar is not None:
             mask = build_grammar_vocab_mask(
                 reqs=batch.reqs, tree=grammar, sampling_info=info, device=logits.device, barrier=barrier
@@ -153,7 +171,7 @@ class ChainWorker(DSparkWorkerV2):
             if mask is not None:
                 mask.apply(logits)
         if info.logit_bias is not None:
-            logits.view(len(batch.reqs), self.verify_num_draft_tokens, -1).add_(info.logit_bias.unsqueeze(1))
+            by_row.add_(info.logit_bias.unsqueeze(1))
 
     def _accept(self, logits: Tensor, batch: Any, drafts: Tensor, rows: Tensor, positions: Tensor) -> ChainAcceptance:
         chosen = choose(logits, batch.sampling_info, positions=positions)
@@ -175,6 +193,12 @@ class ChainWorker(DSparkWorkerV2):
         tokens = accepted.tokens.masked_fill(accepted.tokens == PAD_TOKEN, 0)
         if on_publish is not None:
             on_publish(new_seq_lens)
+        if not self.penalties.idle:
+            self.penalties.add(batch.req_pool_indices, accepted.tokens, accepted.tokens != PAD_TOKEN)
+        if batch.return_logprob:
+            compute_spec_logprobs(
+                batch, verified.logits_output, tokens.reshape(-1), chain_stride=self.verify_num_draft_tokens
+            )
         self._kv_injector.inject_ragged(
             batch=batch,
             layout=None,

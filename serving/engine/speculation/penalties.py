@@ -1,0 +1,101 @@
+"""Penalties and least lengths of requests, with the counts they need, kept on the device from step to step.
+
+SGLang counts nothing under speculation, so penalties would silently have no effect. Rows are made for slots that need
+them and kept for the slot's next such request. Knows nothing of drafting.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparktier.kernels.penalties import Penalties, penalise_chain
+
+
+def is_penalised(params: Any) -> bool:
+    """Whether SGLang's sampling parameters of a request make its law depend on what it has emitted."""
+    return bool(
+        params.frequency_penalty
+        or params.presence_penalty
+        or params.repetition_penalty != 1.0
+        or params.min_new_tokens > 0
+    )
+
+
+class PenaltyTable:
+    """By request slot; row 0 is neutral and belongs to all slots without penalties.
+
+    counts [rows, V] int32: tokens emitted. strengths [rows, 3]: frequency, presence, repetition. shortest [rows]: least
+    tokens to emit. stops [rows, V] bool: tokens that would end the request.
+    """
+
+    def __init__(self, slots: int, *, vocab: int, device: torch.device) -> None:
+        self._row = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._rows_by_slot: dict[int, int] = {}
+        self._active: set[str] = set()
+        self._counts = torch.zeros(1, vocab, dtype=torch.int32, device=device)
+        self._strengths = torch.tensor([[0.0, 0.0, 1.0]], device=device)
+        self._shortest = torch.zeros(1, dtype=torch.int64, device=device)
+        self._stops = torch.zeros(1, vocab, dtype=torch.bool, device=device)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no running request has penalties, so that a step may skip them. Host knowledge, no sync."""
+        return not self._active
+
+    def enter(self, requests: list[Any], slots: list[int]) -> None:
+        """Take in `requests`, SGLang's `Req`s, that are being prefilled into `slots`."""
+        for request, slot in zip(requests, slots, strict=True):
+            self._row[slot] = 0
+            if is_penalised(request.sampling_params):
+                self._active.add(request.rid)
+                self._fill(self._claim(slot), request)
+
+    def leave(self, request_id: str) -> None:
+        """Forget a request that has ended."""
+        self._active.discard(request_id)
+
+    def add(self, slots: Tensor, tokens: Tensor, valid: Tensor) -> None:
+        """Count `tokens` [batch, width] of `slots` [batch] where `valid` [batch, width]."""
+        rows = self._row[slots]
+        kept = (valid & (rows > 0).unsqueeze(1)).to(torch.int32)
+        flat = rows.unsqueeze(1) * self._counts.shape[1] + tokens.clamp(min=0)
+        self._counts.view(-1).index_add_(0, flat.flatten(), kept.flatten())
+
+    def apply(self, logits: Tensor, *, slots: Tensor, drafts: Tensor, emitted: Tensor) -> None:
+        """Change `logits` [batch, rows, V] in place; `emitted` [batch] counts tokens so far, the anchor included."""
+        rows = self._row[slots]
+        frequency, presence, repetition = self._strengths[rows].unbind(1)
+        penalties = Penalties(frequency=frequency, presence=presence, repetition=repetition)
+        penalise_chain(logits=logits, drafts=drafts, counts=self._counts[rows], penalties=penalties)
+        lengths = emitted.unsqueeze(1) + torch.arange(logits.shape[1], device=logits.device)
+        early = (lengths < self._shortest[rows].unsqueeze(1)).unsqueeze(2)
+        logits.masked_fill_(early & self._stops[rows].unsqueeze(1), float("-inf"))
+
+    def _claim(self, slot: int) -> int:
+        row = self._rows_by_slot.setdefault(slot, len(self._rows_by_slot) + 1)
+        if row == len(self._counts):
+            for name in ("_counts", "_strengths", "_shortest", "_stops"):
+                table = getattr(self, name)
+                setattr(self, name, torch.cat([table, torch.zeros_like(table)]))
+        self._row[slot] = row
+        return row
+
+    def _fill(self, row: int, request: Any) -> None:
+        params, device = request.sampling_params, self._counts.device
+        emitted = torch.tensor(list(request.output_ids), dtype=torch.int64, device=device)
+        self._counts[row] = torch.bincount(emitted, minlength=self._counts.shape[1]).to(torch.int32)
+        strengths = [params.frequency_penalty, params.presence_penalty, params.repetition_penalty]
+        self._strengths[row] = torch.tensor(strengths, device=device)
+        self._shortest[row] = params.min_new_tokens
+        self._stops[row] = False
+        self._stops[row, sorted(_stop_tokens(request))] = True
+
+
+def _stop_tokens(request: Any) -> set[int]:
+    """Tokens that end a request; the same set as SGLang's `penaltylib/min_new_tokens.py`."""
+    tokenizer = request.tokenizer
+    tokens = set(request.sampling_params.stop_token_ids or ()) | set(request.eos_token_ids or ())
+    if tokenizer is not None:
+        tokens |= set(tokenizer.additional_stop_token_ids or ()) | {tokenizer.eos_token_id}
+    return tokens - {None}
