@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sparktier.drafter.distribution_loss import row_losses
 from sparktier.drafter.model import BlockOutput
 from sparktier.drafter.packing import BlockLabels
 
@@ -61,26 +62,19 @@ def weight_sum(labels: BlockLabels, decay_rows: float) -> float:
     return float(row_weights(labels.valid, decay_rows).sum())
 
 
-def acceptance(draft_logits: Tensor, target_logits: Tensor) -> Tensor:
-    """Return 1 - TV of the two distributions [..., vocab] -> [...]: the chance that ratio rejection accepts a row."""
-    distance = (draft_logits.softmax(dim=-1) - target_logits.softmax(dim=-1)).abs().sum(dim=-1)
-    return (1.0 - 0.5 * distance).clamp(0.0, 1.0)
-
-
 def loss_sums(output: BlockOutput, decay_rows: float) -> LossSums:
     """Sum the losses of one packed row's blocks."""
     weights = row_weights(output.valid, decay_rows)
-    surprise = functional.cross_entropy(output.draft_logits.flatten(0, 1), output.tokens.flatten(), reduction="none")
-    accept = acceptance(output.draft_logits, output.target_logits)
+    surprise, distance = row_losses(output.draft_logits, output.target_logits, output.tokens)
+    # The chance that ratio rejection accepts the row. It moves with the draft; only the confidence head may learn it.
+    accept = (1.0 - 0.5 * distance.detach()).clamp(0.0, 1.0)
     confidence = torch.zeros_like(accept)
     if output.confidence is not None:
-        # The label moves with the draft; only the head may learn from it.
-        label = accept.detach()
-        confidence = functional.binary_cross_entropy_with_logits(output.confidence, label, reduction="none")
-    kept = accept.detach() * output.valid
+        confidence = functional.binary_cross_entropy_with_logits(output.confidence, accept, reduction="none")
+    kept = accept * output.valid
     return LossSums(
-        cross_entropy=(surprise.view_as(weights) * weights).sum(),
-        total_variation=(2.0 * (1.0 - accept) * weights).sum(),
+        cross_entropy=(surprise * weights).sum(),
+        total_variation=(distance * weights).sum(),
         confidence=(confidence * weights).sum(),
         accepted=kept.sum(dim=0),
         offered=output.valid.sum(dim=0),

@@ -137,7 +137,7 @@ class DraftModel(nn.Module):
         logits = self.base_logits(hidden)
         if self.markov_head is None:
             return logits
-        return logits + self.markov_head.block(previous, hidden).float()
+        return logits + self.markov_head.block(previous, hidden)
 
     def draft(self, hidden: Tensor, anchor_tokens: Tensor, choose: Choose = greedy) -> Draft:
         """Draft [B, gamma] tokens one row after the other from block outputs [B, gamma, hidden].
@@ -151,7 +151,7 @@ class DraftModel(nn.Module):
             logits = base[:, row]
             if self.markov_head is not None:
                 bias, state = self.markov_head.step(previous, hidden[:, row], state)
-                logits = logits + bias.float()
+                logits = logits + bias
             previous = choose(logits)
             tokens.append(previous)
             rows.append(logits)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparktier.drafter.losses import LossWeights, acceptance, loss_sums, row_weights, weight_sum
+from sparktier.drafter.distribution_loss import CHUNK_ROWS, row_losses
+from sparktier.drafter.losses import LossWeights, loss_sums, row_weights, weight_sum
 from sparktier.drafter.model import BlockOutput
 from sparktier.drafter.packing import FeatureRecord, block_labels, pack, plan_rows, sample_anchors
 from support.drafts import loud_model, random_record, tiny_config
@@ -73,11 +74,30 @@ def test_losses_equal_the_slow_reference(seed: int, confidence: bool) -> None:
 def test_the_label_is_the_acceptance_of_ratio_rejection() -> None:
     """Monte Carlo of the paper's rule: draw from q, accept with min(1, p/q)."""
     generator = torch.Generator().manual_seed(3)
-    draft, target = torch.randn(2, 8, generator=generator) * 1.5
-    q, p = draft.softmax(0), target.softmax(0)
+    output = random_output(3, blocks=1, gamma=1)
+    output.valid[:] = True
+    q, p = output.draft_logits[0, 0].softmax(0), output.target_logits[0, 0].softmax(0)
     drawn = torch.multinomial(q, 200_000, replacement=True, generator=generator)
     accepted = torch.rand(200_000, generator=generator) < (p / q)[drawn]
-    assert float(acceptance(draft, target)) == pytest.approx(float(accepted.float().mean()), abs=0.005)
+    label = float(loss_sums(output, 4.0).accepted[0])
+    assert label == pytest.approx(float(accepted.float().mean()), abs=0.005)
+
+
+@pytest.mark.parametrize("rows", [1, CHUNK_ROWS, 2 * CHUNK_ROWS + 3])
+def test_chunked_losses_have_autograds_gradients(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    draft = torch.randn(rows, 11, dtype=torch.float64, generator=generator, requires_grad=True)
+    target = torch.randn(rows, 11, dtype=torch.float64, generator=generator)
+    tokens = torch.randint(0, 11, (rows,), generator=generator)
+    shares = torch.rand(2, rows, dtype=torch.float64, generator=generator)
+    surprise, distance = row_losses(draft, target, tokens)
+    (gradient,) = torch.autograd.grad((shares[0] * surprise + shares[1] * distance).sum(), draft)
+    plain_surprise = torch.nn.functional.cross_entropy(draft, tokens, reduction="none")
+    plain_distance = (draft.softmax(-1) - target.softmax(-1)).abs().sum(-1)
+    (expected,) = torch.autograd.grad((shares[0] * plain_surprise + shares[1] * plain_distance).sum(), draft)
+    torch.testing.assert_close(surprise, plain_surprise)
+    torch.testing.assert_close(distance, plain_distance)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_confidence_loss_never_moves_the_draft() -> None:
