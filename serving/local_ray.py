@@ -17,6 +17,8 @@ from sparktier.serving.processes import free_port, spawn, stop
 _HOST = "127.0.0.1"
 _READY_MARK = "Ray runtime started."
 _OBJECT_STORE_BYTES = 128 << 20  # ranks exchange tensors over gloo or NCCL, never through Ray's store
+# Ray runs its workers at nice 15; ours are the ranks, which everything waits for.
+_HEAD_ENV = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 _START_TIMEOUT_S = 60.0
 
 
@@ -55,7 +57,7 @@ class LocalRay:
         """Start the head and return once it answers. Raises ReplicaError when it does not."""
         self._port = free_port(_HOST)
         mark = self.log.stat().st_size if self.log.exists() else 0
-        self._process = spawn(self._command(), log=self.log, env={**self.env, "RAY_USAGE_STATS_ENABLED": "0"})
+        self._process = spawn(self._command(), log=self.log, env={**self.env, **_HEAD_ENV})
         deadline = asyncio.get_running_loop().time() + _START_TIMEOUT_S
         while _READY_MARK not in self.log.read_text(errors="replace")[mark:]:
             if not self.running or asyncio.get_running_loop().time() >= deadline:

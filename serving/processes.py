@@ -31,9 +31,9 @@ def _die_with_parent() -> None:
 
 
 def spawn(command: Sequence[str], *, log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start `command` in a process group of its own, output appended to `log`; it is told to end when we die.
+    """Start `command` in a session of its own, output appended to `log`; it is told to end when we die.
 
-    A group of its own keeps the terminal's Ctrl-C to us alone: we end children in order.
+    A session of its own keeps the terminal's Ctrl-C to us alone, and names all that `command` starts in turn.
     """
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -48,14 +48,13 @@ def spawn(command: Sequence[str], *, log: Path, env: Mapping[str, str]) -> subpr
 
 
 async def stop(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
-    """Ask `process` to end, and after `grace_s` kill it with everything it started."""
-    tree = _tree(process.pid)
+    """Ask `process` (from `spawn`) to end, and after `grace_s` kill it with everything it started."""
     if process.poll() is None:
         process.terminate()
     deadline = time.monotonic() + grace_s
     while process.poll() is None and time.monotonic() < deadline:
         await asyncio.sleep(_POLL_S)
-    _kill([*tree, *_tree(process.pid)])
+    _kill(_session(process.pid))
     process.wait()
 
 
@@ -80,12 +79,16 @@ def reap(*, besides: Sequence[int]) -> None:
             continue
 
 
-def _tree(pid: int) -> list[psutil.Process]:
+def _session(leader: int) -> list[psutil.Process]:
+    """Return the processes of a session; one whose parent has died is still in it, and in nobody's tree."""
+    return [process for process in psutil.process_iter() if _session_of(process.pid) == leader]
+
+
+def _session_of(pid: int) -> int | None:
     try:
-        parent = psutil.Process(pid)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+        return os.getsid(pid)
+    except OSError:
+        return None
 
 
 def _kill(processes: Sequence[psutil.Process]) -> None:
