@@ -54,10 +54,14 @@ class Evaluation:
 
     def rounds(self, longest: int | None = None) -> Rounds:
         """Return the rounds of decoding all answers, at most `longest` drafted tokens each."""
-        limit = self.gamma if longest is None else longest
-        return self._walk(lambda confidence: np.full(len(confidence), limit, dtype=np.int64))
+        return joined(self.rounds_by_answer(longest))
 
-    def _walk(self, longest: Callable[[Floats], Ints]) -> Rounds:
+    def rounds_by_answer(self, longest: int | None = None) -> list[Rounds]:
+        """Return the same rounds, answer by answer."""
+        limit = self.gamma if longest is None else longest
+        return self._walks(lambda confidence: np.full(len(confidence), limit, dtype=np.int64))
+
+    def _walks(self, longest: Callable[[Floats], Ints]) -> list[Rounds]:
         parts = []
         for answer in self.replays:
             confidence = answer.confidence.double().cpu().numpy()
@@ -65,7 +69,7 @@ class Evaluation:
                 part.cpu().numpy() for part in (answer.anchors, answer.accepted, answer.remaining)
             )
             parts.append(walk(anchors, accepted, remaining, confidence, longest(confidence)))
-        return joined(parts)
+        return parts
 
     def row(self) -> Row:
         """Return the report's row: accepted length, honesty of the confidence, degeneracy of the text."""
@@ -114,7 +118,7 @@ class Evaluation:
 
     def _at_threshold(self, threshold: float) -> Row:
         scale = np.array(self.temperatures)
-        rounds = self._walk(lambda raw: confident_prefix(expit(raw / scale), threshold))
+        rounds = joined(self._walks(lambda raw: confident_prefix(expit(raw / scale), threshold)))
         share = float(rounds.accepted.sum() / max(rounds.offered.sum(), 1))
         lengths = {"accepted_length": rounds.accepted_length, "accept_rate_frac": share}
         return {**self._names(), "threshold": threshold, **lengths}
