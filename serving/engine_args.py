@@ -14,8 +14,9 @@ Device = Literal["cpu", "cuda"]
 # SGLang sizes the cache by what memory is free, which on a CPU is everybody's, and each rank would take it all.
 DEFAULT_CPU_KV_TOKENS = 16384
 
-# The engine's plugin registers it: noise keyed by seed and position. SGLang's own samplers ignore a request's seed.
-KEYED_SAMPLER = "sparktier"
+# The engine's plugin puts its sampler, with noise keyed by seed and position, in the place of SGLang's own of this name
+# (the only one that SGLang lets a CPU have). All of SGLang's ignore a request's seed.
+KEYED_SAMPLER = "pytorch"
 
 _DISPATCH_ROWS_ENV = {
     "deepep": "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
