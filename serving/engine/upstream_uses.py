@@ -25,6 +25,31 @@ USES: tuple[Use, ...] = (
     # Expert-parallel MoE on CPUs
     Use("sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE", "the layer that gets our CPU forward; its weights"),
     Use("sglang.srt.layers.moe.token_dispatcher:StandardCombineInput", "what a MoE forward returns"),
+    Use("sglang.srt.layers.moe.token_dispatcher:StandardDispatcher", "marks other ranks' experts with -1"),
+    Use("sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod", "its `apply` is replaced by ours"),
+    Use("sglang.srt.layers.moe.moe_runner.base:MoeRunnerConfig", "what a layer may ask for that ours refuses"),
+    # Packed linear layers on CPUs
+    Use("sglang.srt.layers.linear:LinearBase", "every linear layer; its method multiplies"),
+    Use("sglang.srt.layers.quantization.unquant:UnquantizedLinearMethod", "its `apply` is replaced by ours"),
+    Use("sglang.srt.layers.quantization.unquant:UnquantizedEmbeddingMethod", "the output head's method, replaced"),
+    Use("sglang.srt.layers.vocab_parallel_embedding:ParallelLMHead", "the output head"),
+    Use("sglang.srt.layers.logits_processor:should_apply_lm_head_quant_method", "asks our method for the logits"),
+    # The demo model's class
+    Use("sglang.srt.models.qwen2_moe:Qwen2MoeForCausalLM", "our model class extends it and copies its construction"),
+    Use("sglang.srt.models.qwen2_moe:Qwen2MoeModel", "built with our layer type; captures features"),
+    Use("sglang.srt.models.qwen2_moe:Qwen2MoeDecoderLayer", "our layer gives it another attention"),
+    Use(
+        "sglang.srt.models.qwen2_moe:Qwen2MoeAttention",
+        "our attention lets it derive head_dim, then remakes projections",
+    ),
+    Use("sglang.srt.models.qwen2_moe:Qwen2MoeSparseMoeBlock.forward", "calls the shared-expert kernel by name"),
+    Use("sglang.srt.models.qwen2_moe:fused_gate_sigmoid_mul_add", "Triton only: replaced by one with a torch branch"),
+    Use("sglang.srt.layers.linear:QKVParallelLinear", "remade with the true hidden size"),
+    Use("sglang.srt.layers.linear:RowParallelLinear", "remade with the true hidden size"),
+    Use("sglang.srt.layers.logits_processor:LogitsProcessor", "part of the model"),
+    Use("sglang.srt.runtime_context:get_parallel", "groups and sizes while a model is built"),
+    Use("sglang.srt.utils.common:add_prefix", "names of sub-layers"),
+    Use("sglang.srt.utils.hf_transformers.common:get_rope_config", "rotary settings of either transformers version"),
     # Attention and KV on CPUs
     Use("sglang.srt.arg_groups.choices:add_attention_backend_choices", "lets settings name our attention"),
     Use("sglang.srt.arg_groups.choices:add_draft_attention_backend_choices", "lets the draft model use it too"),
