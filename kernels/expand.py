@@ -90,7 +90,7 @@ def expand_top(
 
     def offspring(bias: Tensor, _parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
         q, tokens = _top_children(bias, block_logits[:, depth - 1], temperatures, shape.children)
-        return tokens, edge_acceptance(q, depth)
+        return tokens, edge_acceptance(q, depth).masked_fill(q <= 0, 0.0)
 
     return _grow(anchors, head, shape, offspring)
 

@@ -21,18 +21,23 @@ def top_tokens(*, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest of the last axis, falling, lower index first among ties: [..., V] -> two [..., count].
 
     Returns (values, indices). The `count` best blocks, ranked in the same way, hold all of them. torch's own top-k
-    breaks ties as its width and device please.
+    breaks ties as its width and device please. For small counts: the search is repeated once per place.
     """
     assert count <= scores.shape[-1], "more tokens asked for than the vocabulary has"
-    blocks = _falling(_block_maxima(scores), count)[1].sort(dim=-1).values
+    maxima = _block_maxima(scores)
+    blocks = _falling(maxima, min(count, maxima.shape[-1])).sort(dim=-1).values
     found, tokens = _inside(scores, blocks)
-    values, places = _falling(found, count)
-    return values, tokens.gather(-1, places)
+    places = _falling(found, count)
+    return found.gather(-1, places), tokens.gather(-1, places)
 
 
-def _falling(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    ranked = values.sort(dim=-1, descending=True, stable=True)
-    return ranked.values[..., :count], ranked.indices[..., :count]
+def _falling(values: Tensor, count: int) -> Tensor:
+    """Places of the `count` largest, first among equals first."""
+    places, values = [], values.clamp(min=torch.finfo(values.dtype).min)  # -inf marks what was found
+    for _ in range(count):
+        places.append(values.argmax(dim=-1, keepdim=True))
+        values.scatter_(-1, places[-1], -torch.inf)
+    return torch.cat(places, dim=-1)
 
 
 def _block_maxima(scores: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparktier.kernels.search import best_token, top_tokens
+from sparktier.kernels.search import best_token
 
 # SGLang turns any lower temperature into top_k = 1 (srt/sampling/sampling_params.py).
 GREEDY_BELOW_TEMPERATURE = 1e-6
@@ -73,7 +73,7 @@ def _keep_leading_ranks(probs: Tensor, sampling: SamplingRows) -> Tensor:
     """Every filter keeps a leading run of the ranks, so a row's kept set is one count of ranks."""
     vocab = probs.shape[-1]
     limit = min(sampling.max_top_k or vocab, vocab)
-    ranked = top_tokens(scores=probs, count=limit)[0] if limit < vocab else probs.sort(dim=1, descending=True).values
+    ranked = (probs.topk(limit) if limit < vocab else probs.sort(descending=True)).values
     kept = torch.ones_like(ranked, dtype=torch.bool)
     if sampling.top_ks is not None:
         kept &= torch.arange(limit, device=probs.device) < sampling.top_ks.unsqueeze(1)

@@ -175,6 +175,16 @@ def test_a_draft_of_nan_drafts_nothing() -> None:
     check_tree(tree)
 
 
+def test_tokens_that_a_grammar_forbids_are_never_drafted() -> None:
+    draft = Draft(2, 0)
+    draft.block_logits[:, :, 3:] = -torch.inf
+    for candidates in (draft.top(Shape(3, 4, 5)), draft.drawn(Shape(3, 4, 5))[0]):
+        tree = select_rows(candidates=candidates, row_budgets=torch.tensor([20, 20]), width=20).tree
+        check_tree(tree)
+        assert (tree.tokens[:, 1:][tree.live[:, 1:]] < 3).all()
+        assert ((tree.parents == 0).sum(dim=1) == 3).all()
+
+
 @given(BATCH, SHAPE, CHANCE)
 def test_laws_are_the_distributions_the_children_came_from(batch: int, shape: Shape, chance: int) -> None:
     draft = Draft(batch, chance)

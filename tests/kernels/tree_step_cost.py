@@ -5,6 +5,7 @@ Prints one JSON report of medians and spreads in milliseconds. Knows no model: l
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -81,14 +82,16 @@ class Round:
 
 
 def timed_ms(step: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Median and quartile spread of a step."""
-    samples = []
+    """Median and quartile spread of a step's wall time, and the median of its CPU time over all threads."""
+    walls, cpus = [], []
     for _ in range(repeats + 1):
-        begin = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         step()
-        samples.append((time.perf_counter() - begin) * 1e3)
-    quartiles = statistics.quantiles(samples[1:], n=4)
-    return {"median_ms": round(quartiles[1], 2), "spread_ms": round(quartiles[2] - quartiles[0], 2)}
+        walls.append((time.perf_counter() - wall) * 1e3)
+        cpus.append((time.process_time() - cpu) * 1e3)
+    low, middle, high = statistics.quantiles(walls[1:], n=4)
+    cpu_ms = statistics.median(cpus[1:])
+    return {"median_ms": round(middle, 2), "spread_ms": round(high - low, 2), "cpu_ms": round(cpu_ms, 2)}
 
 
 def main(argv: list[str]) -> None:
@@ -116,6 +119,7 @@ def main(argv: list[str]) -> None:
     rows = [{"step": name, **timed_ms(step, options.repeats)} for name, step in steps.items()]
     accepted_mean = round(float(accepted.accepted.float().mean()), 2)
     meta = {**vars(options), "accepted_mean": accepted_mean, "threads": torch.get_num_threads()}
+    meta["load_average"] = os.getloadavg()[0]
     sys.stdout.write(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
 
 
