@@ -100,7 +100,9 @@ class Trainer:
             yield [pack(_take(records, row)).to(self.place.device) for row in step], place == len(mine) - 1
 
     def _train_step(self, rows: Sequence[PackedRow]) -> dict[str, float]:
-        picks = [(row, self._anchors(row, self.step, index)) for index, row in enumerate(rows)]
+        # Numbered over all ranks, so that the blocks of a step don't depend on how many ranks there are.
+        numbers = range(self.place.rank, len(rows) * self.place.world, self.place.world)
+        picks = [(row, self._anchors(row, self.step, number)) for row, number in zip(rows, numbers, strict=True)]
         gamma, decay = self.model.config.block_size, self.settings.decay_rows
         own = sum(weight_sum(block_labels(row, anchors, gamma), decay) for row, anchors in picks)
         denominator = float(self.place.total(torch.tensor(own, dtype=torch.float64)))
@@ -146,9 +148,7 @@ class Trainer:
             "held_out_greedy_length": float(total[7] / total[5]),
         }
 
-    def _anchors(self, row: PackedRow, stream: int, index: int) -> Tensor:
-        # Numbered over all ranks, so that the blocks of a step don't depend on how many ranks there are.
-        number = index * self.place.world + self.place.rank if stream != _HELD_OUT_STREAM else index
+    def _anchors(self, row: PackedRow, stream: int, number: int) -> Tensor:
         return sample_anchors(row, self.settings.anchors_per_row, generator(self.settings.seed, stream, number))
 
     def _forward(self, module: nn.Module, row: PackedRow, anchors: Tensor) -> BlockOutput:
