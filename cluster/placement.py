@@ -5,9 +5,10 @@ Knows nothing of SGLang, of models, or of what a rank does. On machines without 
 logical one: the cluster is told how many ranks a node may hold.
 """
 
+import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -16,6 +17,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from sparktier.configs.errors import ReplicaError
 
 _NODE_SHARE = 0.001  # any positive amount of `node:<ip>` pins a bundle to that node
+_POLL_S = 0.5
+_GROUP_TIMEOUT_S = 5.0  # its nodes had room a moment ago; if another was faster, we look again
+_CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ def join_cluster(address: str, *, namespace: str, rank_env: Mapping[str, str]) -
     answers at `address`.
     """
     try:
+        _require_listener(address)
         ray.init(
             address=address,
             namespace=namespace,
@@ -45,7 +50,7 @@ def join_cluster(address: str, *, namespace: str, rank_env: Mapping[str, str]) -
             log_to_driver=True,
             configure_logging=False,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ReplicaError(
             f"ray.address: a Ray cluster must answer there (found {address}: {error}). Start one, or set ray.address "
             "to null to have `sparktier up` start its own."
@@ -53,35 +58,47 @@ def join_cluster(address: str, *, namespace: str, rank_env: Mapping[str, str]) -
     return str(ray.util.get_node_ip_address())
 
 
-def reserve(
-    shape: RankBundles, *, first_node: str, timeout_s: float, clock: Callable[[], float] = time.monotonic
-) -> PlacementGroup:
+def reserve(shape: RankBundles, *, first_node: str, timeout_s: float) -> PlacementGroup:
     """Reserve `shape`, rank 0 on `first_node`, and return the group, bundle i for rank i.
 
     Rank 0 shares a node with the process that serves the replica's HTTP, because they talk over local sockets. Ranks
     fill node after node, so those that exchange most (tensor parallel neighbours) share one. Raises ReplicaError with
-    what is there and what is missing when the reservation does not come within `timeout_s`.
+    what is there and what is missing when there is no room within `timeout_s`; nothing is then left reserved.
     """
-    pins = [first_node, *_other_nodes(first_node, shape)]
-    bundles = [{"GPU": 1.0, f"node:{pins[rank // shape.ranks_per_node]}": _NODE_SHARE} for rank in range(shape.ranks)]
-    group = placement_group(bundles, strategy="PACK")
-    deadline = clock() + timeout_s
-    while not group.wait(timeout_seconds=min(5.0, timeout_s)):
-        if clock() >= deadline:
-            remove_placement_group(group)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        # Anew each time: others reserve too, and what a dead replica held comes back on any node.
+        nodes = _nodes_with_room(shape, first_node)
+        if nodes and (group := _reserved(shape, nodes)):
+            return group
+        if time.monotonic() >= deadline:
             raise ReplicaError(_shortage(shape, first_node))
-    return group
+        time.sleep(_POLL_S)
 
 
-def _other_nodes(first_node: str, shape: RankBundles) -> list[str]:
-    """Return `shape.nodes - 1` further nodes, those with the most free GPUs first (ties by address)."""
-    if shape.nodes == 1:
-        return []
-    free = {address: gpus for address, gpus in free_gpus().items() if address != first_node}
-    roomy = sorted((a for a, gpus in free.items() if gpus >= shape.ranks_per_node), key=lambda a: (-free[a], a))
-    if len(roomy) < shape.nodes - 1:
-        raise ReplicaError(_shortage(shape, first_node))
-    return roomy[: shape.nodes - 1]
+def _require_listener(address: str) -> None:
+    """Raise OSError unless something listens: Ray itself takes minutes to give up on a wrong address."""
+    host, colon, port = address.rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+
+
+def _nodes_with_room(shape: RankBundles, first_node: str) -> list[str]:
+    """Return the nodes to fill, `first_node` and the roomiest others, or none while they don't suffice."""
+    free = free_gpus()
+    roomy = [address for address, gpus in free.items() if gpus >= shape.ranks_per_node]
+    others = sorted((address for address in roomy if address != first_node), key=lambda node: (-free[node], node))
+    enough = first_node in roomy and len(others) >= shape.nodes - 1
+    return [first_node, *others[: shape.nodes - 1]] if enough else []
+
+
+def _reserved(shape: RankBundles, nodes: Sequence[str]) -> PlacementGroup | None:
+    bundles = [{"GPU": 1.0, f"node:{nodes[rank // shape.ranks_per_node]}": _NODE_SHARE} for rank in range(shape.ranks)]
+    group = placement_group(bundles, strategy="PACK")
+    if group.wait(timeout_seconds=_GROUP_TIMEOUT_S):
+        return group
+    remove_placement_group(group)
+    return None
 
 
 def free_gpus() -> dict[str, float]:
