@@ -26,8 +26,8 @@ def _cpu_runs_plain_torch(settings: Settings) -> Iterator[Problem]:
             (None, "torch_native"),
             "the others need a GPU",
         ),
-        # torch_native has no verify pass (layers/attention/torch_native_backend.py).
-        ("speculation.method", settings.speculation.method, ("none",), "SGLang verifies drafts on a GPU only"),
+        # torch_native has no verify pass (layers/attention/torch_native_backend.py); ours has.
+        ("speculation.method", settings.speculation.method, ("none", "chain"), "SGLang verifies drafts on a GPU only"),
     )
     for path, value, allowed, reason in wrong:
         if value not in allowed:

@@ -14,9 +14,13 @@ _DSPARK_ATTENTION_DP = ("none", "megamoe", "mori")
 
 def _keys_fit_method(settings: Settings) -> Iterator[Problem]:
     speculation = settings.speculation
-    used = {"none": (), "standalone": ("draft_path", "draft_revision", "block_tokens")}.get(speculation.method)
-    if used is None:
-        return
+    drafting = ("draft_path", "draft_revision", "block_tokens")
+    used = {
+        "none": (),
+        "chain": (*drafting, "short_tokens"),
+        "dspark_native": (*drafting, "verification", "step_cost_path", "calibration_path"),
+        "standalone": drafting,
+    }[speculation.method]
     given = speculation.model_dump(exclude_defaults=True, exclude={"method", *used})
     for key, value in given.items():
         yield Problem(
@@ -27,23 +31,41 @@ def _keys_fit_method(settings: Settings) -> Iterator[Problem]:
         )
 
 
-def _standalone_has_draft(settings: Settings) -> Iterator[Problem]:
-    if settings.speculation.method == "standalone" and settings.speculation.draft_path is None:
+_DRAFTERS = {
+    "chain": ("the DSpark drafter", "Set it to a checkpoint that was trained for this model."),
+    "standalone": ("the small model that drafts", "Set it to a model that shares the target's tokenizer."),
+}
+
+
+def _method_has_draft(settings: Settings) -> Iterator[Problem]:
+    speculation = settings.speculation
+    if speculation.method in _DRAFTERS and speculation.draft_path is None:
+        what, cure = _DRAFTERS[speculation.method]
         yield Problem(
-            "speculation.draft_path",
-            "must name the small model that drafts with speculation.method standalone",
-            "null",
-            "Set it to a model that shares the target's tokenizer.",
+            "speculation.draft_path", f"must name {what} with speculation.method {speculation.method}", "null", cure
         )
 
 
-def _standalone_without_attention_groups(settings: Settings) -> Iterator[Problem]:
-    # speculative_hook.py, _handle_eagle_family.
+def _short_rung_is_shorter(settings: Settings) -> Iterator[Problem]:
+    speculation = settings.speculation
+    block = speculation.block_tokens
+    if speculation.method == "chain" and block is not None and speculation.short_tokens > block:
+        yield Problem(
+            "speculation.short_tokens",
+            f"must not exceed speculation.block_tokens, which is {block}",
+            str(speculation.short_tokens),
+            "Lower it, or draft longer blocks.",
+        )
+
+
+def _method_without_attention_groups(settings: Settings) -> Iterator[Problem]:
+    # speculative_hook.py, _handle_eagle_family; our chain worker takes no idle steps beside busy groups.
     groups = settings.replicas.attention_data_parallel
-    if settings.speculation.method == "standalone" and groups > 1:
+    reasons = {"chain": "the chain worker is not tried under it", "standalone": "SGLang has none for such a draft"}
+    if settings.speculation.method in reasons and groups > 1:
         yield Problem(
             "replicas.attention_data_parallel",
-            "must be 1 with speculation.method standalone: SGLang has no attention-DP for a standalone draft",
+            f"must be 1 with speculation.method {settings.speculation.method}: {reasons[settings.speculation.method]}",
             str(groups),
             "Set it to 1, or choose another method.",
         )
@@ -95,8 +117,9 @@ def _tables_need_compact(settings: Settings) -> Iterator[Problem]:
 
 RULES = (
     Rule(("speculation",), _keys_fit_method),
-    Rule(("speculation.method", "speculation.draft_path"), _standalone_has_draft),
-    Rule(("speculation.method", "replicas.attention_data_parallel"), _standalone_without_attention_groups),
+    Rule(("speculation.method", "speculation.draft_path"), _method_has_draft),
+    Rule(("speculation",), _short_rung_is_shorter),
+    Rule(("speculation.method", "replicas.attention_data_parallel"), _method_without_attention_groups),
     Rule(
         ("speculation.method", "replicas.attention_data_parallel", "replicas.moe_all_to_all"),
         _dspark_all_to_all,

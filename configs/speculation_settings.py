@@ -11,7 +11,7 @@ from pydantic import Field
 from sparktier.configs.model_settings import ModelPath
 from sparktier.configs.section import Section
 
-Method = Literal["none", "dspark_native", "standalone"]
+Method = Literal["none", "chain", "dspark_native", "standalone"]
 
 
 class SpeculationSettings(Section):
@@ -19,7 +19,8 @@ class SpeculationSettings(Section):
 
     method: Method = Field(
         default="none",
-        description="`none`; `dspark_native` (SGLang's own DSpark chain); `standalone` (a small model drafts).",
+        description="`none`; `chain` (a DSpark drafter, depth changed between steps); `dspark_native` (SGLang's own"
+        " DSpark chain); `standalone` (a small model drafts).",
     )
     draft_path: ModelPath | None = Field(
         default=None,
@@ -28,6 +29,9 @@ class SpeculationSettings(Section):
     draft_revision: str | None = Field(default=None, description="Commit or tag of a hub id in `draft_path`.")
     block_tokens: int | None = Field(
         default=None, ge=1, le=64, description="Tokens drafted in one step; null takes the draft checkpoint's."
+    )
+    short_tokens: int = Field(
+        default=2, ge=1, le=64, description="Tokens drafted on the short rung of `chain`; fewer than the block."
     )
     verification: Literal["static", "compact"] = Field(
         default="static",

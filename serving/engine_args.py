@@ -8,6 +8,7 @@ from typing import Any, Literal
 from sparktier.configs.errors import ConfigError
 from sparktier.configs.rules import broken_rules
 from sparktier.configs.settings import Settings, SpeculationSettings
+from sparktier.serving.engine.speculation import options
 
 Device = Literal["cpu", "cuda"]
 
@@ -54,6 +55,10 @@ def engine_kwargs(settings: Settings, *, replica: int, device: Device, model_pat
 def engine_environment(settings: Settings) -> dict[str, str]:
     """Return the variables that every rank of a replica needs; SGLang reads these settings from nowhere else."""
     environment: dict[str, str] = {}
+    if settings.speculation.method == "chain":
+        environment[options.ENV] = options.Options(short_tokens=settings.speculation.short_tokens).dump()
+        # Ragged rows need SGLang's compact verify graphs where there are graphs; without any, nothing changes.
+        environment["SGLANG_RAGGED_VERIFY_MODE"] = "compact" if settings.replicas.device == "cuda" else "static"
     if settings.speculation.method == "dspark_native":
         environment["SGLANG_RAGGED_VERIFY_MODE"] = settings.speculation.verification
     if rows_env := _DISPATCH_ROWS_ENV.get(settings.replicas.moe_all_to_all):
@@ -111,7 +116,19 @@ def _speculation(settings: Settings) -> dict[str, Any]:
         return _dspark(speculation, attention_groups=settings.replicas.attention_data_parallel)
     if speculation.method == "standalone":
         return _standalone(speculation)
+    if speculation.method == "chain":
+        return {"sampling_backend": KEYED_SAMPLER, **_chain(speculation)}
     return {"sampling_backend": KEYED_SAMPLER}
+
+
+def _chain(speculation: SpeculationSettings) -> dict[str, Any]:
+    block = speculation.block_tokens
+    return {
+        "speculative_algorithm": options.ALGORITHM,
+        "speculative_draft_model_path": speculation.draft_path,
+        "speculative_draft_model_revision": speculation.draft_revision,
+        "speculative_num_draft_tokens": None if block is None else block + 1,
+    }
 
 
 def _dspark(speculation: SpeculationSettings, *, attention_groups: int) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import os
 import sys
 
 from sparktier.cluster.placement import RankBundles, join_cluster, reserve
-from sparktier.configs.errors import ReplicaError
+from sparktier.configs.errors import ConfigError, Problem, ReplicaError
 from sparktier.configs.settings import Settings
 from sparktier.serving.device import resolve_device
-from sparktier.serving.engine_args import Device, engine_environment, engine_kwargs
+from sparktier.serving.engine_args import Device, engine_environment, engine_kwargs, on_device
 from sparktier.serving.model_source import local_model
 
 EXIT_NOT_STARTED = 69
@@ -22,14 +22,17 @@ _MODEL_PACKAGE = "sparktier.serving.engine.models"
 
 
 def run(settings: Settings, *, replica: int, port: int) -> int:
-    """Serve replica number `replica` on `port` until told to stop, and return the exit status."""
+    """Serve replica number `replica` on `port` until told to stop, and return the exit status.
+
+    Raises ConfigError when the settings don't fit the device or name no cluster, ArtifactError when there is no model.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     device = resolve_device(settings)
     try:
         # Imported before Ray so that this process's own SGLang sees the same environment as the ranks.
         os.environ.update(rank_env(settings, device=device))
         node = join_cluster(
-            settings.ray.address or os.environ["RAY_ADDRESS"],
+            _address(settings),
             namespace=f"sparktier-{replica}",
             rank_env=rank_env(settings, device=device),
         )
@@ -45,10 +48,23 @@ def run(settings: Settings, *, replica: int, port: int) -> int:
     return 0
 
 
+def _address(settings: Settings) -> str:
+    """Return the configured cluster's address, or that of the one `sparktier up` started."""
+    address = settings.ray.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        rule = "must name a Ray cluster where `sparktier up` starts none"
+        raise ConfigError([Problem("ray.address", rule, "null", "Set it to auto or host:port, or use `sparktier up`.")])
+    return address
+
+
 def rank_env(settings: Settings, *, device: Device) -> dict[str, str]:
     """Return the environment of every rank, and of the process that starts them."""
     operator = {name: value for name, value in os.environ.items() if name.startswith(("SGLANG_", "NCCL_"))}
-    env = {**operator, **engine_environment(settings), "SGLANG_EXTERNAL_MODEL_PACKAGE": _MODEL_PACKAGE}
+    env = {
+        **operator,
+        **engine_environment(on_device(settings, device)),
+        "SGLANG_EXTERNAL_MODEL_PACKAGE": _MODEL_PACKAGE,
+    }
     if device == "cpu":
         # SGLang compiles a few small functions; on a CPU that takes 30 s of every start, needs a C++ compiler, and
         # gains nothing that shows in a step.

@@ -9,7 +9,7 @@ from typing import Any
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-NAME = "SPARKTIER"
+from sparktier.serving.engine.speculation.options import ALGORITHM
 
 
 class SparktierAlgorithm(CustomSpecAlgo):
@@ -25,6 +25,10 @@ class SparktierAlgorithm(CustomSpecAlgo):
 
     def supports_target_verify_for_draft(self) -> bool:
         """True: the draft block runs as a verify pass."""
+        return True
+
+    def supports_ragged_verify(self) -> bool:
+        """True: rows differ by request, so SGLang captures its compact verify graphs where it has graphs."""
         return True
 
     def supports_prefill_shared_read_done(self) -> bool:
@@ -48,17 +52,22 @@ class SparktierAlgorithm(CustomSpecAlgo):
         return FutureMap(device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay)
 
     def handle_server_args(self, server_args: Any) -> None:
-        """Fix what a block drafter needs; widths come from the settings."""
+        """Fix what a block drafter needs; the block is the draft checkpoint's unless the settings named one."""
         server_args.speculative_num_steps = 1
         server_args.speculative_eagle_topk = 1
+        if server_args.speculative_num_draft_tokens is None:
+            from sglang.srt.speculative.dspark_components.dspark_config import read_draft_checkpoint_config
+
+            block = read_draft_checkpoint_config(server_args=server_args).resolve_gamma()
+            server_args.speculative_num_draft_tokens = block + 1
 
 
 def register() -> None:
-    """Make the algorithm known to SGLang under NAME; once a process."""
+    """Make the algorithm known to SGLang under ALGORITHM; once a process."""
 
     def worker_class(server_args: Any) -> type:
         from sparktier.serving.engine.speculation.worker import ChainWorker
 
         return ChainWorker
 
-    SpeculativeAlgorithm.register(NAME, supports_overlap=True, spec_class=SparktierAlgorithm)(worker_class)
+    SpeculativeAlgorithm.register(ALGORITHM, supports_overlap=True, spec_class=SparktierAlgorithm)(worker_class)

@@ -1,23 +1,21 @@
 """What speculation is configured with for a replica's lifetime, as it travels to the ranks: JSON in one variable.
 
-Knows nothing of the settings file it comes from.
+Knows nothing of the settings file it comes from, and imports no SGLang.
 """
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal
 
+ALGORITHM = "SPARKTIER"
+"""The name our algorithm has in SGLang's registry."""
 ENV = "SPARKTIER_SPECULATION"
 
 
 @dataclass(frozen=True)
 class Options:
-    """`block_tokens`: tokens drafted at most (gamma); `short_tokens`: at rung CHAIN_SHORT; `rung`: at the start."""
+    """`short_tokens`: tokens drafted at rung CHAIN_SHORT. The block itself is the draft checkpoint's or SGLang's."""
 
-    block_tokens: int
     short_tokens: int
-    accept_rule: Literal["target_match", "ratio"] = "target_match"
-    rung: int = 2
 
     def dump(self) -> str:
         """Return the text of the variable."""

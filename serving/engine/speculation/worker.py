@@ -21,7 +21,7 @@ from torch import Tensor
 from sparktier.kernels.accept import PAD_TOKEN, ChainAcceptance, accept_matching
 from sparktier.serving.engine.speculation import options as speculation_options
 from sparktier.serving.engine.speculation.penalties import PenaltyTable
-from sparktier.serving.engine.speculation.plan import MAX_TIERS, Plan, Rung
+from sparktier.serving.engine.speculation.plan import MAX_TIERS, Plan
 from sparktier.serving.engine.speculation.rows import row_counts, rung_tokens, tier_caps
 from sparktier.serving.engine.speculation.sampling import KeyedSampler, choose
 from sparktier.serving.engine.speculation.slots import SlotTable
@@ -37,7 +37,7 @@ class ChainWorker(DSparkWorkerV2):
         super().__init__(**kwargs)
         self.options = speculation_options.load(os.environ[speculation_options.ENV])
         self.model_runner.sampler = KeyedSampler()
-        self.set_plan(Plan(rung=Rung(self.options.rung)))
+        self.set_plan(Plan())
 
     def alloc_memory_pool(self, **kwargs: Any) -> None:
         """Make the draft's KV pool, and the table of request slots beside it."""
@@ -75,9 +75,7 @@ class ChainWorker(DSparkWorkerV2):
         if batch.forward_mode.is_idle():
             return self._decode_idle_result(on_publish=on_publish)
         committed = batch.seq_lens
-        drafted = rung_tokens(
-            self.plan.rung, block_tokens=self.options.block_tokens, short_tokens=self.options.short_tokens
-        )
+        drafted = rung_tokens(self.plan.rung, block_tokens=self.gamma, short_tokens=self.options.short_tokens)
         rows = row_counts(
             draft_tokens=drafted,
             row_budget=self.plan.rows,
