@@ -22,6 +22,20 @@ def test_the_error_is_told_once_and_the_noise_not() -> None:
     assert reason(CRASH) == ["RuntimeError: selected index k out of range"]
 
 
+# And what one left that was killed.
+KILLED = """\
+[2026-11-22 03:11:46] Ray scheduler actor terminated with error: The actor died unexpectedly before finishing this task.
+\tclass_name: Rank
+\tip: 192.0.2.2
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR
+[2026-11-22 03:11:46] A rank ended; this replica stops so that a whole one can take its place.
+"""
+
+
+def test_a_killed_rank_is_told_as_one() -> None:
+    assert reason(KILLED) == ["The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"]
+
+
 def test_our_own_last_line_is_told() -> None:
     log = "x\nsparktier.configs.errors.ReplicaError: inner\nreplica 0: replicas: needs 4 free GPUs. Add nodes.\n"
     assert reason(log)[-1] == "replica 0: replicas: needs 4 free GPUs. Add nodes."
@@ -37,4 +51,4 @@ def test_a_log_without_lines_tells_nothing() -> None:
 
 
 def test_a_line_without_end_is_cut() -> None:
-    assert len(reason("ValueError: " + "x" * 100_000)[0]) == 400
+    assert len(reason("ValueError: " + "x" * 100_000)[0]) == 250
