@@ -14,8 +14,8 @@ from sparktier.kernels.accept import PAD_TOKEN, residual_weights
 from sparktier.kernels.draft_tree import NO_ROW, DraftTree
 from sparktier.kernels.noise import Stream, draw, stream_seeds, uniforms
 
-RowReader = Callable[[Tensor], Tensor]
-"""Rows [batch] int64, one per request -> what stands in them: tokens [batch] int64, or probabilities [batch, V]."""
+RowReader = Callable[[Tensor, Tensor], Tensor]
+"""(requests [n], rows [n]), both int64 -> what stands in those rows: tokens [n] int64, or probabilities [n, V]."""
 
 
 class TreeAcceptance(NamedTuple):
@@ -39,9 +39,11 @@ def walk_matching(*, tree: DraftTree, choose: RowReader, max_depth: int) -> Tree
     """
     walk = _Walk(tree, max_depth)
     for level in range(max_depth + 1):
-        if walk.is_known_to_be_over():
+        requests = walk.requests()
+        if not len(requests):
             break
-        chosen = choose(walk.node)
+        chosen = torch.zeros_like(walk.node)
+        chosen[requests] = choose(requests, walk.node[requests])
         found = walk.children() & (tree.tokens == chosen.unsqueeze(1))
         walk.step(level, chosen, found.any(dim=1), found.long().argmax(dim=1))
     return walk.result()
@@ -67,17 +69,15 @@ def walk_drawn(
 
     Args:
         tree: siblings in draw order.
-        target_probs, draft_probs: p and q of the given rows, [batch, V]; q is not read in rows without children.
+        target_probs, draft_probs: p and q of the given rows, [n, V]; q is not read in rows without children.
         seeds, anchor_positions: [batch] int64.
         max_depth, max_children: bounds over the batch, known on the host.
     """
     accept_seeds = stream_seeds(seeds=seeds, stream=Stream.ACCEPT, rounds=anchor_positions)
     residual_seeds = stream_seeds(seeds=seeds, stream=Stream.RESIDUAL, rounds=anchor_positions)
-    walk = _Walk(tree, max_depth)
+    walk, everyone = _Walk(tree, max_depth), torch.arange(len(seeds), device=seeds.device)
     for level in range(max_depth + 1):
-        if walk.is_known_to_be_over():
-            break
-        siblings = _Siblings(tree, walk.children(), target_probs(walk.node), draft_probs(walk.node))
+        siblings = _Siblings(tree, walk.children(), target_probs(everyone, walk.node), draft_probs(everyone, walk.node))
         for rank in range(max_children if level < max_depth else 0):
             siblings.verify(rank, accept_seeds)
         leftover = draw(weights=siblings.target, seeds=residual_seeds, positions=walk.node)
@@ -126,9 +126,11 @@ class _Walk:
         self.path = tree.tokens.new_full(shape, NO_ROW)
         self.tokens = tree.tokens.new_full(shape, PAD_TOKEN)
 
-    def is_known_to_be_over(self) -> bool:
-        """Nobody walks on. Asked on the CPU only: elsewhere the answer would cost a wait for the device."""
-        return self.node.device.type == "cpu" and not bool(self.walking.any())
+    def requests(self) -> Tensor:
+        """Who still walks; off the CPU everybody, as the answer would cost a wait for the device."""
+        if self.node.device.type == "cpu":
+            return self.walking.nonzero().squeeze(1)
+        return torch.arange(len(self.node), device=self.node.device)
 
     def children(self) -> Tensor:
         """[batch, rows] bool: children of the rows where requests still walk."""

@@ -15,7 +15,7 @@ from sparktier.kernels.search import best_token
 GREEDY_BELOW_TEMPERATURE = 1e-6
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SamplingRows:
     """Sampling parameters, one per row of logits. None: no row uses that filter (known on the host, so no sync).
 
@@ -32,6 +32,11 @@ class SamplingRows:
     top_ps: Tensor | None = None
     min_ps: Tensor | None = None
     max_top_k: int | None = None
+
+    def take(self, rows: Tensor) -> "SamplingRows":
+        """The parameters of the given rows [n] int64, repeats allowed: of requests, say, for their rows."""
+        top_ks, top_ps, min_ps = (None if p is None else p[rows] for p in (self.top_ks, self.top_ps, self.min_ps))
+        return SamplingRows(self.temperatures[rows], top_ks, top_ps, min_ps, self.max_top_k)
 
 
 def greedy_tokens(*, logits: Tensor) -> Tensor:

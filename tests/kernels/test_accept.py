@@ -71,9 +71,7 @@ def test_match_walk_equals_the_reference(batch: int, rows: int, vocab: int, chan
     tree = random_tree(batch=batch, rows=rows, vocab=vocab, generator=generator)
     check_tree(tree)
     chosen = torch.randint(vocab, (batch, rows), generator=generator)
-    result = walk_matching(
-        tree=tree, choose=lambda at: chosen.gather(1, at.unsqueeze(1)).squeeze(1), max_depth=rows - 1
-    )
+    result = walk_matching(tree=tree, choose=lambda *at: chosen[at], max_depth=rows - 1)
     paths = [
         reference.walk_matching(*(part[i].tolist() for part in (tree.tokens, tree.parents, tree.row_counts, chosen)))
         for i in range(batch)
@@ -93,11 +91,10 @@ def test_drawn_walk_equals_the_reference(batch: int, rows: int, vocab: int, chan
     p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
     seeds = torch.randint(-(2**62), 2**62, (batch,), generator=generator)
     anchors = torch.randint(9000, (batch,), generator=generator)
-    each = torch.arange(batch)
     result = walk_drawn(
         tree=tree,
-        target_probs=lambda at: p[each, at],
-        draft_probs=lambda at: q[each, at],
+        target_probs=lambda *at: p[at],
+        draft_probs=lambda *at: q[at],
         seeds=seeds,
         anchor_positions=anchors,
         max_depth=rows - 1,
@@ -119,7 +116,7 @@ def test_walking_a_one_branch_tree_is_the_chain_rule(batch: int, gamma: int, cha
     counts = torch.randint(1, gamma + 2, (batch,), generator=generator)
     tree = chain_tree(anchors=torch.zeros(batch, dtype=torch.int64), drafts=drafts, row_counts=counts)
     check_tree(tree)
-    walked = walk_matching(tree=tree, choose=lambda at: chosen.gather(1, at.unsqueeze(1)).squeeze(1), max_depth=gamma)
+    walked = walk_matching(tree=tree, choose=lambda *at: chosen[at], max_depth=gamma)
     chain = accept_matching(drafts=drafts, target_tokens=chosen, row_counts=counts)
     assert torch.equal(walked.tokens, chain.tokens)
     assert torch.equal(walked.accepted, chain.accepted)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparktier.kernels.accept import accept_matching, accept_ratio
-from sparktier.kernels.accept_tree import walk_drawn, walk_matching
+from sparktier.kernels.accept_tree import RowReader, walk_drawn, walk_matching
 from sparktier.kernels.draft_tree import DraftTree
 from sparktier.kernels.noise import Stream, draw, draw_distinct, stream_seeds
 from support.sequence_law import (
@@ -106,10 +106,9 @@ def top_children(token: Tensor, node: int) -> Tensor:
 def match_tree(children: Callable[[Tensor, int], Tensor]) -> Tensor:
     tree = grow_tree(children)
 
-    def choose(rows: Tensor) -> Tensor:
-        here = tree.tokens.gather(1, rows.unsqueeze(1)).squeeze(1)
-        depth = tree.depths.gather(1, rows.unsqueeze(1)).squeeze(1)
-        return draw(weights=TARGET[here], seeds=SEEDS, positions=ROUNDS + depth)
+    def choose(*at: Tensor) -> Tensor:
+        positions = ROUNDS[at[0]] + tree.depths[at]
+        return draw(weights=TARGET[tree.tokens[at]], seeds=SEEDS[at[0]], positions=positions)
 
     return walk_matching(tree=tree, choose=choose, max_depth=2).tokens
 
@@ -117,8 +116,8 @@ def match_tree(children: Callable[[Tensor, int], Tensor]) -> Tensor:
 def drawn_tree(children: Callable[[Tensor, int], Tensor]) -> Tensor:
     tree = grow_tree(children)
 
-    def reader(matrix: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda rows: matrix[tree.tokens.gather(1, rows.unsqueeze(1)).squeeze(1)]
+    def reader(matrix: Tensor) -> RowReader:
+        return lambda *at: matrix[tree.tokens[at]]
 
     return walk_drawn(
         tree=tree,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sparktier.kernels.accept_tree import walk_drawn, walk_matching
+from sparktier.kernels.accept_tree import RowReader, walk_drawn, walk_matching
 from sparktier.kernels.draft_tree import DraftTree
 from sparktier.kernels.expand import Candidates, MarkovHead, Shape, expand_drawn, expand_top
 from sparktier.kernels.noise import draw
@@ -33,8 +33,12 @@ def law_of(committed: Tensor) -> float:
     return p_value(tokens=completed(committed=committed, target=TARGET, seed=7), law=law, vocab=VOCAB)
 
 
-def tokens_in(tree: DraftTree, rows: Tensor) -> Tensor:
-    return tree.tokens[EACH, rows]
+def drawn_by(tree: DraftTree) -> RowReader:
+    def choose(*at: Tensor) -> Tensor:
+        positions = ROUNDS[at[0]] + tree.depths[at]
+        return draw(weights=TARGET[tree.tokens[at]], seeds=SEEDS[at[0]], positions=positions)
+
+    return choose
 
 
 def drawn_candidates() -> tuple[Candidates, Tensor]:
@@ -49,8 +53,8 @@ def drawn_candidates() -> tuple[Candidates, Tensor]:
 def verified(selection: Selection, laws: Tensor) -> Tensor:
     return walk_drawn(
         tree=selection.tree,
-        target_probs=lambda rows: TARGET[tokens_in(selection.tree, rows)],
-        draft_probs=lambda rows: laws[EACH, selection.laws[EACH, rows].clamp(min=0)],
+        target_probs=lambda *at: TARGET[selection.tree.tokens[at]],
+        draft_probs=lambda *at: laws[at[0], selection.laws[at].clamp(min=0)],
         seeds=SEEDS,
         anchor_positions=ROUNDS,
         max_depth=DEPTH,
@@ -80,10 +84,7 @@ def test_top_tree_shaped_by_its_own_probabilities_emits_the_target() -> None:
     candidates = expand_top(**COMMON, edge_acceptance=lambda q, depth: q)
     tree = select_rows(candidates=candidates, row_budgets=BUDGETS, width=WIDTH).tree
 
-    def choose(rows: Tensor) -> Tensor:
-        return draw(weights=TARGET[tokens_in(tree, rows)], seeds=SEEDS, positions=ROUNDS + tree.depths[EACH, rows])
-
-    assert law_of(walk_matching(tree=tree, choose=choose, max_depth=DEPTH).tokens) > EXACT_ABOVE_P
+    assert law_of(walk_matching(tree=tree, choose=drawn_by(tree), max_depth=DEPTH).tokens) > EXACT_ABOVE_P
 
 
 def test_target_match_emits_the_same_tokens_for_every_tree() -> None:
@@ -92,10 +93,7 @@ def test_target_match_emits_the_same_tokens_for_every_tree() -> None:
         candidates = expand_top(**COMMON, edge_acceptance=lambda q, depth: q)
         tree = select_rows(candidates=candidates, row_budgets=budgets, width=WIDTH).tree
 
-        def choose(rows: Tensor, tree: DraftTree = tree) -> Tensor:
-            return draw(weights=TARGET[tokens_in(tree, rows)], seeds=SEEDS, positions=ROUNDS + tree.depths[EACH, rows])
-
-        emitted.append(walk_matching(tree=tree, choose=choose, max_depth=DEPTH).tokens)
+        emitted.append(walk_matching(tree=tree, choose=drawn_by(tree), max_depth=DEPTH).tokens)
     plain, ragged, full = emitted
     assert torch.equal(plain[:, 0], ragged[:, 0])
     both = (ragged >= 0) & (full >= 0)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparktier.kernels.accept_tree import TreeAcceptance, walk_matching
+from sparktier.kernels.accept_tree import RowReader, TreeAcceptance, walk_matching
 from sparktier.kernels.compact import compaction_plan
 from sparktier.kernels.expand import Candidates, MarkovHead, Shape, expand_top
 from sparktier.kernels.layout import row_positions
@@ -64,17 +64,19 @@ class Round:
             self.logits[where] += 30.0
 
     def accept_greedy(self, selection: Selection) -> TreeAcceptance:
-        return self._walk(selection, lambda rows: greedy_tokens(logits=self.logits[self.each, rows]))
+        return self._walk(selection, lambda *at: greedy_tokens(logits=self.logits[at]))
 
     def accept_sampled(self, selection: Selection) -> TreeAcceptance:
-        def choose(rows: Tensor) -> Tensor:
-            p = target_probs(logits=self.logits[self.each, rows], sampling=SamplingRows(temperatures=self.temperatures))
-            depths = selection.tree.depths[self.each, rows]
-            return draw(weights=p, seeds=self.each, positions=self.prefix_lens + depths)
+        sampling = SamplingRows(temperatures=self.temperatures)
+
+        def choose(requests: Tensor, rows: Tensor) -> Tensor:
+            p = target_probs(logits=self.logits[requests, rows], sampling=sampling.take(requests))
+            positions = self.prefix_lens[requests] + selection.tree.depths[requests, rows]
+            return draw(weights=p, seeds=requests, positions=positions)
 
         return self._walk(selection, choose)
 
-    def _walk(self, selection: Selection, choose: Callable[[Tensor], Tensor]) -> TreeAcceptance:
+    def _walk(self, selection: Selection, choose: RowReader) -> TreeAcceptance:
         return walk_matching(tree=selection.tree, choose=choose, max_depth=self.shape.depth)
 
     def compact(self, accepted: TreeAcceptance) -> None:

@@ -47,7 +47,7 @@ def test_walk(batch: int, rows: int, vocab: int) -> None:
         tree = random_tree(batch=batch, rows=rows, vocab=vocab, generator=generator(chance))
         chosen = torch.randint(vocab, (batch, rows), generator=generator(chance))
         oracle = walk_matching(
-            tree=tree, choose=lambda at, chosen=chosen: chosen.gather(1, at.unsqueeze(1)).squeeze(1), max_depth=rows - 1
+            tree=tree, choose=lambda requests, rows, chosen=chosen: chosen[requests, rows], max_depth=rows - 1
         )
         there = type(tree)(*(part.to(DEVICE) for part in tree))
         got = walk_matching_triton(tree=there, target_tokens=chosen.to(DEVICE), max_depth=rows - 1)
