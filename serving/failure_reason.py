@@ -14,7 +14,9 @@ _RAY_MARKS = re.compile(r"^\([^)]*pid=[^)]*\) |\s*\[repeated \d+x across cluster
 _STAMP = re.compile(r"^(?:\[\d{4}-\d\d-\d\d [^\]]*\]|\d{4}-\d\d-\d\d \S+)\s*(?:(?:INFO|WARNING|ERROR) )?")
 # The last line of a traceback, however deep the module, and the lines that end a process without one.
 _ERROR = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Failure|Died|Exit)\b(?:\([^)]*\))?:? ?.*")
-_FATAL = re.compile(r"^(?:replica \d+: |sparktier: |Fatal|Aborted|Segmentation fault|Killed|The actor is dead|.*[Oo]ut of memory)")
+_FATAL = re.compile(
+    r"^(?:replica \d+: |sparktier: |Fatal|Aborted|Segmentation fault|Killed|The actor is dead|.*[Oo]ut of memory)"
+)
 _SAYS_NOTHING = re.compile(r"Traceback \(most recent call last\)|Triggered after fatal|^\w+\.RayActorError: *$")
 
 

@@ -93,10 +93,11 @@ def assert_no_internals(text: str) -> None:
 def nothing_restarted(sharded: Deployment) -> Any:
     """Whatever is sent here, the ranks that were there before answer afterwards."""
     before = [rank["pid"] for rank in sharded.ranks()]
+    failures = sharded.output.count("failed")
     yield
     assert post(sharded, COMPLETIONS, {}).status_code == 200
     assert [rank["pid"] for rank in sharded.ranks()] == before
-    assert "failed" not in sharded.output
+    assert sharded.output.count("failed") == failures
 
 
 @pytest.mark.parametrize(("path", "fields"), WRONG_FIELDS, ids=lambda value: str(value)[:60])
