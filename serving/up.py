@@ -44,7 +44,7 @@ def run(settings: Settings) -> int:
     raises.
     """
     adopt_orphans()
-    _require_port(settings)
+    listener = _listener(settings)
     model = local_model(settings, progress=_say)
     resolved = settings.model_copy(
         update={"model": settings.model.model_copy(update={"path": model, "served_name": settings.model.public_name})}
@@ -52,7 +52,7 @@ def run(settings: Settings) -> int:
     run_dir = new_run_dir(default_cache_dir() / "runs")
     _say(f"logs in {run_dir}")
     try:
-        asyncio.run(_Deployment(resolved, run_dir).serve())
+        asyncio.run(_Deployment(resolved, run_dir).serve(listener))
     finally:
         end_descendants(timeout_s=_KILL_TIMEOUT_S)
     return 0
@@ -68,7 +68,7 @@ class _Deployment:
         self._ray = RayKeeper(local, settings.supervision, _say)
         self._table = ReplicaTable(tuple(Replica(number) for number in range(settings.replicas.count)))
 
-    async def serve(self) -> None:
+    async def serve(self, listener: socket.socket) -> None:
         """Run until a signal or a failure that no restart mends, then end everything."""
         stopping = asyncio.Event()
         # A connection a request: a kept one can be closed by the replica just as the next request is sent on it.
@@ -77,7 +77,7 @@ class _Deployment:
             keepers = [self._keeper(replica, client) for replica in self._table.replicas]
             server = self._server(client)
             _stop_on_signals(stopping)
-            serving = asyncio.create_task(server.serve())
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
             tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
             tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]
             reaping = asyncio.create_task(self._reap(keepers))
@@ -112,8 +112,6 @@ class _Deployment:
         return _Server(
             uvicorn.Config(
                 front(self._table, settings, client, model=self._settings.model.public_name),
-                host=settings.host,
-                port=settings.port,
                 log_level="warning",
                 lifespan="off",
                 timeout_graceful_shutdown=round(settings.shutdown_grace_s),
@@ -159,16 +157,20 @@ def _failures(tasks: "Sequence[asyncio.Task[None]]") -> list[BaseException]:
     return [error for task in tasks if task.done() and (error := task.exception())]
 
 
-def _require_port(settings: Settings) -> None:
+def _listener(settings: Settings) -> socket.socket:
+    """Return a listening socket on the front's address; taken at once, because building a model can take minutes."""
     host, port = settings.server.host, settings.server.port
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            rule = f"must be an address this machine can listen on ({error.strerror})"
-            cure = "Stop what listens there, or choose another port or host."
-            raise ConfigError([Problem("server.port", rule, f"{host}:{port}", cure)]) from error
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+    except OSError as error:
+        rule = f"must be an address this machine can listen on ({error.strerror})"
+        cure = "Stop what listens there, or choose another port or host."
+        raise ConfigError([Problem("server.port", rule, f"{host}:{port}", cure)]) from error
+    return listener
 
 
 def _say(text: str) -> None:
