@@ -61,6 +61,7 @@ def test_sigterm_with_requests_in_flight(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.prove
 def test_two_ctrl_c_in_a_row_change_nothing(tiny: Path, tmp_path: Path) -> None:
     with deployed(tiny, tmp_path / "output") as deployment, in_flight(deployment):
+        deployment.processes()
         started = time.monotonic()
         os.kill(deployment.pid, signal.SIGINT)
         time.sleep(0.3)
@@ -73,6 +74,7 @@ def test_two_ctrl_c_in_a_row_change_nothing(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.prove
 def test_a_kill_of_the_command_itself_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
     with deployed(tiny, tmp_path / "output") as deployment, in_flight(deployment):
+        deployment.processes()  # who is there, while their parent still is
         started = time.monotonic()
         os.kill(deployment.pid, signal.SIGKILL)
         deployment.wait_for_end(started=started, limit_s=KILLED_LIMIT_S)

@@ -4,14 +4,12 @@ Knows nothing of pytest.
 """
 
 import contextlib
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import httpx
 import openai
 import psutil
 
-from support.processes import described, gone_within, marked
+from support.processes import Family, command_line, described
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "test.yaml"
@@ -28,7 +26,6 @@ MODEL = "tiny"  # `served_name` of that file
 # What `sparktier up` promises after a stop signal, see design of the command line.
 STOP_LIMIT_S = 15.0
 READY_LIMIT_S = 540.0
-_MARK = "SPARKTIER_TEST_DEPLOYMENT"
 _PORTS = range(8210, 8290)
 
 
@@ -39,18 +36,17 @@ class Deployment:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._output = output
-        self._mark = uuid.uuid4().hex
         values = {"model.path": model, "server.port": self.port, "supervision.start_timeout_s": READY_LIMIT_S}
         options = [f"--set={key}={value}" for key, value in {**values, **settings}.items()]
         with output.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sparktier.serving.cli", "up", str(CONFIG), *options],
                 cwd=ROOT,
-                env={**os.environ, _MARK: self._mark},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._family = Family(psutil.Process(self._process.pid))
 
     @property
     def output(self) -> str:
@@ -98,11 +94,11 @@ class Deployment:
 
     def processes(self) -> list[psutil.Process]:
         """Return every living process of this deployment."""
-        return marked(_MARK, self._mark)
+        return self._family.living()
 
     def process(self, *words: str) -> psutil.Process:
         """Return the one process of this deployment whose command line has all of `words`."""
-        found = [process for process in self.processes() if _says(process, words)]
+        found = [process for process in self.processes() if all(word in command_line(process) for word in words)]
         assert len(found) == 1, f"{words}: {described(found)} among {described(self.processes())}"
         return found[0]
 
@@ -119,13 +115,14 @@ class Deployment:
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> float:
         """Send signal `number`, wait for the end, check that nothing is left, and return how many seconds it took."""
+        self.processes()
         started = time.monotonic()
         self._process.send_signal(number)
         return self.wait_for_end(started=started)
 
     def wait_for_end(self, *, started: float, limit_s: float = STOP_LIMIT_S) -> float:
         """Wait until no process is left and return the seconds since `started`; fails after `limit_s`."""
-        left = gone_within(_MARK, self._mark, limit_s)
+        left = self._family.gone_within(limit_s)
         took_s = time.monotonic() - started
         assert not left, f"after {took_s:.1f} s: {described(left)}\n{self.output}"
         self._process.wait()
@@ -158,14 +155,6 @@ def wait_until(met: Callable[[], bool], *, timeout_s: float, what: Callable[[], 
     while not met():
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what()}"
         time.sleep(0.1)
-
-
-def _says(process: psutil.Process, words: tuple[str, ...]) -> bool:
-    try:
-        line = " ".join(process.cmdline())
-    except psutil.Error:
-        return False
-    return all(word in line for word in words)
 
 
 def _free_port() -> int:

@@ -1,42 +1,59 @@
-"""Finding the processes that a test started, whoever their parent is by now.
-
-Each inherits an environment variable, which stays readable after its parent has died. Linux only.
-"""
+"""Keeping sight of every process that a test starts, whoever its parent is by now. Linux only."""
 
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 
 import psutil
 
 
-def marked(name: str, value: str) -> list[psutil.Process]:
-    """Return the living processes other than this one that were started with `name=value` in their environment."""
-    return [process for process in psutil.process_iter() if process.pid != os.getpid() and _has(process, name, value)]
+class Family:
+    """A process and all that it ever started, as far as anyone looked while the parents were alive.
+
+    Parents are followed, not marks in the environment: a process that sets its own title wipes that. Processes whose
+    command line has one of `besides` don't count.
+    """
+
+    def __init__(self, founder: psutil.Process, *, besides: Sequence[str] = ()) -> None:
+        self._seen = {founder}
+        self._besides = besides
+
+    def living(self) -> list[psutil.Process]:
+        """Return the members that are alive, besides the caller."""
+        for process in list(self._seen):
+            with contextlib.suppress(psutil.Error):
+                self._seen.update(process.children(recursive=True))
+        self._seen = {process for process in self._seen if _alive(process)}
+        return [process for process in self._seen if process.pid != os.getpid() and not self._excused(process)]
+
+    def _excused(self, process: psutil.Process) -> bool:
+        line = command_line(process)
+        return any(words in line for words in self._besides)
+
+    def gone_within(self, timeout_s: float) -> list[psutil.Process]:
+        """Wait until nobody is alive, and return those that still are after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while (left := self.living()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
 
 
-def _has(process: psutil.Process, name: str, value: str) -> bool:
+def _alive(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(name) == value
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
 
-def gone_within(name: str, value: str, timeout_s: float) -> list[psutil.Process]:
-    """Wait until no process is `marked`, and return those that still are after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while (left := marked(name, value)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return left
+def command_line(process: psutil.Process) -> str:
+    """Return the command line of `process`, empty once it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
-def described(processes: list[psutil.Process]) -> list[str]:
+def described(processes: Iterable[psutil.Process]) -> list[str]:
     """Return a line on each of `processes`, for a failing test to show."""
-    return list(_descriptions(processes))
-
-
-def _descriptions(processes: list[psutil.Process]) -> Iterator[str]:
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            yield f"{process.pid} {' '.join(process.cmdline())[:120]}"
+    return [f"{process.pid} {command_line(process)[:120]}" for process in processes]
