@@ -14,7 +14,8 @@ from pydantic_core import ErrorDetails
 
 from sparktier.serving.openai_errors import Refused
 from sparktier.serving.replica_table import EngineLimits
-from sparktier.serving.request_schema import TAG_MARK, Chat, Completion, Generation
+from sparktier.serving.request_fields import TAG_MARK
+from sparktier.serving.request_schema import Chat, Completion, Generation
 
 _SCHEMAS: Mapping[str, type[Generation]] = {"/v1/completions": Completion, "/v1/chat/completions": Chat}
 PATHS = tuple(_SCHEMAS)

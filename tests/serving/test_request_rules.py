@@ -15,8 +15,9 @@ from sparktier.serving.engine.upstream_source import installed_root
 from sparktier.serving.openai_errors import Refused
 from sparktier.serving.replica_table import EngineLimits
 from sparktier.serving.request_body import json_object
+from sparktier.serving.request_fields import MAX_CHOICES
 from sparktier.serving.request_rules import DROPPED, REFUSED, checked
-from sparktier.serving.request_schema import MAX_CHOICES, Chat, Completion
+from sparktier.serving.request_schema import Chat, Completion
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 LIMITS = EngineLimits(vocab_size=512, context_tokens=256)
