@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparktier.drafter.backbone import ContextKV, DraftLayer, rotary
+from sparktier.drafter.backbone import ContextKV, DraftLayer, RMSNorm, rotary
 from sparktier.drafter.config import DraftConfig
 from sparktier.drafter.heads import build_confidence_head, build_markov_head
 from sparktier.drafter.packing import PackedRow, block_labels, block_mask
@@ -60,9 +60,9 @@ class DraftModel(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.fc = nn.Linear(config.feature_size, config.hidden_size, bias=False)
-        self.hidden_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.hidden_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.layers = nn.ModuleList(DraftLayer(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.markov_head = build_markov_head(config)
         self.confidence_head = build_confidence_head(config)
