@@ -59,7 +59,9 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
         return window_slots
 
     def post_load_model(self, model: torch.nn.Module) -> None:
-        """Give every expert layer of `model` the grouped, expert-parallel CPU forward."""
+        """Give `model` the grouped, expert-parallel CPU forward of its experts, and packed weights elsewhere."""
+        from sparktier.serving.engine.cpu_linear import install_cpu_linear
         from sparktier.serving.engine.cpu_moe import install_cpu_moe
 
         install_cpu_moe(model)
+        install_cpu_linear(model)

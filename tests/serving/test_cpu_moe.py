@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparktier.configs.errors import ConfigError
-from sparktier.serving.engine.cpu_linear import linear, pack
 from sparktier.serving.engine.cpu_moe import install_cpu_moe, moe_forward, pack_experts
 from support.sglang_rank import cpu_server_args, rank
 from support.tiny_moe import make_tiny_moe
@@ -91,16 +90,6 @@ def test_unchosen_experts_are_not_read() -> None:
     out = moe_forward(torch.ones(3, HIDDEN), pack_experts(w13, w2), ids, torch.ones(3, 2))
     assert out.isfinite().all()
     assert not out[2].any()
-
-
-@pytest.mark.parametrize("rows", [0, 1, 7, 300])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_product_equals_plain(rows: int, dtype: torch.dtype) -> None:
-    weight, bias = torch.randn(48, 32).to(dtype), torch.randn(48).to(dtype)
-    x = torch.randn(rows, 32).to(dtype)
-    for term in (None, bias):
-        want = torch.nn.functional.linear(x.double(), weight.double(), None if term is None else term.double())
-        torch.testing.assert_close(linear(x, pack(weight), term).double(), want, rtol=2e-2, atol=2e-2)
 
 
 @pytest.fixture(scope="module")
