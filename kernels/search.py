@@ -12,6 +12,8 @@ _BLOCK = 64
 
 def best_token(*, scores: Tensor) -> Tensor:
     """The argmax of the last axis, lowest index among ties: [..., V] -> [...] int64."""
+    if scores.shape[-1] <= _BLOCK:
+        return scores.argmax(dim=-1)
     blocks = _block_maxima(scores).argmax(dim=-1, keepdim=True)
     found, tokens = _inside(scores, blocks)
     return tokens.gather(-1, found.argmax(dim=-1, keepdim=True)).squeeze(-1)
