@@ -1,7 +1,7 @@
 # The same verbs everywhere. Each makes the environment first; nothing else has to be installed by hand.
 PY := .venv/bin/python
 
-.PHONY: help env lock demo test prove check bench conformance gpu-check check-upstream
+.PHONY: help env lock demo test prove check bench conformance check-upstream
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -26,6 +26,9 @@ test: check ## the suite (CI runs this)
 
 prove: env ## the long proofs
 	$(PY) -m pytest -m prove
+
+conformance: env ## the official OpenAI client and malformed requests against a real deployment
+	$(PY) -m pytest tests/engine/test_openai_client.py tests/engine/test_malformed_requests.py
 
 check-upstream: env ## what of SGLang's internals changed in VERSION=x
 	$(PY) -m sparktier.serving.engine.upstream $(VERSION)

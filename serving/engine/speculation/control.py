@@ -3,6 +3,7 @@
 Knows nothing of steps. Both hooks extend a method of SGLang's own controller, which calls them between steps.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 from sparktier.serving.engine.speculation.plan import is_plan_key, refusal
@@ -34,6 +35,7 @@ def install() -> None:
         if hasattr(worker, "set_plan"):
             plan = worker.plan
             state["sparktier"] = {"plan_version": plan.version, "rung": int(plan.rung), "rows": plan.rows}
+            state["sparktier_figures"] = asdict(worker.figures)
 
     controller.set_internal_state = set_internal_state
     controller._add_speculative = add_speculative

@@ -5,6 +5,8 @@ each request, the choice of tokens and the accept rule. Knows nothing of where t
 """
 
 import os
+import time
+from collections import deque
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from sparktier.kernels.accept import PAD_TOKEN, ChainAcceptance, accept_matching
 from sparktier.serving.engine.speculation import options as speculation_options
+from sparktier.serving.engine.speculation.figures import Figures
 from sparktier.serving.engine.speculation.penalties import PenaltyTable
 from sparktier.serving.engine.speculation.plan import MAX_TIERS, Plan
 from sparktier.serving.engine.speculation.rows import row_counts, rung_tokens, tier_caps
@@ -37,6 +40,8 @@ class ChainWorker(DSparkWorkerV2):
         super().__init__(**kwargs)
         self.options = speculation_options.load(os.environ[speculation_options.ENV])
         self.model_runner.sampler = KeyedSampler()
+        # An overlapped scheduler launches a step before it has seen the last one's results.
+        self._uncounted: deque[tuple[float, int, Tensor, Tensor]] = deque()
         self.set_plan(Plan())
 
     def alloc_memory_pool(self, **kwargs: Any) -> None:
@@ -45,6 +50,7 @@ class ChainWorker(DSparkWorkerV2):
         slots = self.model_runner.req_to_token_pool.req_to_token.shape[0]
         device = torch.device(self.device)
         self.slots = SlotTable(slots, tiers=MAX_TIERS, device=device)
+        self.figures = Figures(block_tokens=self.gamma)
         self.penalties = PenaltyTable(slots, vocab=self.model_runner.model_config.vocab_size, device=device)
 
     def set_plan(self, plan: Plan) -> None:
@@ -74,6 +80,7 @@ class ChainWorker(DSparkWorkerV2):
             batch.spec_info = DFlashDraftInputV2.create_idle_input(device=self.device)
         if batch.forward_mode.is_idle():
             return self._decode_idle_result(on_publish=on_publish)
+        started = time.perf_counter()
         committed = batch.seq_lens
         drafted = rung_tokens(self.plan.rung, block_tokens=self.gamma, short_tokens=self.options.short_tokens)
         rows = row_counts(
@@ -91,7 +98,21 @@ class ChainWorker(DSparkWorkerV2):
         logits = verified.logits_output.next_token_logits
         self._adjust(logits, batch, drafts, grammar, grammar_barrier)
         accepted = self._accept(logits, batch, drafts, rows, window.positions_2d)
-        return self._commit(batch, window, verified, hidden, accepted, rows, on_publish)
+        result = self._commit(batch, window, verified, hidden, accepted, rows, on_publish)
+        self._uncounted.append((started, int(self.plan.rung), self.slots.tier[batch.req_pool_indices], rows))
+        return result
+
+    def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
+        """Count the step whose results have just reached the host, where reading them costs no sync."""
+        super().on_verify_complete_cpu(num_correct_drafts_per_req, batch_size=batch_size)
+        started, rung, tiers, rows = self._uncounted.popleft()
+        self.figures.step(
+            rung=rung,
+            took_ms=(time.perf_counter() - started) * 1000.0,
+            tiers=tiers.tolist(),
+            rows=rows.tolist(),
+            accepted=num_correct_drafts_per_req,
+        )
 
     def _window(self, batch: Any) -> Any:
         lengths = batch.seq_lens_cpu if batch.seq_lens_cpu is not None else batch.spec_info.nxt_kv_lens_cpu

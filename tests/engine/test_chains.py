@@ -1,0 +1,228 @@
+"""Chains on a real engine change no token: any rung, random switching, any sampling, two ranks against plain one."""
+
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support.deployment import deployed
+from support.generation import Answer, Tokens, generate, generate_all, random_prompts, set_plan
+from support.greedy import assert_same_greedy
+from support.oracle_draft import make_oracle_draft
+from support.tiny_moe import make_tiny_moe
+
+pytestmark = pytest.mark.engine
+OFF, SHORT, CHAIN = 0, 1, 2
+BLOCK = 5
+NO_BOUNDS = {"sparktier_rung": CHAIN, "sparktier_rows": 0, "sparktier_tier0_cap": BLOCK}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}, "required": ["a", "b"]}
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The same target decoded plainly by one rank, and with chains by two."""
+
+    plain: str
+    chains: str
+    model: Path
+
+    def plan(self, **keys: int) -> None:
+        changed = {f"sparktier_{key}": value for key, value in keys.items()}
+        assert set_plan(self.chains, {**NO_BOUNDS, **changed})
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    """A target predictable enough that drafts of bigrams are often right, and a drafter that guesses them."""
+    folder = tmp_path_factory.mktemp("chains")
+    model = make_tiny_moe(folder / "target", context_gain=0.2)
+    draft = make_oracle_draft(folder / "draft", model, block_tokens=BLOCK)
+    wide = {"model.context_tokens": 4096, "replicas.kv_tokens": 16384, "replicas.chunked_prefill_tokens": 256}
+    single = {"replicas.tensor_parallel": 1, "replicas.expert_parallel": 1}
+    chain = {"speculation.method": "chain", "speculation.draft_path": draft}
+    with (
+        deployed(model, folder / "plain", **wide, **single) as plain,
+        deployed(model, folder / "chains", **wide, **chain) as chains,
+    ):
+        yield Engines(plain.replica_url(), chains.replica_url(), model)
+
+
+def tokens_of(answers: list[Answer]) -> list[Tokens]:
+    return [answer.tokens for answer in answers]
+
+
+def accepted_length(answers: list[Answer]) -> float:
+    """Tokens per verify pass, the bonus token included."""
+    return sum(a.meta["completion_tokens"] for a in answers) / sum(a.meta["spec_verify_ct"] for a in answers)
+
+
+@pytest.mark.parametrize(("count", "tokens"), [(10, 48), pytest.param(100, 128, marks=pytest.mark.prove)])
+def test_every_rung_and_switching_between_them_gives_plain_greedy_tokens(
+    engines: Engines, count: int, tokens: int
+) -> None:
+    prompts = random_prompts(count, seed=count)
+    plain = tokens_of(generate_all(engines.plain, prompts, tokens=tokens, at_once=4))
+    lengths = {}
+    for rung in (CHAIN, SHORT, OFF):
+        engines.plan(rung=rung)
+        answers = generate_all(engines.chains, prompts, tokens=tokens, at_once=8)
+        assert_same_greedy(plain, tokens_of(answers), prompts, engines.model)
+        lengths[rung] = accepted_length(answers)
+    # Not an aim: proof that accepted, rejected and undrafted rows were all there.
+    assert lengths[CHAIN] > lengths[SHORT] > 1.2
+    assert lengths[OFF] == pytest.approx(1.0, abs=0.05)
+    with switching(engines, seed=count):
+        answers = generate_all(engines.chains, prompts, tokens=tokens, at_once=8)
+    assert_same_greedy(plain, tokens_of(answers), prompts, engines.model)
+
+
+class switching:
+    """Changes rung, row budget and tier cap of the chains at random while the body runs."""
+
+    def __init__(self, engines: Engines, *, seed: int) -> None:
+        self._engines, self._rng = engines, random.Random(seed)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._engines.plan()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            choices = {"rung": (OFF, SHORT, CHAIN), "rows": (0, 3, 10, 20), "tier0_cap": (0, 1, 3, BLOCK)}
+            self._engines.plan(**{key: self._rng.choice(values) for key, values in choices.items()})
+            time.sleep(0.1)
+
+
+def test_one_request_alone_is_what_it_is_in_a_batch(engines: Engines) -> None:
+    prompts = random_prompts(4, seed=1)
+    engines.plan()
+    alone = tokens_of(generate_all(engines.chains, prompts, tokens=32, at_once=1))
+    together = tokens_of(generate_all(engines.chains, prompts, tokens=32, at_once=4))
+    assert_same_greedy(alone, together, prompts, engines.model)
+
+
+def test_sampled_answers_are_those_of_plain_decoding_on_every_rung(engines: Engines) -> None:
+    prompts = random_prompts(6, seed=2)
+    params = {"temperature": 0.9, "top_p": 0.9, "top_k": 40, "min_p": 0.01}
+
+    def sampled(url: str) -> list[Tokens]:
+        return [generate(url, p, tokens=32, sampling_seed=1000 + i, **params).tokens for i, p in enumerate(prompts)]
+
+    plain = sampled(engines.plain)
+    for rung in (CHAIN, SHORT, OFF):
+        engines.plan(rung=rung)
+        assert sampled(engines.chains) == plain
+    assert sampled(engines.plain) == plain
+    other = [generate(engines.plain, p, tokens=32, sampling_seed=i, **params).tokens for i, p in enumerate(prompts)]
+    assert other != plain
+
+
+LAWS = {
+    "frequency": {"frequency_penalty": 1.5},
+    "presence": {"presence_penalty": 1.2},
+    "repetition": {"repetition_penalty": 1.3},
+    "least length": {"min_new_tokens": 20, "ignore_eos": False, "logit_bias": {"1": 8.0}},
+    "bias": {"logit_bias": {"100": 5.0, "101": 3.0}},
+    "stop string": {"stop": ["ba", "ku"]},
+    "stop token": {"stop_token_ids": [414, 280, 100]},
+    "regex": {"regex": "[a-f]{3,9}(xy)+z", "ignore_eos": False},
+    "schema": {"json_schema": json.dumps(SCHEMA), "ignore_eos": False},
+    "end inside a block": {"ignore_eos": False, "logit_bias": {"1": 6.0}},
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_what_changes_the_target_s_law_changes_it_alike(engines: Engines, law: str) -> None:
+    prompts = random_prompts(6, seed=3)
+    plain = generate_all(engines.plain, prompts, tokens=40, at_once=3, **LAWS[law])
+    engines.plan()
+    chains = generate_all(engines.chains, prompts, tokens=40, at_once=6, **LAWS[law])
+    assert tokens_of(chains) == tokens_of(plain)
+    assert [a.meta["finish_reason"] for a in chains] == [a.meta["finish_reason"] for a in plain]
+
+
+def test_a_law_that_is_ignored_would_be_seen(engines: Engines) -> None:
+    prompts = random_prompts(6, seed=3)
+    free = tokens_of(generate_all(engines.plain, prompts, tokens=40, at_once=3))
+    for law in ("frequency", "presence", "repetition", "bias", "regex", "schema"):
+        assert tokens_of(generate_all(engines.plain, prompts, tokens=40, at_once=3, **LAWS[law])) != free, law
+
+
+def test_logprobs_are_those_of_plain_decoding(engines: Engines) -> None:
+    [prompt] = random_prompts(1, seed=4)
+    engines.plan()
+
+    def logprobs(url: str) -> list[tuple[float, int]]:
+        body = {"input_ids": prompt, "return_logprob": True, "top_logprobs_num": 3}
+        params = {"max_new_tokens": 24, "temperature": 0, "ignore_eos": True}
+        answer = httpx.post(f"{url}/generate", json=body | {"sampling_params": params}, timeout=300.0).json()
+        return [(value, token) for value, token, _ in answer["meta_info"]["output_token_logprobs"]]
+
+    plain, chains = logprobs(engines.plain), logprobs(engines.chains)
+    assert [token for _, token in chains] == [token for _, token in plain]
+    assert [value for value, _ in chains] == pytest.approx([value for value, _ in plain], abs=1e-4)
+
+
+def test_long_prompts_in_chunks_and_shared_prefixes(engines: Engines) -> None:
+    long = [token for prompt in random_prompts(80, seed=5) for token in prompt][:1500]
+    prompts = [long, [*long, 7, 8, 9], long[:700], long]
+    plain = tokens_of(generate_all(engines.plain, prompts, tokens=24, at_once=1))
+    engines.plan()
+    chains = generate_all(engines.chains, prompts, tokens=24, at_once=1)
+    assert_same_greedy(plain, tokens_of(chains), prompts, engines.model)
+    assert any(answer.meta["cached_tokens"] > 0 for answer in chains)
+
+
+def test_acceptance_comes_back_after_a_spell_without_drafts(engines: Engines) -> None:
+    """A hole in the draft's context would not show in tokens, only in what is accepted afterwards."""
+    prompts = random_prompts(8, seed=6)
+
+    def accepted_after(first_rung: int) -> float:
+        engines.plan(rung=first_rung)
+        begun = generate_all(engines.chains, prompts, tokens=64, at_once=1)
+        engines.plan()
+        again = [prompt + answer.tokens for prompt, answer in zip(prompts, begun, strict=True)]
+        return accepted_length(generate_all(engines.chains, again, tokens=64, at_once=1))
+
+    assert accepted_after(OFF) == pytest.approx(accepted_after(CHAIN), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"sparktier_rung": 7},
+        {"sparktier_rung": 1.5},
+        {"sparktier_rows": -1},
+        {"sparktier_tier0_cap": 2.5},
+        {"sparktier_tier999_cap": 2},
+        {"sparktier_rung": 1, "dspark_force_budget_frac": 0.5},
+    ],
+    ids=str,
+)
+def test_a_plan_that_breaks_a_rule_is_refused_whole(engines: Engines, keys: dict[str, float]) -> None:
+    engines.plan(plan_version=41)
+    assert not set_plan(engines.chains, {"sparktier_plan_version": 42, **keys})
+    assert plan_in_force(engines) == {"plan_version": 41, "rung": CHAIN, "rows": 0}
+
+
+def test_the_plan_is_read_back(engines: Engines) -> None:
+    engines.plan(plan_version=7, rung=SHORT, rows=12)
+    assert plan_in_force(engines) == {"plan_version": 7, "rung": SHORT, "rows": 12}
+
+
+def plan_in_force(engines: Engines) -> dict[str, int]:
+    states = httpx.get(f"{engines.chains}/server_info", timeout=60.0).json()["internal_states"]
+    found: dict[str, int] = states[0]["sparktier"]
+    return found

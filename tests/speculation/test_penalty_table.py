@@ -1,0 +1,55 @@
+"""The penalty table follows requests through slots: counts, neutral neighbours, reuse of a slot, least lengths."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from sparktier.serving.engine.speculation.penalties import PenaltyTable
+
+VOCAB = 6
+
+
+def request(rid: str, *, emitted: tuple[int, ...] = (), stops: tuple[int, ...] = (), **params: float) -> Any:
+    neutral = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0, "min_new_tokens": 0}
+    sampling = SimpleNamespace(**{**neutral, **params}, stop_token_ids=list(stops))
+    return SimpleNamespace(
+        rid=rid, sampling_params=sampling, output_ids=list(emitted), eos_token_ids=None, tokenizer=None
+    )
+
+
+def table() -> PenaltyTable:
+    return PenaltyTable(8, vocab=VOCAB, device=torch.device("cpu"))
+
+
+def penalised(table: PenaltyTable, slots: list[int], emitted: list[int]) -> torch.Tensor:
+    logits = torch.zeros(len(slots), 1, VOCAB)
+    drafts = torch.zeros(len(slots), 0, dtype=torch.long)
+    table.apply(logits, slots=torch.tensor(slots), drafts=drafts, emitted=torch.tensor(emitted))
+    return logits[:, 0]
+
+
+def test_counts_follow_the_slot_and_neighbours_stay_free() -> None:
+    counts = table()
+    counts.enter([request("a", frequency_penalty=1.0, emitted=(2,)), request("b")], [5, 6])
+    tokens = torch.tensor([[2, 3, -1], [2, 2, 2]])
+    counts.add(torch.tensor([5, 6]), tokens, tokens >= 0)
+    assert penalised(counts, [6, 5], [0, 0]).tolist() == [[0.0] * 6, [0.0, 0.0, -2.0, -1.0, 0.0, 0.0]]
+
+
+def test_a_slot_starts_anew_with_its_next_request() -> None:
+    counts = table()
+    counts.enter([request("a", presence_penalty=1.0)], [3])
+    counts.add(torch.tensor([3]), torch.tensor([[1]]), torch.tensor([[True]]))
+    counts.leave("a")
+    assert counts.idle
+    counts.enter([request("b", presence_penalty=1.0), request("c", presence_penalty=2.0, emitted=(0,))], [3, 4])
+    assert not counts.idle
+    assert penalised(counts, [3, 4], [0, 0]).tolist() == [[0.0] * 6, [-2.0] + [0.0] * 5]
+
+
+def test_a_request_may_not_end_before_its_least_length() -> None:
+    counts = table()
+    counts.enter([request("a", min_new_tokens=3, stops=(4,))], [1])
+    assert penalised(counts, [1], [2])[0, 4] == float("-inf")
+    assert penalised(counts, [1], [3])[0, 4] == 0.0

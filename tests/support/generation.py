@@ -1,0 +1,49 @@
+"""Asking a replica for tokens through SGLang's own `/generate`, and setting its plan. Knows nothing of pytest."""
+
+import concurrent.futures
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from support.tiny_moe import VOCAB_SIZE
+
+Tokens = list[int]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a replica said: the tokens, and SGLang's facts about the request."""
+
+    tokens: Tokens
+    meta: dict[str, Any]
+
+
+def random_prompts(count: int, *, seed: int, longest: int = 48) -> list[Tokens]:
+    """Return prompts of 2 to `longest` tokens, none of them special."""
+    rng = random.Random(seed)
+    return [[rng.randrange(5, VOCAB_SIZE) for _ in range(rng.randint(2, longest))] for _ in range(count)]
+
+
+def generate(url: str, prompt: Tokens, *, tokens: int, **params: object) -> Answer:
+    """Return the answer to one prompt; greedy and to the full length unless `params` say otherwise."""
+    sampling = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True, **params}
+    answer = httpx.post(f"{url}/generate", json={"input_ids": prompt, "sampling_params": sampling}, timeout=300.0)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    return Answer(tokens=body["output_ids"], meta=body["meta_info"])
+
+
+def generate_all(url: str, prompts: Sequence[Tokens], *, tokens: int, at_once: int, **params: object) -> list[Answer]:
+    """Return the answers to `prompts`, `at_once` of them in flight."""
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(lambda prompt: generate(url, prompt, tokens=tokens, **params), prompts))
+
+
+def set_plan(url: str, keys: Mapping[str, float]) -> bool:
+    """Put plan keys in force and return whether every rank took them."""
+    answer = httpx.post(f"{url}/set_internal_state", json={"server_args": dict(keys)}, timeout=60.0)
+    assert answer.status_code == 200, answer.text
+    return all(bool(updated) for updated in answer.json())
