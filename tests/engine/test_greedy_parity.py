@@ -1,6 +1,7 @@
 """Sharding experts over ranks changes no token: greedy output of two ranks equals that of one, in float32."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -28,7 +29,7 @@ def greedy(deployment: Deployment) -> list[list[int]]:
 
 
 def test_two_ranks_give_the_tokens_of_one(
-    sharded: Deployment, pair: Deployment, tiny: Path, record_property: pytest.RecordProperty
+    sharded: Deployment, pair: Deployment, tiny: Path, record_property: Callable[[str, object], None]
 ) -> None:
     one, two = greedy(pair), greedy(sharded)
     assert {len(tokens) for tokens in one} == {TOKENS}
