@@ -16,6 +16,7 @@ PROMPTS = (
     "def fibonacci(n):\n    if n < 2:\n        return n\n",
     "<|im_start|>user\nWhy is the sky blue? Answer in 3 sentences.<|im_end|>\n<|im_start|>assistant\n",
 )
+ENGLISH = (Path(__file__).parents[2] / "LICENSE").read_text()[1000:3000]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +58,13 @@ def test_split_and_padding_are_exact(tiny_dense: DenseModel, tmp_path: Path, que
 
 
 def test_dense_model_is_read_right(dense: DenseModel) -> None:
-    """Independent of our own names and permutations: only a model read right knows this."""
-    ids = dense.tokenizer(PROMPTS[0], return_tensors="pt").input_ids
-    best = logits(dense_llama(dense), ids)[0, -1].argmax()
-    assert dense.tokenizer.decode(best) == " Paris"
+    """Independent of our own names and orders: only a model read right predicts English this well.
+
+    With the rows of q and k left in llama.cpp's order the same text costs 5.4 nats a token; read right, 3.0.
+    """
+    ids = dense.tokenizer(ENGLISH, return_tensors="pt").input_ids
+    scores = logits(dense_llama(dense), ids)[0, :-1]
+    assert torch.nn.functional.cross_entropy(scores, ids[0, 1:]) < 3.2
 
 
 def test_tokenizer_splits_digits_and_keeps_text(dense: DenseModel) -> None:
