@@ -31,10 +31,11 @@ CHILDREN = 8
 
 @dataclass(frozen=True)
 class Replay:
-    """Every anchor of one sequence: anchors [A]; accepted [A] drafted tokens that stand; remaining [A] tokens of the
-    answer after the anchor; confidence [A, gamma] raw logits, zeros without the head."""
+    """Every anchor of one sequence: anchors [A]; drafted [A, gamma] tokens; accepted [A] of them that stand; remaining
+    [A] tokens of the answer after the anchor; confidence [A, gamma] raw logits, zeros without the head."""
 
     anchors: Tensor
+    drafted: Tensor
     accepted: Tensor
     remaining: Tensor
     confidence: Tensor
@@ -55,7 +56,7 @@ def replay(model: DraftModel, record: FeatureRecord, temperature: float, seed: i
     for chunk in _chunks(model, record):
         draft, accepted = _greedy(model, chunk) if temperature <= 0 else _sampled(model, chunk, temperature, seed)
         confidence = torch.zeros(chunk.hidden.shape[:2]) if draft.confidence is None else draft.confidence
-        parts.append((chunk.anchors, accepted, _remaining(chunk.row, chunk.anchors), confidence))
+        parts.append((chunk.anchors, draft.tokens, accepted, _remaining(chunk.row, chunk.anchors), confidence))
     return Replay(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

@@ -48,8 +48,11 @@ class Trainer:
             self._own.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self._parallel: nn.Module = DistributedDataParallel(self.model) if place.world > 1 else self.model
-        count = len(source.lengths_tokens) - settings.held_out_sequences
-        self._training, self._held_out = range(count), range(count, len(source.lengths_tokens))
+        # Drawn, not the last ones: a source may well be sorted by length or kind.
+        count, stream = len(source.lengths_tokens), generator(settings.seed, _HELD_OUT_STREAM)
+        drawn = torch.randperm(count, generator=stream).tolist()
+        self._held_out = sorted(drawn[: settings.held_out_sequences])
+        self._training = sorted(drawn[settings.held_out_sequences :])
 
     def restore(self, state: TrainingState) -> None:
         """Take over weights and moments of a checkpoint.
@@ -130,7 +133,7 @@ class Trainer:
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
         """Return loss and accepted lengths of the held-out slice: greedy, and expected under ratio rejection."""
-        mine = list(self._held_out)[self.place.rank :: self.place.world]
+        mine = self._held_out[self.place.rank :: self.place.world]
         decay, gamma = self.settings.decay_rows, self.model.config.block_size
         figures = torch.zeros(9, dtype=torch.float64)
         for index, record in zip(mine, self.source.read(mine), strict=True):

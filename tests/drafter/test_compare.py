@@ -20,7 +20,8 @@ def made_up(chance_by_answer: np.ndarray, seed: int, tokens: int = TOKENS) -> Ev
         runs = np.minimum(rng.geometric(1 - chance, tokens) - 1, 4)
         remaining = np.arange(tokens, 0, -1)
         accepted = torch.from_numpy(np.minimum(runs, remaining))
-        replays.append(Replay(torch.arange(tokens), accepted, torch.from_numpy(remaining), torch.zeros(tokens, 4)))
+        nothing = torch.zeros(tokens, 4)
+        replays.append(Replay(torch.arange(tokens), nothing.long(), accepted, torch.from_numpy(remaining), nothing))
     return Evaluation(f"d{seed}", "made up", 1.0, seed, tuple(replays), 1.0, (1.0,) * 4, confident=False)
 
 

@@ -1,6 +1,7 @@
 """Feature store and stream: resumable, sized before it starts, refused when wrong, bounded in memory."""
 
 import threading
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -131,6 +132,7 @@ def test_a_slow_trainer_holds_the_producer_back() -> None:
     for consumed in range(1, 6):
         next(reading)
         assert full.wait(10)
+        time.sleep(0.05)  # a producer that nothing holds back would be far ahead by now
         # In the queue, and one in the producer's hands that waits for room.
         assert len(made) <= consumed + in_flight + 1
     before = len(made)

@@ -48,8 +48,8 @@ def block_hidden(model: DraftModel, prefix: Tensor) -> Tensor:
     return model.blocks(prefix[None, -1:], torch.tensor([[len(prefix) - 1]]), context, mask)[0]
 
 
-def real_rounds(model: DraftModel, prefix: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Draft from q and verify against p, many times from one prefix: accepted counts and confidences."""
+def real_rounds(model: DraftModel, prefix: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Draft from q and verify against p, many times from one prefix: accepted counts, confidences, drafted tokens."""
     generator = torch.Generator().manual_seed(1)
     hidden = block_hidden(model, prefix).expand(TRIALS, -1, -1)
     anchors = prefix[-1].expand(TRIALS)
@@ -68,13 +68,13 @@ def real_rounds(model: DraftModel, prefix: Tensor, temperature: float) -> tuple[
         positions=torch.arange(6).expand(TRIALS, -1),
     )
     assert draft.confidence is not None
-    return outcome.accepted, draft.confidence
+    return outcome.accepted, draft.confidence, draft.tokens
 
 
-def replayed_rounds(model: DraftModel, prefix: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def replayed_rounds(model: DraftModel, prefix: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """Let the target alone continue the prefix, many times, and replay the round at its end."""
     generator = torch.Generator().manual_seed(2)
-    chain, accepted, confidence = next_probs(model, temperature), [], []
+    chain, rounds = next_probs(model, temperature), []
     for trial in range(TRIALS):
         tokens = prefix.tolist()
         while len(tokens) < len(prefix) + 6:
@@ -82,25 +82,38 @@ def replayed_rounds(model: DraftModel, prefix: Tensor, temperature: float) -> tu
         record = chain_record(model, torch.tensor(tokens), len(prefix) - 1)
         result = replay(model, record, temperature, seed=trial)
         assert int(result.anchors[0]) == len(prefix) - 1
-        accepted.append(result.accepted[0])
-        confidence.append(result.confidence[0])
-    return torch.stack(accepted), torch.stack(confidence)
+        rounds.append((result.accepted[0], result.confidence[0], result.drafted[0]))
+    accepted, confidence, drafted = (torch.stack(column) for column in zip(*rounds, strict=True))
+    return accepted, confidence, drafted
+
+
+def same_law(first: Tensor, second: Tensor) -> float:
+    """Return the p-value that two samples of tokens [n] have one law; rare tokens are pooled."""
+    values, counts = torch.cat((first, second)).unique(return_counts=True)
+    common = values[counts > 25]
+    cells = [torch.stack([(sample == value).sum() for value in common]) for sample in (first, second)]
+    table = torch.stack([torch.cat((row, (len(first) - row.sum()).view(1))) for row in cells])
+    return float(chi2_contingency(table.numpy() + 1).pvalue)
 
 
 @torch.no_grad()
 def test_sampled_replay_has_the_law_of_real_speculative_decoding() -> None:
-    model = loud_model(tiny_config("rnn"), seed=3)
-    model.lm_head.weight.mul_(0.25)
-    prefix = torch.tensor([5, 17, 40, 8])
+    # Few tokens, so that a wrong law of the rejected draft shows; the factor lets a good part of the drafts stand.
+    model = loud_model(tiny_config("rnn", vocab_size=8, mask_token_id=7), seed=3)
+    model.lm_head.weight.mul_(0.7)
+    prefix = torch.tensor([5, 1, 4, 2])
     assert len(prefix) == PREFIX
-    real, real_confidence = real_rounds(model, prefix, 1.0)
-    played, played_confidence = replayed_rounds(model, prefix, 1.0)
+    real, real_confidence, real_drafts = real_rounds(model, prefix, 1.0)
+    played, played_confidence, played_drafts = replayed_rounds(model, prefix, 1.0)
     # Runs of three or more are rare; pooled, every cell is large enough for the approximation.
     counts = [torch.bincount(values.clamp(max=3), minlength=4).numpy() for values in (real, played)]
     assert min(counts[0]) > 5, counts
     assert chi2_contingency(np.stack(counts)).pvalue > 1e-3, counts
     for row in range(1, 5):
         assert ttest_ind(real_confidence[:, row], played_confidence[:, row]).pvalue > 1e-3, row
+    # Drafted tokens, the rejected one and those after it included, have the drafter's own law.
+    for row in range(3):
+        assert same_law(real_drafts[:, row], played_drafts[:, row]) > 1e-3, row
     # The same test sees a wrong rule: acceptance of the stored token as if the draft had proposed it.
     wrong = torch.bincount((played + 1).clamp(max=3), minlength=4).numpy()
     assert chi2_contingency(np.stack((counts[0] + 1, wrong + 1))).pvalue < 1e-9
