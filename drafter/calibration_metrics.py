@@ -24,7 +24,9 @@ class Reliability:
 
     @property
     def ece_frac(self) -> float:
-        """Return the expected calibration error, 0..1."""
+        """Return the expected calibration error, 0..1; nan without samples."""
+        if not len(self.sizes):
+            return float("nan")
         return float(np.average(np.abs(self.predicted - self.observed), weights=self.sizes))
 
 

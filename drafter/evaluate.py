@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from sparktier.drafter.calibration_metrics import Floats, Reliability, auc, reliability
+from sparktier.drafter.calibration_metrics import Floats, Reliability, auc, ece_frac, reliability
 from sparktier.drafter.features import FeatureSource
 from sparktier.drafter.model import DraftModel
 from sparktier.drafter.replay import Replay, likeliest_children, replay
@@ -79,7 +79,7 @@ class Evaluation:
         return {
             **self._names(),
             "accepted_length": rounds.accepted_length,
-            "ece_frac": reliability(predicted, outcomes).ece_frac if self.confident else None,
+            "ece_frac": _known(ece_frac(predicted, outcomes)) if self.confident else None,
             "auc": _known(auc(predicted, outcomes)) if self.confident else None,
             "distinct_4gram_frac": self.distinct_4gram_frac,
             "answers": len(self.replays),

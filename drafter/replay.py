@@ -55,7 +55,8 @@ def replay(model: DraftModel, record: FeatureRecord, temperature: float, seed: i
     parts = []
     for chunk in _chunks(model, record):
         draft, accepted = _greedy(model, chunk) if temperature <= 0 else _sampled(model, chunk, temperature, seed)
-        confidence = torch.zeros(chunk.hidden.shape[:2]) if draft.confidence is None else draft.confidence
+        silent = chunk.hidden.new_zeros(chunk.hidden.shape[:2])
+        confidence = silent if draft.confidence is None else draft.confidence
         parts.append((chunk.anchors, draft.tokens, accepted, _remaining(chunk.row, chunk.anchors), confidence))
     return Replay(*(torch.cat(column) for column in zip(*parts, strict=True)))
 

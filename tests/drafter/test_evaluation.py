@@ -1,6 +1,7 @@
 """Evaluation from a trained toy drafter to report rows, figures and fitted calibrations."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from sparktier.drafter.features import FeatureSpec
 from sparktier.drafter.files import sha256_of
 from sparktier.drafter.model import DraftModel
 from sparktier.drafter.plots import write_figures
+from sparktier.drafter.replay import Replay
 from sparktier.drafter.report import report_meta, write_report
 from sparktier.drafter.sts import read_sts
 from sparktier.drafter.target import read_target
@@ -82,6 +84,20 @@ def test_a_drafter_without_confidence_head_reports_none(world: Path, model: Draf
     silent.confidence_head = None
     (evaluation,) = evaluate(silent, FeatureStore(world / "store"), "silent", seeds=[1])
     assert (evaluation.row()["ece_frac"], evaluation.row()["auc"]) == (None, None)
+
+
+def test_answers_shorter_than_a_block_still_report(world: Path, model: DraftModel) -> None:
+    (evaluation,) = evaluate(model, FeatureStore(world / "store"), "trained", seeds=[1])
+    short = replace(evaluation, replays=tuple(cut_to_three(answer) for answer in evaluation.replays))
+    row = short.row()
+    assert (row["ece_frac"], row["auc"]) == (None, None)
+    assert row["accepted_length"] == pytest.approx(short.rounds().committed.mean())
+
+
+def cut_to_three(answer: Replay) -> Replay:
+    """Return the last three anchors of an answer: none has room for a whole block of four."""
+    parts = (answer.anchors, answer.drafted, answer.accepted, answer.remaining, answer.confidence)
+    return Replay(*(part[-3:] for part in parts))
 
 
 def test_sweeps_end_at_the_unlimited_length(world: Path, model: DraftModel) -> None:
