@@ -14,7 +14,7 @@ from sparktier.drafter.calibration_metrics import ece_frac
 from sparktier.drafter.checkpoint import load_draft
 from sparktier.drafter.child_calibration import read_children
 from sparktier.drafter.distributed import Place
-from sparktier.drafter.evaluate import THRESHOLDS, evaluate
+from sparktier.drafter.evaluate import evaluate
 from sparktier.drafter.feature_store import FeatureStore
 from sparktier.drafter.features import FeatureSpec
 from sparktier.drafter.files import sha256_of
@@ -106,10 +106,22 @@ def test_sweeps_end_at_the_unlimited_length(world: Path, model: DraftModel) -> N
     lengths = [row["accepted_length"] for row in evaluation.length_sweep()]
     assert lengths == sorted(lengths, key=float)
     assert lengths[-1] == whole
-    swept = evaluation.confidence_sweep()
-    assert swept[0]["accepted_length"] == whole
-    rates = [float(str(row["accept_rate_frac"])) for row in swept]
-    assert rates[THRESHOLDS.index(0.4)] > rates[0]
+    assert evaluation.confidence_sweep()[0]["accepted_length"] == whole
+
+
+def test_a_head_that_knows_lets_no_wrong_draft_through(world: Path, model: DraftModel) -> None:
+    (evaluation,) = evaluate(model, FeatureStore(world / "store"), "trained", seeds=[1])
+    knowing = replace(evaluation, replays=tuple(told_the_outcome(answer) for answer in evaluation.replays))
+    at = {row["threshold"]: row for row in knowing.confidence_sweep()}
+    assert float(str(at[0.0]["accept_rate_frac"])) < 0.95
+    assert at[0.5]["accept_rate_frac"] == 1.0
+    assert at[0.5]["accepted_length"] == at[0.0]["accepted_length"]
+
+
+def told_the_outcome(answer: Replay) -> Replay:
+    """Return the answer with confidences that are sure of what was accepted."""
+    stands = torch.arange(4) < answer.accepted.unsqueeze(1)
+    return replace(answer, confidence=torch.where(stands, 9.0, -9.0))
 
 
 def test_report_and_figures_are_written(world: Path, model: DraftModel, tmp_path: Path) -> None:
