@@ -134,7 +134,7 @@ LAWS = {
     "presence": {"presence_penalty": 1.2},
     "repetition": {"repetition_penalty": 1.3},
     "least length": {"min_new_tokens": 20, "ignore_eos": False, "logit_bias": {"1": 8.0}},
-    "bias": {"logit_bias": {"100": 5.0, "101": 3.0}},
+    "bias": {"logit_bias": {"100": 9.0, "101": 8.0}},
     "stop string": {"stop": ["ba", "ku"]},
     "stop token": {"stop_token_ids": [414, 280, 100]},
     "regex": {"regex": "[a-f]{3,9}(xy)+z", "ignore_eos": False},
@@ -156,7 +156,7 @@ def test_what_changes_the_target_s_law_changes_it_alike(engines: Engines, law: s
 def test_a_law_that_is_ignored_would_be_seen(engines: Engines) -> None:
     prompts = random_prompts(6, seed=3)
     free = tokens_of(generate_all(engines.plain, prompts, tokens=40, at_once=3))
-    for law in ("frequency", "presence", "repetition", "bias", "regex", "schema"):
+    for law in ("frequency", "presence", "repetition", "bias", "least length", "regex", "schema"):
         assert tokens_of(generate_all(engines.plain, prompts, tokens=40, at_once=3, **LAWS[law])) != free, law
 
 

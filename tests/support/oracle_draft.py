@@ -61,9 +61,9 @@ def _config(hidden: int, layers: int, vocab: int, block_tokens: int, rank: int) 
 def _continuations(target: Path, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """The two likeliest next tokens of each token [vocab], counted in the target's greedy text."""
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
-    prompts = torch.randint(5, model.config.vocab_size, (32, 12), generator=generator)
+    prompts = torch.randint(5, model.config.vocab_size, (16, 12), generator=generator)
     with torch.no_grad():
-        text = model.generate(prompts, max_new_tokens=96, do_sample=False, pad_token_id=1)[:, 12:]
+        text = model.generate(prompts, max_new_tokens=80, do_sample=False, pad_token_id=1)[:, 12:]
     counts = torch.zeros(model.config.vocab_size, model.config.vocab_size)
     counts.index_put_((text[:, :-1].flatten(), text[:, 1:].flatten()), torch.ones(text[:, 1:].numel()), accumulate=True)
     best = counts.topk(2, dim=1).indices
