@@ -144,7 +144,7 @@ class ReplicaKeeper:
 
     def _present(self, ranks: list[dict[str, Any]]) -> None:
         first = ranks[0]
-        self._replica.limits = EngineLimits(first["vocab_size"], first["context_tokens"])
+        self._replica.limits = EngineLimits(first["vocab_size"], first["context_tokens"], first["token_characters"])
         self._replica.state = State.SERVING
         self._around.say(f"replica {self._replica.number} serves on {self._replica.url}")
         for rank in ranks:

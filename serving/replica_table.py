@@ -19,10 +19,16 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """What an engine says of the model it holds."""
+    """What an engine says of the model it holds; `token_characters` is the length of its longest token."""
 
     vocab_size: int
     context_tokens: int
+    token_characters: int
+
+    @property
+    def text_characters(self) -> int:
+        """Length of the longest text that may fit the context, where normalising shortens it to a quarter at most."""
+        return 4 * self.context_tokens * self.token_characters
 
 
 @dataclass

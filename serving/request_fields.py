@@ -26,20 +26,29 @@ _TEMPLATE_ARGUMENTS = {
 
 
 def _known_ids(ids: list[int], info: ValidationInfo) -> list[int]:
-    size = _limits(info).vocab_size
+    size = limits_of(info).vocab_size
     if max(ids, default=0) >= size:
         raise ValueError(f"must hold token ids below {size}, the size of the vocabulary")
     return ids
 
 
 def _in_context(tokens: int, info: ValidationInfo) -> int:
-    longest = _limits(info).context_tokens
+    longest = limits_of(info).context_tokens
     if tokens > longest:
         raise ValueError(f"must be at most {longest}, the model's context length")
     return tokens
 
 
-def _limits(info: ValidationInfo) -> EngineLimits:
+def _in_context_at_best(text: str, info: ValidationInfo) -> str:
+    # An engine tokenises a text, and answers nobody meanwhile, before it finds that the text is too long.
+    longest = limits_of(info).text_characters
+    if len(text) > longest:
+        raise ValueError(f"must have at most {longest} characters: no more can fit the context")
+    return text
+
+
+def limits_of(info: ValidationInfo) -> EngineLimits:
+    """Return the limits that the request is validated against."""
     assert isinstance(info.context, EngineLimits)
     return info.context
 
@@ -89,14 +98,15 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True, mi
 Prompts = Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)
 Tokens = Annotated[int, Field(ge=1), AfterValidator(_in_context)]
 Text = Annotated[str, Field(min_length=1)]
+PromptText = Annotated[str, Field(min_length=1), AfterValidator(_in_context_at_best)]
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]],
     Field(fail_fast=True, max_length=MAX_STOPS),
     BeforeValidator(_as_list),
 ]
 Prompt = Annotated[
-    Annotated[Text, Tag("~text")]
-    | Annotated[list[Text], Prompts, Tag("~texts")]
+    Annotated[PromptText, Tag("~text")]
+    | Annotated[list[PromptText], Prompts, Tag("~texts")]
     | Annotated[TokenIds, Tag("~ids")]
     | Annotated[list[TokenIds], Prompts, Tag("~ids of texts")],
     Discriminator(

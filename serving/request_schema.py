@@ -6,7 +6,7 @@ blocks its tokenizer for minutes. Knows nothing of HTTP.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, model_validator
 
 from sparktier.serving.request_fields import (
     MAX_CHOICES,
@@ -20,6 +20,7 @@ from sparktier.serving.request_fields import (
     TokenIds,
     Tokens,
     TopK,
+    limits_of,
 )
 
 MAX_LOGPROBS = 20
@@ -162,6 +163,12 @@ class Message(Part):
         | None
     ) = None
 
+    @property
+    def characters(self) -> int:
+        """Length of all its text."""
+        parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content or []]
+        return sum(map(len, parts))
+
     @model_validator(mode="after")
     def _something_said(self) -> Self:
         if self.content is None and self.role == "user":
@@ -178,6 +185,13 @@ class Chat(Generation):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     tools: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     chat_template_kwargs: TemplateArguments | None = None
+
+    @model_validator(mode="after")
+    def _in_context_at_best(self, info: ValidationInfo) -> Self:
+        longest = limits_of(info).text_characters
+        if sum(message.characters for message in self.messages) > longest:
+            raise ValueError(f"messages must have at most {longest} characters together: no more can fit the context")
+        return self
 
     @model_validator(mode="after")
     def _logprobs_asked_for(self) -> Self:

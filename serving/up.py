@@ -50,7 +50,6 @@ def run(settings: Settings) -> int:
         update={"model": settings.model.model_copy(update={"path": model, "served_name": settings.model.public_name})}
     )
     run_dir = new_run_dir(default_cache_dir() / "runs")
-    _say(f"logs in {run_dir}")
     try:
         asyncio.run(_Deployment(resolved, run_dir).serve(listener))
     finally:
@@ -77,6 +76,7 @@ class _Deployment:
             keepers = [self._keeper(replica, client) for replica in self._table.replicas]
             server = self._server(client)
             _stop_on_signals(stopping)
+            _say(f"logs in {self._run_dir}")
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
             tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]

@@ -152,9 +152,11 @@ def test_what_is_no_route_here_reaches_no_engine(sharded: Deployment, method: st
     assert answer.status_code == status
 
 
-def test_a_prompt_as_large_as_the_limit_delays_nobody_for_long(sharded: Deployment) -> None:
-    """4 MB of text are tokenised before the engine can see that they are too long."""
-    assert_clean_refusal(post(sharded, COMPLETIONS, {"prompt": "ba " * 1_390_000}))
+def test_a_text_that_can_fit_no_context_reaches_no_engine(sharded: Deployment) -> None:
+    """4 MB of text would be tokenised for seconds, in which nobody else is answered."""
+    answer = post(sharded, COMPLETIONS, {"prompt": "ba " * 1_390_000})
+    assert_clean_refusal(answer)
+    assert "characters" in answer.json()["error"]["message"]
 
 
 # What the schema does not know but SGLang reads.

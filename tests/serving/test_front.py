@@ -21,7 +21,8 @@ DONE = b"data: [DONE]\n\n"
 
 
 def serving(number: int, url: str) -> Replica:
-    return Replica(number, url, State.SERVING, limits=EngineLimits(vocab_size=512, context_tokens=256))
+    limits = EngineLimits(vocab_size=512, context_tokens=256, token_characters=12)
+    return Replica(number, url, State.SERVING, limits=limits)
 
 
 @contextlib.asynccontextmanager

@@ -31,5 +31,5 @@ def test_requests_in_flight_are_counted_until_they_end() -> None:
 def test_a_deployment_has_served_once_any_replica_has() -> None:
     table = ReplicaTable((Replica(0), Replica(1)))
     assert not table.ever_served
-    table.replicas[1].limits = EngineLimits(512, 256)
+    table.replicas[1].limits = EngineLimits(512, 256, 12)
     assert table.ever_served

@@ -20,7 +20,7 @@ from sparktier.serving.request_rules import DROPPED, REFUSED, checked
 from sparktier.serving.request_schema import Chat, Completion
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-LIMITS = EngineLimits(vocab_size=512, context_tokens=256)
+LIMITS = EngineLimits(vocab_size=512, context_tokens=256, token_characters=5)
 ASKED = [{"role": "user", "content": "Hello"}]
 TEXT = {"type": "text", "text": "Hello"}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
@@ -163,7 +163,11 @@ def test_a_wrong_chat_is_refused(fields: dict[str, Any], param: str | None) -> N
 def test_bounds_come_from_the_model_that_is_served() -> None:
     assert "below 512" in str(refusal(COMPLETIONS, prompt=[512]))
     assert "at most 256" in str(refusal(COMPLETIONS, max_tokens=257))
-    larger = EngineLimits(vocab_size=513, context_tokens=257)
+    assert "at most 5120 characters" in str(refusal(COMPLETIONS, prompt=["a", "a" * 5121]))
+    long = {"role": "user", "content": [TEXT | {"text": "a" * 2000}]}
+    assert "at most 5120 characters together" in str(refusal(CHAT, messages=[long, long, long]))
+    assert check(CHAT, messages=[long, long])
+    larger = EngineLimits(vocab_size=513, context_tokens=257, token_characters=6)
     assert checked(COMPLETIONS, {"prompt": [512], "max_tokens": 257}, model="tiny", limits=larger)
 
 
