@@ -125,8 +125,7 @@ class _Generate:
         except ClientDisconnect:
             return Response(status_code=499)
         except TimeoutError:
-            # A client that never ends its body would otherwise keep its connection for as long as it likes.
-            return errors.answer(504, LATE, kind=errors.SERVER, code="timeout", close=True)
+            return errors.answer(504, LATE, kind=errors.SERVER, code="timeout")
         except httpx.HTTPError:
             return errors.answer(502, LOST, kind=errors.SERVER, code="replica_lost")
         except asyncio.CancelledError:

@@ -51,12 +51,9 @@ def answer(
     code: str | None = None,
     param: str | None = None,
     retry_after_s: int | None = None,
-    close: bool = False,
 ) -> JSONResponse:
-    """Return an error as a response; with `close` the connection ends after it."""
+    """Return an error as a response."""
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-    if close:
-        headers["Connection"] = "close"
     return JSONResponse(body(message, kind=kind, code=code, param=param), status_code=status, headers=headers)
 
 
