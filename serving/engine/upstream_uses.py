@@ -72,6 +72,8 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.speculative.dspark_components.dspark_planner:alloc_verify_window", "the verify rows' KV slots"),
     Use("sglang.srt.speculative.dspark_components.dspark_verify:TargetVerifyExecutor", "the ragged verify pass"),
     Use("sglang.srt.speculative.dspark_components.dspark_kv_inject:TargetHiddenKvInjector", "features to the draft"),
+    Use("sglang.srt.speculative.dspark_components.dspark_config:read_draft_checkpoint_config", "the draft's block"),
+    Use("sglang.srt.layers.logprob_processor:compute_spec_logprobs", "logprobs of a step's tokens"),
     Use("sglang.srt.speculative.dflash_info_v2:DFlashDraftInputV2", "a step's input"),
     Use("sglang.srt.speculative.ragged_verify:RaggedVerifyLayout", "rows of each request in a verify pass"),
     Use("sglang.srt.speculative.spec_utils:GrammarTree", "rows of a step as a grammar sees them"),
