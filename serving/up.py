@@ -21,6 +21,7 @@ from sparktier.configs.errors import ConfigError, Problem
 from sparktier.configs.settings import Settings
 from sparktier.serving.demo_model import default_cache_dir
 from sparktier.serving.device import resolve_device
+from sparktier.serving.engine_args import on_device
 from sparktier.serving.front import front
 from sparktier.serving.local_ray import LocalRay
 from sparktier.serving.model_source import local_model
@@ -40,9 +41,10 @@ _REAP_INTERVAL_S = 1.0
 def run(settings: Settings) -> int:
     """Serve `settings` until SIGINT or SIGTERM and return the exit status.
 
-    Raises ConfigError when the port is taken, ReplicaError when nothing starts, and what building or finding the model
-    raises.
+    Raises ConfigError when the device can't do what they ask or the port is taken, ReplicaError when nothing starts,
+    and what building or finding the model raises.
     """
+    on_device(settings, resolve_device(settings))
     adopt_orphans()
     listener = _listener(settings)
     model = local_model(settings, progress=_say)

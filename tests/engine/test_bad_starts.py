@@ -57,8 +57,15 @@ def test_a_checkpoint_that_is_cut_off(tiny: Path, tmp_path: Path, run: list[Depl
     assert "safetensors" in last.lower()
 
 
+def test_a_setting_that_this_device_can_not_run(tiny: Path, tmp_path: Path, run: list[Deployment]) -> None:
+    run.append(Deployment(tiny, tmp_path / "output", **{"replicas.attention_backend": "flashinfer"}))
+    assert_ends(run[0], 2, within_s=60)
+    assert "configs/test.yaml: replicas.attention_backend: must be" in run[0].output
+    assert "logs in" not in run[0].output
+
+
 @pytest.mark.prove
-def test_a_setting_that_no_engine_takes(tiny: Path, tmp_path: Path, run: list[Deployment]) -> None:
-    run.append(Deployment(tiny, tmp_path / "output", **{"replicas.attention_backend": "no_such_backend"}))
+def test_a_setting_that_only_an_engine_can_judge(tiny: Path, tmp_path: Path, run: list[Deployment]) -> None:
+    run.append(Deployment(tiny, tmp_path / "output", **{"replicas.sglang_args": "{grammar_backend: no_such_backend}"}))
     assert_ends(run[0], 1, within_s=500)
     assert "no_such_backend" in run[0].output.splitlines()[-1]
