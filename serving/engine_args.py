@@ -118,7 +118,8 @@ def _speculation(settings: Settings) -> dict[str, Any]:
         return _standalone(speculation)
     if speculation.method == "chain":
         return {"sampling_backend": KEYED_SAMPLER, **_chain(speculation)}
-    return {"sampling_backend": KEYED_SAMPLER}
+    # On GPUs plain decoding keeps SGLang's own fused sampler.
+    return {"sampling_backend": KEYED_SAMPLER} if settings.replicas.device == "cpu" else {}
 
 
 def _chain(speculation: SpeculationSettings) -> dict[str, Any]:
