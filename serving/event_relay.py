@@ -5,7 +5,7 @@ Closing the connection to the replica is what aborts the request in its engine. 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import httpx
@@ -52,17 +52,25 @@ async def whole_events(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
 class EventRelay(Response):
     """A stream of server-sent events from a replica, ended by an error event if the replica or the time is lost.
 
-    `first` are events already taken from `events`; the caller closes the answer they come from. A response class of
-    its own because Starlette leaves closing the source to the garbage collector when a client hangs up, and the engine
-    would go on generating until then.
+    `first` are events already taken from `events`; the caller closes the answer they come from. `restate` makes of
+    whole events what the client gets. A response class of its own because Starlette leaves closing the source to the
+    garbage collector when a client hangs up, and the engine would go on generating until then.
     """
 
-    def __init__(self, first: bytes, events: AsyncGenerator[bytes, None], *, deadline: float) -> None:
+    def __init__(
+        self,
+        first: bytes,
+        events: AsyncGenerator[bytes, None],
+        *,
+        deadline: float,
+        restate: Callable[[bytes], bytes],
+    ) -> None:
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
         self._first = first
         self._events = events
         self._deadline = deadline
+        self._restate = restate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; return when it ended or the client has hung up."""
@@ -77,9 +85,9 @@ class EventRelay(Response):
         ending = b""
         try:
             async with asyncio.timeout_at(self._deadline):
-                await send({"type": "http.response.body", "body": self._first, "more_body": True})
+                await send({"type": "http.response.body", "body": self._restate(self._first), "more_body": True})
                 async for events in self._events:
-                    body = errors.restated_events(events)
+                    body = self._restate(errors.restated_events(events))
                     await send({"type": "http.response.body", "body": body, "more_body": True})
         except TimeoutError:
             ending = errors.event(LATE, code="timeout")

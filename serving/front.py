@@ -13,13 +13,15 @@ import httpx
 from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from sparktier.configs.settings import ServerSettings
 from sparktier.serving import openai_errors as errors
+from sparktier.serving import usage
 from sparktier.serving.event_relay import LATE, LOST, STOPPING, EventRelay, unless_gone, whole_events
+from sparktier.serving.metrics_page import MetricsPage
 from sparktier.serving.replica_table import Replica, ReplicaTable, State
 from sparktier.serving.request_body import read_object
 from sparktier.serving.request_rules import PATHS, checked, require_model
@@ -27,10 +29,20 @@ from sparktier.serving.request_rules import PATHS, checked, require_model
 _RETRY_AFTER_S = 5
 
 
-def front(table: ReplicaTable, server: ServerSettings, client: httpx.AsyncClient, *, model: str) -> Starlette:
-    """Return the application; clients ask for `model`, `client` carries requests (its timeouts are not used)."""
+def front(
+    table: ReplicaTable, server: ServerSettings, client: httpx.AsyncClient, *, model: str, tier: str
+) -> Starlette:
+    """Return the application; clients ask for `model` and are served as `tier`, `client` carries requests.
+
+    The timeouts of `client` are not used.
+    """
     catalogue = _Catalogue(table, model)
-    generate = _Generate(table, server, client, model)
+    generate = _Generate(table, server, client, model, tier)
+    page = MetricsPage(table, client)
+
+    async def metrics(request: Request) -> Response:
+        return PlainTextResponse(await page.text(), media_type="text/plain; version=0.0.4")
+
     return Starlette(
         routes=[
             *(Route(path, generate, methods=["POST"]) for path in PATHS),
@@ -38,6 +50,7 @@ def front(table: ReplicaTable, server: ServerSettings, client: httpx.AsyncClient
             Route("/v1/models/{model:path}", catalogue.one, methods=["GET"]),
             Route("/healthz", _healthz, methods=["GET"]),
             Route("/readyz", catalogue.readyz, methods=["GET"]),
+            Route("/metrics", metrics, methods=["GET"]),
         ],
         exception_handlers={errors.Refused: _refused, 404: _not_found, 405: _wrong_method, 500: _failed},
     )
@@ -89,11 +102,14 @@ class _Catalogue:
 class _Generate:
     """The ASGI application of the routes that reach a replica: it sees a request through to its last byte."""
 
-    def __init__(self, table: ReplicaTable, server: ServerSettings, client: httpx.AsyncClient, model: str) -> None:
+    def __init__(
+        self, table: ReplicaTable, server: ServerSettings, client: httpx.AsyncClient, model: str, tier: str
+    ) -> None:
         self._table = table
         self._server = server
         self._client = client
         self._model = model
+        self._tier = tier
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,7 +154,7 @@ class _Generate:
         """Send `body` on and return the answer, or the start of it where it is a stream."""
         headers = {"Content-Type": "application/json"}
         outgoing = self._client.build_request(
-            "POST", replica.url + path, content=to_json(body), headers=headers, timeout=None
+            "POST", replica.url + path, content=to_json(usage.asking(body)), headers=headers, timeout=None
         )
         upstream = await self._client.send(outgoing, stream=True)
         held.push_async_callback(upstream.aclose)
@@ -146,11 +162,12 @@ class _Generate:
             events = whole_events(upstream)
             held.push_async_callback(events.aclose)
             first = await anext(events, b"")
-            return errors.first_error(first) or EventRelay(first, events, deadline=deadline)
+            restate = usage.UsageStream(tier=self._tier).events
+            return errors.first_error(first) or EventRelay(first, events, deadline=deadline, restate=restate)
         content = await upstream.aread()
         if upstream.status_code >= 400:
             return errors.from_engine(upstream.status_code, content)
-        return Response(content, status_code=upstream.status_code, media_type="application/json")
+        return Response(usage.in_answer(content, tier=self._tier), media_type="application/json")
 
     def _too_many(self) -> Response:
         message = f"The server answers {self._server.max_concurrent_requests} requests at once. Try again later."

@@ -111,9 +111,10 @@ class _Deployment:
 
     def _server(self, client: httpx.AsyncClient) -> uvicorn.Server:
         settings = self._settings.server
+        tier = self._settings.tiers[self._settings.default_tier]
         return _Server(
             uvicorn.Config(
-                front(self._table, settings, client, model=self._settings.model.public_name),
+                front(self._table, settings, client, model=self._settings.model.public_name, tier=tier.name),
                 log_level="warning",
                 lifespan="off",
                 timeout_graceful_shutdown=round(settings.shutdown_grace_s),

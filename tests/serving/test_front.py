@@ -29,7 +29,7 @@ def serving(number: int, url: str) -> Replica:
 async def fronted(*replicas: Replica, grace_s: int = 1, **settings: Any) -> AsyncIterator[tuple[str, uvicorn.Server]]:
     """Yield the address of a front before `replicas`, and its server."""
     async with httpx.AsyncClient(trust_env=False) as client:
-        app = front(ReplicaTable(replicas), ServerSettings(**settings), client, model="tiny")
+        app = front(ReplicaTable(replicas), ServerSettings(**settings), client, model="tiny", tier="standard")
         config = uvicorn.Config(app, port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=grace_s)
         server = uvicorn.Server(config)
         running = asyncio.create_task(server._serve())
@@ -85,6 +85,42 @@ async def test_an_answer_comes_back_as_it_is() -> None:
         answer = await post(client)
         assert (answer.status_code, answer.json()) == (200, {"id": "a"})
         assert replica.in_flight == 0
+
+
+async def test_what_speculation_did_is_asked_for_and_moved_into_usage() -> None:
+    told = {"spec_verify_ct": 4, "spec_num_correct_drafts": 6, "spec_cap_lens_histogram": [0, 1, 0, 3]}
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        assert json.loads(body)["return_spec_tokens_details"] is True
+        answer = {"usage": {"total_tokens": 12}, "sglext": {"spec_tokens_details": told}}
+        if not json.loads(body).get("stream"):
+            writer.write(json_answer(json.dumps(answer).encode()))
+            return
+        events = "".join(f"data: {json.dumps(part, separators=(',', ':'))}\n\n" for part in split(answer))
+        writer.write(STREAM_HEAD + chunk(TOKEN) + chunk(events.encode()) + chunk(DONE) + STREAM_END)
+
+    def split(answer: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"choices": [], name: value} for name, value in reversed(answer.items())]
+
+    usage = {"tier": "standard", "accepted_length": 2.5, "rounds": 4, "rows_verified": 10}
+    async with asked(script) as (client, _):
+        assert (await post(client)).json() == {"usage": {"total_tokens": 12, "sparktier": usage}}
+        events = (await post(client, stream=True)).text.split("\n\n")
+    assert [events[0], events[2]] == ['data: {"text": "a"}', "data: [DONE]"]
+    assert json.loads(events[1].removeprefix("data: "))["usage"]["sparktier"] == usage
+
+
+async def test_metrics_of_replicas_come_on_one_page() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        page = b"# HELP a_ms A.\n# TYPE a_ms gauge\na_ms 1.0\n"
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(page) + page)
+
+    async with scripted_replica(script) as first, scripted_replica(script) as second:
+        replicas = (serving(0, first), serving(3, second), serving(4, "http://127.0.0.1:1"))
+        async with fronted(*replicas) as (url, _), httpx.AsyncClient(base_url=url) as client:
+            answer = await client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert answer.text.splitlines()[2:] == ['a_ms{replica="0"} 1.0', 'a_ms{replica="3"} 1.0']
 
 
 async def test_a_stream_comes_back_as_it_is_even_cut_anywhere() -> None:
@@ -305,4 +341,4 @@ async def test_the_replica_gets_the_body_without_what_only_we_may_set() -> None:
 
     async with asked(script) as (client, _):
         answer = await post(client, custom_params={"sparktier_tier": 0}, seed=3, temperature=None)
-        assert answer.json() == ASKED | {"seed": 3}
+        assert answer.json() == ASKED | {"seed": 3, "return_spec_tokens_details": True}

@@ -17,7 +17,7 @@ async def scripted_replica(script: Script) -> AsyncIterator[str]:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
+            length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0]) if b"content-length" in head else 0
             await script(reader, writer, await reader.readexactly(length))
         writer.close()
 

@@ -1,0 +1,83 @@
+"""What speculation did for a request, as `usage.sparktier` of its answer: tier, accepted length, rounds, rows verified.
+
+SGLang tells it under `sglext` when asked to; here it moves to where OpenAI's clients look. Pure; knows nothing of HTTP.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+_ASK = "return_spec_tokens_details"
+_SGLANG, _DETAILS = "sglext", "spec_tokens_details"
+_DATA = b"data: "
+# An object under one of these names; within a text the quotes are escaped.
+_MARKS = (b'"sglext":{', b'"usage":{')
+
+
+def asking(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `body`, an engine's request, with what makes the engine tell.
+
+    Of several prompts SGLang tells of the first alone, so that it isn't asked about them.
+    """
+    prompt = body.get("prompt")
+    several = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
+    return {**body, _ASK: not several}
+
+
+def in_answer(content: bytes, *, tier: str) -> bytes:
+    """Return the JSON answer `content` with `usage.sparktier` in it, for a request that was served as `tier`."""
+    answer = from_json(content)
+    details = _taken(answer)
+    if isinstance(answer.get("usage"), dict):
+        answer["usage"]["sparktier"] = _report(details, tier=tier)
+    return to_json(answer)
+
+
+class UsageStream:
+    """The same for the server-sent events of one answer: what an early event tells is kept for the one with `usage`."""
+
+    def __init__(self, *, tier: str) -> None:
+        self._tier = tier
+        self._details: list[dict[str, Any]] = []
+
+    def events(self, events: bytes) -> bytes:
+        """Return whole `events` as the client gets them; an event that only told of speculation is left out."""
+        if not any(mark in events for mark in _MARKS):
+            return events
+        return b"".join(map(self._event, filter(None, events.split(b"\n\n"))))
+
+    def _event(self, event: bytes) -> bytes:
+        if not event.startswith(_DATA) or not any(mark in event for mark in _MARKS):
+            return event + b"\n\n"
+        message = from_json(event[len(_DATA) :])
+        told = _taken(message)
+        self._details += told
+        whole = not message.get("choices")
+        if told and whole and not message.get(_SGLANG) and not message.get("usage"):
+            return b""
+        if whole and isinstance(message.get("usage"), dict):
+            message["usage"]["sparktier"] = _report(self._details, tier=self._tier)
+        return _DATA + to_json(message) + b"\n\n"
+
+
+def _taken(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """Take SGLang's details of each choice out of `message` and return them."""
+    extension = message.get(_SGLANG)
+    if not isinstance(extension, dict):
+        return []
+    details = extension.pop(_DETAILS, None)
+    if not extension:
+        del message[_SGLANG]
+    return details if isinstance(details, list) else [details] if details else []
+
+
+def _report(details: Iterable[Mapping[str, Any]], *, tier: str) -> dict[str, Any]:
+    """Sum over the choices of a request; without rounds of speculation there is only the tier."""
+    told = list(details)
+    rounds = sum(choice["spec_verify_ct"] for choice in told)
+    if rounds == 0:
+        return {"tier": tier}
+    accepted = sum(choice["spec_num_correct_drafts"] for choice in told)
+    rows = sum(rows * count for choice in told for rows, count in enumerate(choice["spec_cap_lens_histogram"]))
+    return {"tier": tier, "accepted_length": 1 + accepted / rounds, "rounds": rounds, "rows_verified": rows}
