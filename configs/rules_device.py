@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from sparktier.configs.errors import Problem
 from sparktier.configs.rule import Rule
 from sparktier.configs.settings import Settings
+from sparktier.configs.speculation_settings import LADDERS
 
 # megamoe and mori size their buffers by the prefill chunk instead.
 _ROW_BOUNDED = ("deepep", "mooncake", "nixl")
@@ -27,7 +28,7 @@ def _cpu_runs_plain_torch(settings: Settings) -> Iterator[Problem]:
             "the others need a GPU",
         ),
         # torch_native has no verify pass (layers/attention/torch_native_backend.py); ours has.
-        ("speculation.method", settings.speculation.method, ("none", "chain"), "SGLang verifies drafts on a GPU only"),
+        ("speculation.method", settings.speculation.method, ("none", *LADDERS), "SGLang verifies drafts on a GPU only"),
     )
     for path, value, allowed, reason in wrong:
         if value not in allowed:
@@ -35,6 +36,17 @@ def _cpu_runs_plain_torch(settings: Settings) -> Iterator[Problem]:
             yield Problem(
                 path, f"must be {words} with replicas.device cpu: {reason}", str(value), f"Set it to {words}."
             )
+
+
+def _trees_need_our_attention(settings: Settings) -> Iterator[Problem]:
+    # No attention backend of SGLang's takes a mask with ragged rows, and its verify graphs know chains only.
+    if settings.replicas.device == "cuda" and settings.speculation.method == "tree":
+        yield Problem(
+            "speculation.method",
+            "must not be tree with replicas.device cuda: trees run on CPUs only so far",
+            "tree",
+            "Set it to chain.",
+        )
 
 
 def rows_per_rank(settings: Settings) -> int | None:
@@ -79,6 +91,7 @@ def _rows_fit_dispatch(settings: Settings) -> Iterator[Problem]:
 
 
 RULES = (
+    Rule(("replicas.device", "speculation.method"), _trees_need_our_attention),
     Rule(
         (
             "replicas.device",

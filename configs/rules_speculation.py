@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from sparktier.configs.errors import Problem
 from sparktier.configs.rule import Rule
 from sparktier.configs.settings import Settings
+from sparktier.configs.speculation_settings import LADDERS
 
 _DSPARK_ATTENTION_DP = ("none", "megamoe", "mori")
 
@@ -15,9 +16,11 @@ _DSPARK_ATTENTION_DP = ("none", "megamoe", "mori")
 def _keys_fit_method(settings: Settings) -> Iterator[Problem]:
     speculation = settings.speculation
     drafting = ("draft_path", "draft_revision", "block_tokens")
+    ladder = ("short_tokens", "accept_rule")
     used = {
         "none": (),
-        "chain": (*drafting, "short_tokens"),
+        "chain": (*drafting, *ladder),
+        "tree": (*drafting, *ladder, "tree_rows", "tree_parents", "tree_children"),
         "dspark_native": (*drafting, "verification", "step_cost_path", "calibration_path"),
         "standalone": drafting,
     }[speculation.method]
@@ -32,7 +35,7 @@ def _keys_fit_method(settings: Settings) -> Iterator[Problem]:
 
 
 _DRAFTERS = {
-    "chain": ("the DSpark drafter", "Set it to a checkpoint that was trained for this model."),
+    **dict.fromkeys(LADDERS, ("the DSpark drafter", "Set it to a checkpoint that was trained for this model.")),
     "standalone": ("the small model that drafts", "Set it to a model that shares the target's tokenizer."),
 }
 
@@ -49,7 +52,7 @@ def _method_has_draft(settings: Settings) -> Iterator[Problem]:
 def _short_rung_is_shorter(settings: Settings) -> Iterator[Problem]:
     speculation = settings.speculation
     block = speculation.block_tokens
-    if speculation.method == "chain" and block is not None and speculation.short_tokens > block:
+    if speculation.method in LADDERS and block is not None and speculation.short_tokens > block:
         yield Problem(
             "speculation.short_tokens",
             f"must not exceed speculation.block_tokens, which is {block}",
@@ -61,7 +64,10 @@ def _short_rung_is_shorter(settings: Settings) -> Iterator[Problem]:
 def _method_without_attention_groups(settings: Settings) -> Iterator[Problem]:
     # speculative_hook.py, _handle_eagle_family; our chain worker takes no idle steps beside busy groups.
     groups = settings.replicas.attention_data_parallel
-    reasons = {"chain": "the chain worker is not tried under it", "standalone": "SGLang has none for such a draft"}
+    reasons = {
+        **dict.fromkeys(LADDERS, "our worker is not tried under it"),
+        "standalone": "SGLang has none for such a draft",
+    }
     if settings.speculation.method in reasons and groups > 1:
         yield Problem(
             "replicas.attention_data_parallel",

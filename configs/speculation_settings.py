@@ -11,7 +11,9 @@ from pydantic import Field
 from sparktier.configs.model_settings import ModelPath
 from sparktier.configs.section import Section
 
-Method = Literal["none", "chain", "dspark_native", "standalone"]
+Method = Literal["none", "chain", "tree", "dspark_native", "standalone"]
+LADDERS: tuple[Method, ...] = ("chain", "tree")
+"""Methods whose depth our own worker changes between steps."""
 
 
 class SpeculationSettings(Section):
@@ -19,8 +21,8 @@ class SpeculationSettings(Section):
 
     method: Method = Field(
         default="none",
-        description="`none`; `chain` (a DSpark drafter, depth changed between steps); `dspark_native` (SGLang's own"
-        " DSpark chain); `standalone` (a small model drafts).",
+        description="`none`; `chain` (a DSpark drafter, depth changed between steps); `tree` (the same with trees above"
+        " chains); `dspark_native` (SGLang's own DSpark chain); `standalone` (a small model drafts).",
     )
     draft_path: ModelPath | None = Field(
         default=None,
@@ -31,8 +33,18 @@ class SpeculationSettings(Section):
         default=None, ge=1, le=64, description="Tokens drafted in one step; null takes the draft checkpoint's."
     )
     short_tokens: int = Field(
-        default=2, ge=1, le=64, description="Tokens drafted on the short rung of `chain`; fewer than the block."
+        default=2, ge=1, le=64, description="Tokens drafted on the short rung of `chain` and `tree`; at most the block."
     )
+    accept_rule: Literal["match", "ratio"] = Field(
+        default="match",
+        description="How `chain` and `tree` accept drafts: `match` keeps those that equal the target's own choice,"
+        " `ratio` draws drafts and keeps each with probability min(1, p/q). Neither changes the distribution.",
+    )
+    tree_rows: int = Field(
+        default=16, ge=2, le=128, description="Rows of a request's tree with `tree`, its anchor's included."
+    )
+    tree_parents: int = Field(default=4, ge=1, le=32, description="Nodes of a tree expanded on each level.")
+    tree_children: int = Field(default=4, ge=1, le=32, description="Children of each expanded node.")
     verification: Literal["static", "compact"] = Field(
         default="static",
         description="`static` verifies every drafted token; `compact` lets the step's budget trim them.",
@@ -49,4 +61,6 @@ class SpeculationSettings(Section):
         """Rows that one request may bring to a verify step: anchor plus block. None: the draft checkpoint decides."""
         if self.method == "none":
             return 1
-        return None if self.block_tokens is None else self.block_tokens + 1
+        if self.block_tokens is None:
+            return None
+        return max(self.block_tokens + 1, self.tree_rows if self.method == "tree" else 0)

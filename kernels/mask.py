@@ -30,6 +30,12 @@ def ancestor_words(*, tree: DraftTree) -> Tensor:
     return ((words ^ (1 << 31)) - (1 << 31)).to(torch.int32)
 
 
+def unpacked(*, words: Tensor) -> Tensor:
+    """The words as plain flags: [batch, rows, rows] bool, row sees row."""
+    columns = torch.arange(words.shape[1], device=words.device)
+    return (words[..., columns // WORD_BITS].long() >> (columns % WORD_BITS)) & 1 == 1
+
+
 def visible(
     *, words: Tensor, row_counts: Tensor, prefix_lens: Tensor, requests: Tensor, rows: Tensor, columns: Tensor
 ) -> Tensor:

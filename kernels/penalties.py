@@ -1,8 +1,7 @@
-"""Frequency, presence and repetition penalties inside a drafted chain: each row as plain decoding would have seen it.
+"""Frequency, presence and repetition penalties on rows of logits, given what each row's text has emitted before it.
 
-A penalty depends on what was emitted before, so row j's law depends on the drafts of rows before it. Knows nothing of
-requests or engines. Order as SGLang's overlapped scheduler applies it (`srt/sampling/sampling_batch_info.py`): what is
-added first, then what scales.
+Knows nothing of requests, drafts or engines. Order as SGLang's overlapped scheduler applies it
+(`srt/sampling/sampling_batch_info.py`): what is added first, then what scales.
 """
 
 from dataclasses import dataclass
@@ -12,28 +11,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Penalties:
-    """Strengths [batch] float32 of each request, neutral ones included; None where no request of the batch uses it."""
+    """Strengths [rows] float32, neutral ones included; None where no row uses it."""
 
     frequency: Tensor | None = None
     presence: Tensor | None = None
     repetition: Tensor | None = None
 
 
-def penalise_chain(*, logits: Tensor, drafts: Tensor, counts: Tensor, penalties: Penalties) -> None:
-    """Change `logits` [batch, rows, V] in place.
-
-    `drafts` [batch, rows - 1] int64 are the tokens that rows 1.. follow on; `counts` [batch, V] tells how often each
-    request has emitted each token, its anchor included.
-    """
-    seen = counts.to(logits.dtype, copy=True)
-    for row in range(logits.shape[1]):
-        if row > 0:
-            drafted = drafts[:, row - 1 : row]
-            seen.scatter_add_(1, drafted, seen.new_ones(drafted.shape))
-        _penalise_row(logits[:, row], seen, penalties)
-
-
-def _penalise_row(logits: Tensor, seen: Tensor, penalties: Penalties) -> None:
+def penalise(*, logits: Tensor, counts: Tensor, penalties: Penalties) -> None:
+    """Change `logits` [rows, V] in place; `counts` [rows, V] tells how often each token was emitted before the row."""
+    seen = counts.to(logits.dtype)
     if penalties.frequency is not None:
         logits.sub_(seen * penalties.frequency.unsqueeze(1))
     if penalties.presence is not None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from sparktier.configs.errors import ConfigError
 from sparktier.configs.rules import broken_rules
 from sparktier.configs.settings import Settings, SpeculationSettings
+from sparktier.configs.speculation_settings import LADDERS
 from sparktier.serving.engine.speculation import options
 
 Device = Literal["cpu", "cuda"]
@@ -55,8 +56,8 @@ def engine_kwargs(settings: Settings, *, replica: int, device: Device, model_pat
 def engine_environment(settings: Settings) -> dict[str, str]:
     """Return the variables that every rank of a replica needs; SGLang reads these settings from nowhere else."""
     environment: dict[str, str] = {}
-    if settings.speculation.method == "chain":
-        environment[options.ENV] = options.Options(short_tokens=settings.speculation.short_tokens).dump()
+    if settings.speculation.method in LADDERS:
+        environment[options.ENV] = _ladder_options(settings.speculation).dump()
         # Ragged rows need SGLang's compact verify graphs where there are graphs; without any, nothing changes.
         environment["SGLANG_RAGGED_VERIFY_MODE"] = "compact" if settings.replicas.device == "cuda" else "static"
     if settings.speculation.method == "dspark_native":
@@ -116,19 +117,28 @@ def _speculation(settings: Settings) -> dict[str, Any]:
         return _dspark(speculation, attention_groups=settings.replicas.attention_data_parallel)
     if speculation.method == "standalone":
         return _standalone(speculation)
-    if speculation.method == "chain":
-        return {"sampling_backend": KEYED_SAMPLER, **_chain(speculation)}
+    if speculation.method in LADDERS:
+        return {"sampling_backend": KEYED_SAMPLER, **_ladder(speculation)}
     # On GPUs plain decoding keeps SGLang's own fused sampler.
     return {"sampling_backend": KEYED_SAMPLER} if settings.replicas.device == "cpu" else {}
 
 
-def _chain(speculation: SpeculationSettings) -> dict[str, Any]:
-    block = speculation.block_tokens
+def _ladder_options(speculation: SpeculationSettings) -> options.Options:
+    tree = options.TreeOptions(speculation.tree_rows, speculation.tree_parents, speculation.tree_children)
+    return options.Options(
+        short_tokens=speculation.short_tokens,
+        block_tokens=speculation.block_tokens,
+        accept_rule=speculation.accept_rule,
+        tree=tree if speculation.method == "tree" else None,
+    )
+
+
+def _ladder(speculation: SpeculationSettings) -> dict[str, Any]:
     return {
         "speculative_algorithm": options.ALGORITHM,
         "speculative_draft_model_path": speculation.draft_path,
         "speculative_draft_model_revision": speculation.draft_revision,
-        "speculative_num_draft_tokens": None if block is None else block + 1,
+        "speculative_num_draft_tokens": speculation.rows_per_request,
     }
 
 

@@ -15,6 +15,8 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from sparktier.kernels.mask import unpacked
+
 NAME = "sparktier_cpu"
 
 
@@ -105,22 +107,21 @@ def causal_mask(prefix: int, rows: int) -> Tensor | None:
 def _verify_segments(forward_batch: Any, table: Tensor) -> list[Segment]:
     """Segments of a verify pass or a draft block: committed lengths, then each request's rows, ragged or not.
 
-    `spec_info.custom_mask` holds each request's [rows, prefix + rows] one after the other, as FlashInfer takes it.
+    `spec_info.ancestor_words`, of trees only, says which rows of its tree each row sees.
     """
     spec = forward_batch.spec_info
     prefixes = forward_batch.seq_lens.tolist()
     layout = getattr(spec, "ragged_verify_layout", None)
     counts = [int(spec.draft_token_num)] * len(prefixes) if layout is None else layout.verify_lens.tolist()
-    segments, start, mask_start = [], 0, 0
+    words = getattr(spec, "ancestor_words", None)
+    trees = None if words is None else unpacked(words=words)
+    segments, start = [], 0
     requests = forward_batch.req_pool_indices.tolist()
-    for request, prefix, rows in zip(requests, prefixes, counts, strict=True):
+    for place, (request, prefix, rows) in enumerate(zip(requests, prefixes, counts, strict=True)):
         slots = table[request, : prefix + rows].long()
-        if spec.custom_mask is None:
-            mask = causal_mask(prefix, rows)
-        else:
-            size = rows * (prefix + rows)
-            mask = spec.custom_mask[mask_start : mask_start + size].view(rows, prefix + rows)
-            mask_start += size
+        mask = causal_mask(prefix, rows)
+        if trees is not None and mask is not None:
+            mask[:, prefix:] = trees[place, :rows, :rows]
         segments.append(Segment(start, start + rows, slots, mask))
         start += rows
     return segments

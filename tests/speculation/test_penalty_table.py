@@ -23,10 +23,9 @@ def table() -> PenaltyTable:
 
 
 def penalised(table: PenaltyTable, slots: list[int], emitted: list[int]) -> torch.Tensor:
-    logits = torch.zeros(len(slots), 1, VOCAB)
-    drafts = torch.zeros(len(slots), 0, dtype=torch.long)
-    table.apply(logits, slots=torch.tensor(slots), drafts=drafts, emitted=torch.tensor(emitted))
-    return logits[:, 0]
+    logits, rows = torch.zeros(len(slots), VOCAB), torch.tensor(slots)
+    table.apply(logits, slots=rows, seen=table.seen(rows), emitted=torch.tensor(emitted))
+    return logits
 
 
 def test_counts_follow_the_slot_and_neighbours_stay_free() -> None:

@@ -28,7 +28,7 @@ def test_keys_change_what_they_name_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("sparktier_rung", 3),
+        ("sparktier_rung", 4),
         ("sparktier_rung", -1),
         ("sparktier_rung", "1"),
         ("sparktier_rows", 1.5),

@@ -37,7 +37,7 @@ MALFORMED = {
         ["server.port", "server.shutdown_grace_s", "replicas.count"],
     ),
     "unknown choice": (MODEL + "speculation: {method: medusa}\n", ["speculation.method"]),
-    "not ready yet": (MODEL + "speculation: {method: tree}\n", ["speculation.method"]),
+    "trees without a drafter": (MODEL + "speculation: {method: tree}\n", ["speculation.draft_path"]),
     "pipeline parallelism": (MODEL + "replicas: {pipeline_parallel: 2}\n", ["replicas.pipeline_parallel"]),
     "disaggregation": (MODEL + "prefill: {replicas: 2}\n", ["prefill"]),
     "adapters": ("model: {path: demo, lora_adapters: [a]}\n", ["model.lora_adapters"]),

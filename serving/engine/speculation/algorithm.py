@@ -4,11 +4,13 @@ Knows nothing of steps; answers what SGLang asks of an algorithm. SGLang 0.5.23'
 that its scheduler calls, so they stand here.
 """
 
+import os
 from typing import Any
 
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
+from sparktier.serving.engine.speculation import options as speculation_options
 from sparktier.serving.engine.speculation.options import ALGORITHM
 
 
@@ -55,19 +57,21 @@ class SparktierAlgorithm(CustomSpecAlgo):
         """Fix what a block drafter needs; the block is the draft checkpoint's unless the settings named one."""
         server_args.speculative_num_steps = 1
         server_args.speculative_eagle_topk = 1
-        if server_args.speculative_num_draft_tokens is None:
+        options = speculation_options.load(os.environ[speculation_options.ENV])
+        block = options.block_tokens
+        if block is None:
             from sglang.srt.speculative.dspark_components.dspark_config import read_draft_checkpoint_config
 
             block = read_draft_checkpoint_config(server_args=server_args).resolve_gamma()
-            server_args.speculative_num_draft_tokens = block + 1
+        server_args.speculative_num_draft_tokens = options.width(block)
 
 
 def register() -> None:
     """Make the algorithm known to SGLang under ALGORITHM; once a process."""
 
     def worker_class(server_args: Any) -> type:
-        from sparktier.serving.engine.speculation.worker import ChainWorker
+        from sparktier.serving.engine.speculation.worker import LadderWorker
 
-        return ChainWorker
+        return LadderWorker
 
     SpeculativeAlgorithm.register(ALGORITHM, supports_overlap=True, spec_class=SparktierAlgorithm)(worker_class)

@@ -6,7 +6,7 @@ Knows nothing of steps. Both hooks extend a method of SGLang's own controller, w
 from dataclasses import asdict
 from typing import Any
 
-from sparktier.serving.engine.speculation.plan import is_plan_key, refusal
+from sparktier.serving.engine.speculation.plan import Rung, is_plan_key, refusal
 
 
 def install() -> None:
@@ -22,6 +22,8 @@ def install() -> None:
             return stock_set(self, recv_req)
         worker = self.scheduler.draft_worker
         problems = [refusal(key, value) if is_plan_key(key) else f"{key} is no plan key" for key, value in keys.items()]
+        if (rung := keys.get("sparktier_rung", 0)) in list(Rung) and rung > getattr(worker, "highest_rung", rung):
+            problems.append(f"rung {rung} needs speculation.method tree")
         wrong = [problem for problem in problems if problem]
         if wrong or not hasattr(worker, "set_plan"):
             internal_state.logger.warning("plan refused: %s", "; ".join(wrong) or "speculation.method is none")

@@ -17,9 +17,9 @@ class Acceptance:
     verified: list[float]
     accepted: list[float]
 
-    def add(self, *, rows: int, accepted: int) -> None:
-        """Count one request's step: `rows` verified, the anchor's included, and `accepted` drafts that stood."""
-        for position in range(rows - 1):
+    def add(self, *, depth: int, accepted: int) -> None:
+        """Count one request's step: drafts verified down to `depth`, and `accepted` of them that stood in a row."""
+        for position in range(depth):
             # Position k is only put to the test when all before it stood.
             if position > accepted:
                 break
@@ -46,15 +46,24 @@ class Figures:
     step_ms: dict[int, float] = field(default_factory=dict)
     by_tier: dict[int, Acceptance] = field(default_factory=dict)
 
-    def step(self, *, rung: int, took_ms: float, tiers: list[int], rows: list[int], accepted: list[int]) -> None:
-        """Count one decode step; the lists have an entry for each request."""
+    def step(
+        self,
+        *,
+        rung: int,
+        took_ms: float,
+        tiers: list[int],
+        rows: list[int],
+        depths: list[int],
+        accepted: list[int],
+    ) -> None:
+        """Count one decode step; the lists have an entry for each request. `depths`: of the deepest drafted token."""
         before = self.step_ms.get(rung)
         self.step_ms[rung] = took_ms if before is None else before + _STEP_WEIGHT * (took_ms - before)
         self.steps += 1
         self.rows += sum(rows)
         self.tokens += sum(accepted) + len(accepted)
-        for tier, verified, stood in zip(tiers, rows, accepted, strict=True):
-            self._of(tier).add(rows=verified, accepted=stood)
+        for tier, depth, stood in zip(tiers, depths, accepted, strict=True):
+            self._of(tier).add(depth=depth, accepted=stood)
 
     def _of(self, tier: int) -> Acceptance:
         if tier not in self.by_tier:

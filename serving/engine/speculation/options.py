@@ -5,17 +5,39 @@ Knows nothing of the settings file it comes from, and imports no SGLang.
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 ALGORITHM = "SPARKTIER"
 """The name our algorithm has in SGLang's registry."""
 ENV = "SPARKTIER_SPECULATION"
+AcceptRule = Literal["match", "ratio"]
+
+
+@dataclass(frozen=True)
+class TreeOptions:
+    """Bounds of a draft tree: `rows` verified per request, the anchor's included; parents expanded per level."""
+
+    rows: int
+    parents: int
+    children: int
 
 
 @dataclass(frozen=True)
 class Options:
-    """`short_tokens`: tokens drafted at rung CHAIN_SHORT. The block itself is the draft checkpoint's or SGLang's."""
+    """`short_tokens`: tokens drafted at rung CHAIN_SHORT. `block_tokens`: None takes the draft checkpoint's.
+
+    `accept_rule`: `match` keeps drafts that equal the target's own keyed choice, `ratio` draws drafts and accepts each
+    with probability min(1, p/q).
+    """
 
     short_tokens: int
+    block_tokens: int | None = None
+    accept_rule: AcceptRule = "match"
+    tree: TreeOptions | None = None
+
+    def width(self, block_tokens: int) -> int:
+        """Return the rows a request may bring to a verify pass, with drafts of `block_tokens`."""
+        return max(block_tokens + 1, self.tree.rows if self.tree else 0)
 
     def dump(self) -> str:
         """Return the text of the variable."""
@@ -24,4 +46,6 @@ class Options:
 
 def load(text: str) -> Options:
     """Return the options in `text`, which `Options.dump` wrote."""
-    return Options(**json.loads(text))
+    fields = json.loads(text)
+    tree = fields.pop("tree")
+    return Options(**fields, tree=TreeOptions(**tree) if tree else None)

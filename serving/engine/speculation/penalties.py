@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparktier.kernels.penalties import Penalties, penalise_chain
+from sparktier.kernels.penalties import Penalties, penalise
 
 
 def is_penalised(params: Any) -> bool:
@@ -62,15 +62,21 @@ class PenaltyTable:
         flat = rows.unsqueeze(1) * self._counts.shape[1] + tokens.clamp(min=0)
         self._counts.view(-1).index_add_(0, flat.flatten(), kept.flatten())
 
-    def apply(self, logits: Tensor, *, slots: Tensor, drafts: Tensor, emitted: Tensor) -> None:
-        """Change `logits` [batch, rows, V] in place; `emitted` [batch] counts tokens so far, the anchor included."""
+    def seen(self, slots: Tensor) -> Tensor:
+        """[batch, V] int32, a copy: how often each of `slots` [batch] has emitted each token, its anchor included."""
+        return self._counts[self._row[slots]]
+
+    def apply(self, logits: Tensor, *, slots: Tensor, seen: Tensor, emitted: Tensor) -> None:
+        """Change `logits` [n, V] of rows that belong to `slots` [n] in place.
+
+        `seen` [n, V]: tokens emitted before each row; `emitted` [n]: how many.
+        """
         rows = self._row[slots]
         frequency, presence, repetition = self._strengths[rows].unbind(1)
         penalties = Penalties(frequency=frequency, presence=presence, repetition=repetition)
-        penalise_chain(logits=logits, drafts=drafts, counts=self._counts[rows], penalties=penalties)
-        lengths = emitted.unsqueeze(1) + torch.arange(logits.shape[1], device=logits.device)
-        early = (lengths < self._shortest[rows].unsqueeze(1)).unsqueeze(2)
-        logits.masked_fill_(early & self._stops[rows].unsqueeze(1), float("-inf"))
+        penalise(logits=logits, counts=seen, penalties=penalties)
+        early = (emitted < self._shortest[rows]).unsqueeze(1)
+        logits.masked_fill_(early & self._stops[rows], float("-inf"))
 
     def _claim(self, slot: int) -> int:
         row = self._rows_by_slot.setdefault(slot, len(self._rows_by_slot) + 1)

@@ -19,6 +19,7 @@ class Rung(IntEnum):
     OFF = 0
     CHAIN_SHORT = 1
     CHAIN = 2
+    TREE = 3
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from torch import Tensor
 from sparktier.serving.engine.speculation.plan import MAX_TIERS, NO_CAP, Plan, Rung
 
 
-def rung_tokens(rung: Rung, *, block_tokens: int, short_tokens: int) -> int:
-    """Return how many tokens a request drafts at most on `rung`."""
-    return {Rung.OFF: 0, Rung.CHAIN_SHORT: short_tokens, Rung.CHAIN: block_tokens}[rung]
+def rung_tokens(rung: Rung, *, block_tokens: int, short_tokens: int, tree_rows: int = 1) -> int:
+    """Return how many drafted tokens of a request are verified at most on `rung`."""
+    drafted = {Rung.OFF: 0, Rung.CHAIN_SHORT: short_tokens, Rung.CHAIN: block_tokens, Rung.TREE: tree_rows - 1}
+    return drafted[rung]
 
 
 def tier_caps(plan: Plan, *, device: torch.device) -> Tensor:
@@ -22,14 +23,14 @@ def tier_caps(plan: Plan, *, device: torch.device) -> Tensor:
     return caps.to(device)
 
 
-def row_counts(*, draft_tokens: int, row_budget: int, caps: Tensor, room: Tensor) -> Tensor:
+def row_counts(*, draft_tokens: int, row_budget: int, caps: Tensor, useful: Tensor) -> Tensor:
     """[batch] int64, each at least 1.
 
-    `caps` [batch]: drafted tokens that each request's tier allows. `room` [batch]: tokens that each request may still
-    emit, so that nobody verifies past its end. A budget of `row_budget` rows (0: none) is shared out evenly: rows
-    beyond the anchors go round by depth, so that the first drafted token of everybody comes before anyone's second.
+    `caps` [batch]: drafted tokens that each request's tier allows. `useful` [batch]: drafted tokens that each request
+    has a use for, negative counting as none. A budget of `row_budget` rows (0: none) is shared out evenly: rows beyond
+    the anchors go round by rank, so that the first drafted token of everybody comes before anyone's second.
     """
-    wanted = torch.minimum(caps, room - 1).clamp(min=0, max=draft_tokens)
+    wanted = torch.minimum(caps, useful).clamp(min=0, max=draft_tokens)
     if row_budget > 0 and draft_tokens > 0:
         wanted = _within(wanted, max(0, row_budget - len(wanted)), draft_tokens)
     return wanted + 1

@@ -1,48 +1,70 @@
-"""One step of speculation inside SGLang: draft a chain, verify ragged rows in one pass, keep what the target would say.
+"""One step of speculation inside SGLang: draft, verify ragged rows in one pass, keep what the target would say.
 
-Extends SGLang's DSpark worker: its draft model, its feature injection, its ragged verify pass. Ours are the depth of
-each request, the choice of tokens and the accept rule. Knows nothing of where the plan comes from.
+Extends SGLang's DSpark worker: its draft model, its feature injection, its verify pass. Ours are the depth of each
+request, trees, the choice of tokens and the accept rule. Knows nothing of where the plan comes from.
 """
 
 import os
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from sglang.srt.layers.logprob_processor import compute_spec_logprobs
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
-from sglang.srt.speculative.dspark_components.dspark_draft import draft_markov_block, make_next_draft_input
+from sglang.srt.speculative.dspark_components import dspark_worker_v2
+from sglang.srt.speculative.dspark_components.dspark_draft import make_next_draft_input
 from sglang.srt.speculative.dspark_components.dspark_planner import alloc_verify_window
 from sglang.srt.speculative.dspark_components.dspark_worker_v2 import DSparkWorkerV2
-from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout
+from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
 from sglang.srt.speculative.spec_utils import GrammarTree, build_grammar_vocab_mask
 from torch import Tensor
 
-from sparktier.kernels.accept import PAD_TOKEN, ChainAcceptance, accept_matching
+from sparktier.kernels.accept import PAD_TOKEN, accept_matching
+from sparktier.kernels.accept_tree import TreeAcceptance, walk_drawn, walk_matching
+from sparktier.kernels.compact import compaction_plan
+from sparktier.kernels.draft_tree import NO_ROW, DraftTree
+from sparktier.kernels.expand import Shape
+from sparktier.kernels.layout import row_links
 from sparktier.serving.engine.speculation import options as speculation_options
+from sparktier.serving.engine.speculation import verify_pass
+from sparktier.serving.engine.speculation.draft_step import Bounds, Drafted, DraftStep
+from sparktier.serving.engine.speculation.edges import read_edges
 from sparktier.serving.engine.speculation.figures import Figures
 from sparktier.serving.engine.speculation.penalties import PenaltyTable
-from sparktier.serving.engine.speculation.plan import MAX_TIERS, Plan
+from sparktier.serving.engine.speculation.plan import MAX_TIERS, Plan, Rung
 from sparktier.serving.engine.speculation.rows import row_counts, rung_tokens, tier_caps
-from sparktier.serving.engine.speculation.sampling import KeyedSampler, choose
+from sparktier.serving.engine.speculation.sampling import KeyedSampler
 from sparktier.serving.engine.speculation.slots import SlotTable
+from sparktier.serving.engine.speculation.target_law import TargetLaw, all_rows
+from sparktier.serving.engine.speculation.verify_pass import Verified
 
 
-class ChainWorker(DSparkWorkerV2):
-    """Chains of any length up to the draft block, per request and per step, down to none.
+class LadderWorker(DSparkWorkerV2):
+    """Trees, chains of any length up to the draft block, or nothing drafted: per request and per step.
 
     Source of the call order: `sglang/srt/speculative/dspark_components/dspark_worker_v2.py`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
         self.options = speculation_options.load(os.environ[speculation_options.ENV])
+        with _wide_window(self.options):
+            super().__init__(**kwargs)
         self.model_runner.sampler = KeyedSampler()
         # An overlapped scheduler launches a step before it has seen the last one's results.
-        self._uncounted: deque[tuple[float, int, Tensor, Tensor]] = deque()
-        self.set_plan(Plan())
+        self._uncounted: deque[tuple[float, int, Tensor, Tensor, Tensor]] = deque()
+        draft_path = Path(str(kwargs["server_args"].speculative_draft_model_path))
+        self._draft_step = DraftStep(
+            self,
+            read_edges(draft_path, device=torch.device(self.device)),
+            needs_trees=self.options.tree is not None or self.options.accept_rule == "ratio",
+        )
+        self.highest_rung = Rung.CHAIN if self.options.tree is None else Rung.TREE
+        self.set_plan(Plan(rung=self.highest_rung))
 
     def alloc_memory_pool(self, **kwargs: Any) -> None:
         """Make the draft's KV pool, and the table of request slots beside it."""
@@ -81,36 +103,40 @@ class ChainWorker(DSparkWorkerV2):
         if batch.forward_mode.is_idle():
             return self._decode_idle_result(on_publish=on_publish)
         started = time.perf_counter()
-        committed = batch.seq_lens
-        drafted = rung_tokens(self.plan.rung, block_tokens=self.gamma, short_tokens=self.options.short_tokens)
-        rows = row_counts(
-            draft_tokens=drafted,
-            row_budget=self.plan.rows,
-            caps=self._caps[self.slots.tier[batch.req_pool_indices]],
-            room=self.slots.room(batch.req_pool_indices, committed),
-        )
         window = self._window(batch)
-        anchors = batch.spec_info.bonus_tokens.view(-1)
-        drafts = self._draft(batch, window, anchors, drafted)
-        ids = torch.cat([anchors.unsqueeze(1), drafts], dim=1)
-        grammar = GrammarTree.from_linear_chain(ids) if batch.has_grammar else None
-        verified, hidden = self._verify(batch, window, ids, rows)
-        logits = verified.logits_output.next_token_logits
-        self._adjust(logits, batch, drafts, grammar, grammar_barrier)
-        accepted = self._accept(logits, batch, drafts, rows, window.positions_2d)
-        result = self._commit(batch, window, verified, hidden, accepted, rows, on_publish)
-        self._uncounted.append((started, int(self.plan.rung), self.slots.tier[batch.req_pool_indices], rows))
-        return result
+        drafted, branching = self._draft(batch, window)
+        tree = drafted.tree
+        grammar = self._grammar_tree(tree, branching) if batch.has_grammar else None
+        verified = verify_pass.run(
+            executor=self._verify_executor, batch=batch, window=window, tree=tree, branching=branching
+        )
+        law = TargetLaw(
+            verified.logits,
+            first=verified.first,
+            batch=batch,
+            tree=tree,
+            prompt_lens=self.slots.prompt[batch.req_pool_indices],
+            penalties=self.penalties,
+            grammar=self._grammar_mask(batch, grammar, grammar_barrier, verified.logits.device),
+        )
+        accepted = self._agreed(self._accept(law, batch, drafted, branching))
+        if branching:
+            self._move_kv(window, accepted.path)
+        self._inject(window, verified, accepted)
+        tiers = self.slots.tier[batch.req_pool_indices]
+        self._uncounted.append((started, int(self.plan.rung), tiers, tree.row_counts, tree.depths.amax(dim=1)))
+        return self._commit(batch, verified, tree, accepted, on_publish)
 
     def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
         """Count the step whose results have just reached the host, where reading them costs no sync."""
         super().on_verify_complete_cpu(num_correct_drafts_per_req, batch_size=batch_size)
-        started, rung, tiers, rows = self._uncounted.popleft()
+        started, rung, tiers, rows, depths = self._uncounted.popleft()
         self.figures.step(
             rung=rung,
             took_ms=(time.perf_counter() - started) * 1000.0,
             tiers=tiers.tolist(),
             rows=rows.tolist(),
+            depths=depths.tolist(),
             accepted=num_correct_drafts_per_req,
         )
 
@@ -126,87 +152,94 @@ class ChainWorker(DSparkWorkerV2):
             seq_lens_cpu=lengths,
         )
 
-    def _draft(self, batch: Any, window: Any, anchors: Tensor, drafted: int) -> Tensor:
-        """[batch, gamma] int64: `drafted` greedy draft tokens of each request, zeros after them."""
-        drafts = anchors.new_zeros(len(anchors), self.gamma)
-        if drafted == 0:
-            return drafts
-        with self._draft_context():
-            forward = self._proposer._run_forward(
-                batch=batch,
-                draft_input=batch.spec_info,
-                verify_window=window,
-                bs=len(anchors),
-                device=self.device,
-                embed_module=self._resolve_target_embed_tokens(self.target_worker.model_runner.model),
-            )
-            with self._proposer._base_logits_context():
-                base, _ = self.draft_model.compute_base_logits(forward.raw_hidden)
-            tokens, _ = draft_markov_block(
-                markov_head=self.draft_model.markov_head,
-                base_logits=base.view(len(anchors), self.gamma, -1)[:, :drafted],
-                anchor_tokens=anchors,
-                draft_hidden=forward.draft_hidden_3d[:, :drafted],
-                step_temperatures=torch.zeros(len(anchors), device=anchors.device),
-                noise=self._proposer.noise,
-                tp_sync=self._tp_sync,
-                greedy_draft=True,
-            )
-        drafts[:, :drafted] = tokens
-        return drafts
-
-    def _verify(self, batch: Any, window: Any, ids: Tensor, rows: Tensor) -> tuple[Any, Tensor]:
-        """Run the target over each request's first `rows` ids; logits and features come back at full width."""
-        layout = self._layout(rows)
-        verified, hidden = self._verify_executor.run_compact(
-            batch=batch,
-            layout=layout,
-            draft_block_ids=ids[:, : self.gamma],
-            draft_tokens=ids[:, 1:],
-            bs=len(ids),
-            device=self.device,
-            sampling_info=None,
-            verify_window=window,
+    def _draft(self, batch: Any, window: Any) -> tuple[Drafted, bool]:
+        """What the plan's rung drafts for each request, and whether it may branch."""
+        rung, options = self.plan.rung, self.options
+        rows = options.tree.rows if options.tree else 1
+        drafted = rung_tokens(rung, block_tokens=self.gamma, short_tokens=options.short_tokens, tree_rows=rows)
+        useful = self.slots.room(batch.req_pool_indices, batch.seq_lens) - 1
+        counts = row_counts(
+            draft_tokens=drafted,
+            row_budget=self.plan.rows,
+            caps=self._caps[self.slots.tier[batch.req_pool_indices]],
+            # A tree's rows may outnumber its depth; who has a use for none gets none.
+            useful=torch.where(useful > 0, drafted, 0) if rung == Rung.TREE else useful,
         )
-        return verified, hidden
+        if drafted > 0 and options.accept_rule == "ratio":
+            depth = min(drafted, self.gamma)
+            bounds = Bounds(self._shape(depth), counts, useful, width=drafted + 1)
+            return self._draft_step.drawn_tree(batch, window, bounds), rung == Rung.TREE
+        if rung == Rung.TREE:
+            bounds = Bounds(self._shape(self.gamma), counts, useful, width=rows)
+            return self._draft_step.top_tree(batch, window, bounds), True
+        return self._draft_step.chain(batch, window, drafted=drafted, row_counts=counts), False
 
-    def _layout(self, rows: Tensor) -> RaggedVerifyLayout:
-        counts = rows.tolist()
-        return RaggedVerifyLayout.from_verify_lens(
-            verify_lens_cpu=counts, device=torch.device(self.device), grid=[sum(counts)]
+    def _shape(self, depth: int) -> Shape:
+        tree = self.options.tree if self.plan.rung == Rung.TREE else None
+        return Shape(depth, tree.parents, tree.children) if tree else Shape(depth, 1, 1)
+
+    def _grammar_tree(self, tree: DraftTree, branching: bool) -> Any:
+        if not branching:
+            return GrammarTree.from_linear_chain(tree.tokens)
+        links = row_links(tree=tree)
+        return GrammarTree.from_device(links.next_token, links.next_sibling, tree.tokens)
+
+    def _grammar_mask(self, batch: Any, grammar: Any, barrier: Any, device: torch.device) -> Any:
+        if grammar is None:
+            return None
+        return build_grammar_vocab_mask(
+            reqs=batch.reqs, tree=grammar, sampling_info=batch.sampling_info, device=device, barrier=barrier
         )
 
-    def _adjust(self, logits: Tensor, batch: Any, drafts: Tensor, grammar: Any, barrier: Any) -> None:
-        """Apply, in place, what changes the target's law before sampling: penalties, grammar, then logit bias."""
-        info = batch.sampling_info
-        by_row = logits.view(len(batch.reqs), self.verify_num_draft_tokens, -1)
-        if not self.penalties.idle:
-            emitted = batch.seq_lens + 1 - self.slots.prompt[batch.req_pool_indices]
-            self.penalties.apply(by_row, slots=batch.req_pool_indices, drafts=drafts, emitted=emitted)
-        if grammar is not None:
-            mask = build_grammar_vocab_mask(
-                reqs=batch.reqs, tree=grammar, sampling_info=info, device=logits.device, barrier=barrier
-            )
-            if mask is not None:
-                mask.apply(logits)
-        if info.logit_bias is not None:
-            by_row.add_(info.logit_bias.unsqueeze(1))
+    def _accept(self, law: TargetLaw, batch: Any, drafted: Drafted, branching: bool) -> TreeAcceptance:
+        tree = drafted.tree
+        if drafted.draft_probs is not None:
+            return self._accept_drawn(law, batch, drafted)
+        if branching or law.by_level:
+            return walk_matching(tree=tree, choose=law.choose, max_depth=self.gamma)
+        counts = tree.row_counts
+        requests, rows = all_rows(counts, total=int(counts.sum()))
+        chosen = torch.zeros_like(tree.tokens)
+        chosen[requests, rows] = law.choose(requests, rows)
+        chain = accept_matching(drafts=tree.tokens[:, 1:], target_tokens=chosen, row_counts=counts)
+        places = torch.arange(tree.tokens.shape[1], device=counts.device).expand_as(tree.tokens)
+        path = places.masked_fill(places > chain.accepted.unsqueeze(1), NO_ROW)
+        return TreeAcceptance(chain.accepted, path, chain.tokens, chain.bonus)
 
-    def _accept(self, logits: Tensor, batch: Any, drafts: Tensor, rows: Tensor, positions: Tensor) -> ChainAcceptance:
-        chosen = choose(logits, batch.sampling_info, positions=positions)
-        return accept_matching(drafts=drafts, target_tokens=chosen, row_counts=rows)
+    def _accept_drawn(self, law: TargetLaw, batch: Any, drafted: Drafted) -> TreeAcceptance:
+        laws, probs = drafted.laws, drafted.draft_probs
+        assert laws is not None, "drawn trees come with what they were drawn from"
+        assert probs is not None, "drawn trees come with what they were drawn from"
+        return walk_drawn(
+            tree=drafted.tree,
+            target_probs=law.probs,
+            # Rows without children have no law of their own; theirs is not read.
+            draft_probs=lambda requests, rows: probs[requests, laws[requests, rows].clamp(min=0)],
+            seeds=batch.sampling_info.sampling_seed,
+            anchor_positions=batch.seq_lens,
+            max_depth=self.gamma,
+            max_children=self._shape(self.gamma).children,
+        )
+
+    def _agreed(self, accepted: TreeAcceptance) -> TreeAcceptance:
+        """Rank 0's outcome on every rank: ranks that commit different tokens would never meet again."""
+        if not self._tp_sync.enabled(SpecTpSyncSite.DSPARK_ACCEPT_SAMPLE):
+            return accepted
+        width = accepted.path.shape[1]
+        columns = [accepted.accepted.unsqueeze(1), accepted.bonus.unsqueeze(1), accepted.path, accepted.tokens]
+        packed = self._tp_sync.sync(SpecTpSyncSite.DSPARK_ACCEPT_SAMPLE, torch.cat(columns, dim=1))
+        stood, bonus, path, tokens = packed.split([1, 1, width, width], dim=1)
+        return TreeAcceptance(stood.squeeze(1), path, tokens, bonus.squeeze(1))
 
     def _commit(
         self,
         batch: Any,
-        window: Any,
-        verified: Any,
-        hidden: Tensor,
-        accepted: ChainAcceptance,
-        rows: Tensor,
+        verified: Verified,
+        tree: DraftTree,
+        accepted: TreeAcceptance,
         on_publish: Any,
     ) -> GenerationBatchResult:
-        """Keep accepted rows: their features go into the draft's KV, their tokens to the scheduler."""
+        """Hand what stands to the scheduler, and count it."""
         lengths = (accepted.accepted + 1).to(torch.int32)
         new_seq_lens = batch.seq_lens + lengths
         tokens = accepted.tokens.masked_fill(accepted.tokens == PAD_TOKEN, 0)
@@ -214,26 +247,65 @@ class ChainWorker(DSparkWorkerV2):
             on_publish(new_seq_lens)
         if not self.penalties.idle:
             self.penalties.add(batch.req_pool_indices, accepted.tokens, accepted.tokens != PAD_TOKEN)
+        output = verified.result.logits_output
         if batch.return_logprob:
-            compute_spec_logprobs(
-                batch, verified.logits_output, tokens.reshape(-1), chain_stride=self.verify_num_draft_tokens
-            )
-        self._kv_injector.inject_ragged(
-            batch=batch,
-            layout=None,
-            hidden_strided=hidden,
-            commit_lens=lengths,
-            bs=len(lengths),
-            kv_loc_plan=window.kv_loc_plan,
-        )
-        verified.logits_output.hidden_states = None
+            places = _kept(verified, accepted)
+            output.next_token_logits = verified.logits
+            predicted = tokens.new_zeros(len(verified.logits)).scatter_(0, places.flatten(), tokens.flatten())
+            predicted[places[:, 0]] = tokens[:, 0]
+            compute_spec_logprobs(batch, output, predicted, accept_index=places)
+        output.hidden_states = None
         return GenerationBatchResult(
-            logits_output=verified.logits_output,
+            logits_output=output,
             next_token_ids=tokens.reshape(-1),
             accept_lens=lengths,
-            cap_lens=rows.to(torch.int32),
-            can_run_cuda_graph=verified.can_run_cuda_graph,
+            cap_lens=tree.row_counts.to(torch.int32),
+            can_run_cuda_graph=verified.result.can_run_cuda_graph,
             next_draft_input=make_next_draft_input(bonus_tokens=accepted.bonus, new_seq_lens=new_seq_lens),
             speculative_num_draft_tokens=self.verify_num_draft_tokens,
+            speculative_output_stride=tokens.shape[1],
             new_seq_lens=new_seq_lens,
         )
+
+    def _move_kv(self, window: Any, path: Tensor) -> None:
+        """Bring the accepted path's KV to the front of each request's window; the draft's KV is injected there."""
+        plan = compaction_plan(path=path, slots=window.verify_cache_loc_2d)
+        self.model_runner.token_to_kv_pool.move_kv_cache(plan.destination.flatten(), plan.source.flatten())
+
+    def _inject(self, window: Any, verified: Verified, accepted: TreeAcceptance) -> None:
+        """Write the target's features of accepted rows into the draft's KV."""
+        places = _kept(verified, accepted)
+        path = places.shape[1]
+        slots = self._kv_injector.ids_for(window.kv_loc_plan).view(len(places), -1)[:, :path]
+        self._kv_injector.inject_target_hidden(
+            target_hidden=verified.hidden[places.flatten()],
+            cache_loc=slots.flatten(),
+            cache_loc_2d=slots,
+            positions=window.positions_2d[:, :path].flatten(),
+            commit_lens=accepted.accepted + 1,
+        )
+
+
+def _kept(verified: Verified, accepted: TreeAcceptance) -> Tensor:
+    """[batch, path]: where each accepted row lies among the packed rows; beyond the path, the anchor's again."""
+    return verified.first.unsqueeze(1) + accepted.path.clamp(min=0)
+
+
+@contextmanager
+def _wide_window(options: speculation_options.Options) -> Iterator[None]:
+    """Let SGLang's worker verify more rows than its block plus one, to which it ties the window.
+
+    The length of the block is the options', or else the checkpoint's.
+    """
+    stock = dspark_worker_v2.resolve_runtime_config
+
+    def resolve(*, speculative_num_draft_tokens: int | None, **facts: Any) -> Any:
+        block = None if options.block_tokens is None else options.block_tokens + 1
+        config = stock(speculative_num_draft_tokens=block, **facts)
+        return type(config)(config.gamma, options.width(config.gamma), config.mask_token_id)
+
+    dspark_worker_v2.resolve_runtime_config = resolve
+    try:
+        yield
+    finally:
+        dspark_worker_v2.resolve_runtime_config = stock

@@ -1,4 +1,4 @@
-"""Chains on a real engine change no token: any rung, random switching, any sampling, two ranks against plain one."""
+"""Trees and chains on a real engine change no token: any rung, switching, any sampling, two ranks against plain one."""
 
 import json
 import random
@@ -18,39 +18,40 @@ from support.oracle_draft import make_oracle_draft
 from support.tiny_moe import make_tiny_moe
 
 pytestmark = pytest.mark.engine
-OFF, SHORT, CHAIN = 0, 1, 2
+OFF, SHORT, CHAIN, TREE = 0, 1, 2, 3
 BLOCK = 5
-NO_BOUNDS = {"sparktier_rung": CHAIN, "sparktier_rows": 0, "sparktier_tier0_cap": BLOCK}
+TREE_ROWS = 12
+NO_BOUNDS = {"sparktier_rung": TREE, "sparktier_rows": 0, "sparktier_tier0_cap": TREE_ROWS}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}, "required": ["a", "b"]}
 
 
 @dataclass(frozen=True)
 class Engines:
-    """The same target decoded plainly by one rank, and with chains by two."""
+    """The same target decoded plainly by one rank, and with drafts by two."""
 
     plain: str
-    chains: str
+    drafting: str
     model: Path
 
     def plan(self, **keys: int) -> None:
         changed = {f"sparktier_{key}": value for key, value in keys.items()}
-        assert set_plan(self.chains, {**NO_BOUNDS, **changed})
+        assert set_plan(self.drafting, {**NO_BOUNDS, **changed})
 
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     """A target predictable enough that drafts of bigrams are often right, and a drafter that guesses them."""
-    folder = tmp_path_factory.mktemp("chains")
+    folder = tmp_path_factory.mktemp("ladder")
     model = make_tiny_moe(folder / "target", context_gain=0.2)
     draft = make_oracle_draft(folder / "draft", model, block_tokens=BLOCK)
     wide = {"model.context_tokens": 4096, "replicas.kv_tokens": 16384, "replicas.chunked_prefill_tokens": 256}
     single = {"replicas.tensor_parallel": 1, "replicas.expert_parallel": 1}
-    chain = {"speculation.method": "chain", "speculation.draft_path": draft}
+    tree = {"speculation.method": "tree", "speculation.draft_path": draft, "speculation.tree_rows": TREE_ROWS}
     with (
         deployed(model, folder / "plain", **wide, **single) as plain,
-        deployed(model, folder / "chains", **wide, **chain) as chains,
+        deployed(model, folder / "drafting", **wide, **tree) as drafting,
     ):
-        yield Engines(plain.replica_url(), chains.replica_url(), model)
+        yield Engines(plain.replica_url(), drafting.replica_url(), model)
 
 
 def tokens_of(answers: list[Answer]) -> list[Tokens]:
@@ -69,21 +70,21 @@ def test_every_rung_and_switching_between_them_gives_plain_greedy_tokens(
     prompts = random_prompts(count, seed=count)
     plain = tokens_of(generate_all(engines.plain, prompts, tokens=tokens, at_once=4))
     lengths = {}
-    for rung in (CHAIN, SHORT, OFF):
+    for rung in (TREE, CHAIN, SHORT, OFF):
         engines.plan(rung=rung)
-        answers = generate_all(engines.chains, prompts, tokens=tokens, at_once=8)
+        answers = generate_all(engines.drafting, prompts, tokens=tokens, at_once=8)
         assert_same_greedy(plain, tokens_of(answers), prompts, engines.model)
         lengths[rung] = accepted_length(answers)
     # Not an aim: proof that accepted, rejected and undrafted rows were all there.
-    assert lengths[CHAIN] > lengths[SHORT] > 1.2
+    assert lengths[TREE] > lengths[CHAIN] > lengths[SHORT] > 1.2
     assert lengths[OFF] == pytest.approx(1.0, abs=0.05)
     with switching(engines, seed=count):
-        answers = generate_all(engines.chains, prompts, tokens=tokens, at_once=8)
+        answers = generate_all(engines.drafting, prompts, tokens=tokens, at_once=8)
     assert_same_greedy(plain, tokens_of(answers), prompts, engines.model)
 
 
 class switching:
-    """Changes rung, row budget and tier cap of the chains at random while the body runs."""
+    """Changes rung, row budget and tier cap at random while the body runs."""
 
     def __init__(self, engines: Engines, *, seed: int) -> None:
         self._engines, self._rng = engines, random.Random(seed)
@@ -100,7 +101,11 @@ class switching:
 
     def _run(self) -> None:
         while not self._over.is_set():
-            choices = {"rung": (OFF, SHORT, CHAIN), "rows": (0, 3, 10, 20), "tier0_cap": (0, 1, 3, BLOCK)}
+            choices = {
+                "rung": (OFF, SHORT, CHAIN, TREE),
+                "rows": (0, 3, 10, 40),
+                "tier0_cap": (0, 1, 3, BLOCK, TREE_ROWS),
+            }
             self._engines.plan(**{key: self._rng.choice(values) for key, values in choices.items()})
             time.sleep(0.1)
 
@@ -108,8 +113,8 @@ class switching:
 def test_one_request_alone_is_what_it_is_in_a_batch(engines: Engines) -> None:
     prompts = random_prompts(4, seed=1)
     engines.plan()
-    alone = tokens_of(generate_all(engines.chains, prompts, tokens=32, at_once=1))
-    together = tokens_of(generate_all(engines.chains, prompts, tokens=32, at_once=4))
+    alone = tokens_of(generate_all(engines.drafting, prompts, tokens=32, at_once=1))
+    together = tokens_of(generate_all(engines.drafting, prompts, tokens=32, at_once=4))
     assert_same_greedy(alone, together, prompts, engines.model)
 
 
@@ -121,9 +126,9 @@ def test_sampled_answers_are_those_of_plain_decoding_on_every_rung(engines: Engi
         return [generate(url, p, tokens=32, sampling_seed=1000 + i, **params).tokens for i, p in enumerate(prompts)]
 
     plain = sampled(engines.plain)
-    for rung in (CHAIN, SHORT, OFF):
+    for rung in (TREE, CHAIN, SHORT, OFF):
         engines.plan(rung=rung)
-        assert sampled(engines.chains) == plain
+        assert sampled(engines.drafting) == plain
     assert sampled(engines.plain) == plain
     other = [generate(engines.plain, p, tokens=32, sampling_seed=i, **params).tokens for i, p in enumerate(prompts)]
     assert other != plain
@@ -147,10 +152,11 @@ LAWS = {
 def test_what_changes_the_target_s_law_changes_it_alike(engines: Engines, law: str) -> None:
     prompts = random_prompts(6, seed=3)
     plain = generate_all(engines.plain, prompts, tokens=40, at_once=3, **LAWS[law])
-    engines.plan()
-    chains = generate_all(engines.chains, prompts, tokens=40, at_once=6, **LAWS[law])
-    assert tokens_of(chains) == tokens_of(plain)
-    assert [a.meta["finish_reason"] for a in chains] == [a.meta["finish_reason"] for a in plain]
+    for rung in (TREE, CHAIN):
+        engines.plan(rung=rung)
+        drafted = generate_all(engines.drafting, prompts, tokens=40, at_once=6, **LAWS[law])
+        assert tokens_of(drafted) == tokens_of(plain)
+        assert [a.meta["finish_reason"] for a in drafted] == [a.meta["finish_reason"] for a in plain]
 
 
 def test_a_law_that_is_ignored_would_be_seen(engines: Engines) -> None:
@@ -170,7 +176,7 @@ def test_logprobs_are_those_of_plain_decoding(engines: Engines) -> None:
         answer = httpx.post(f"{url}/generate", json=body | {"sampling_params": params}, timeout=300.0).json()
         return [(value, token) for value, token, _ in answer["meta_info"]["output_token_logprobs"]]
 
-    plain, chains = logprobs(engines.plain), logprobs(engines.chains)
+    plain, chains = logprobs(engines.plain), logprobs(engines.drafting)
     assert [token for _, token in chains] == [token for _, token in plain]
     assert [value for value, _ in chains] == pytest.approx([value for value, _ in plain], abs=1e-4)
 
@@ -180,7 +186,7 @@ def test_long_prompts_in_chunks_and_shared_prefixes(engines: Engines) -> None:
     prompts = [long, [*long, 7, 8, 9], long[:700], long]
     plain = tokens_of(generate_all(engines.plain, prompts, tokens=24, at_once=1))
     engines.plan()
-    chains = generate_all(engines.chains, prompts, tokens=24, at_once=1)
+    chains = generate_all(engines.drafting, prompts, tokens=24, at_once=1)
     assert_same_greedy(plain, tokens_of(chains), prompts, engines.model)
     assert any(answer.meta["cached_tokens"] > 0 for answer in chains)
 
@@ -191,12 +197,12 @@ def test_acceptance_comes_back_after_a_spell_without_drafts(engines: Engines) ->
 
     def accepted_after(first_rung: int) -> float:
         engines.plan(rung=first_rung)
-        begun = generate_all(engines.chains, prompts, tokens=64, at_once=1)
+        begun = generate_all(engines.drafting, prompts, tokens=64, at_once=1)
         engines.plan()
         again = [prompt + answer.tokens for prompt, answer in zip(prompts, begun, strict=True)]
-        return accepted_length(generate_all(engines.chains, again, tokens=64, at_once=1))
+        return accepted_length(generate_all(engines.drafting, again, tokens=64, at_once=1))
 
-    assert accepted_after(OFF) == pytest.approx(accepted_after(CHAIN), rel=0.05)
+    assert accepted_after(OFF) == pytest.approx(accepted_after(TREE), rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -213,8 +219,8 @@ def test_acceptance_comes_back_after_a_spell_without_drafts(engines: Engines) ->
 )
 def test_a_plan_that_breaks_a_rule_is_refused_whole(engines: Engines, keys: dict[str, float]) -> None:
     engines.plan(plan_version=41)
-    assert not set_plan(engines.chains, {"sparktier_plan_version": 42, **keys})
-    assert plan_in_force(engines) == {"plan_version": 41, "rung": CHAIN, "rows": 0}
+    assert not set_plan(engines.drafting, {"sparktier_plan_version": 42, **keys})
+    assert plan_in_force(engines) == {"plan_version": 41, "rung": TREE, "rows": 0}
 
 
 def test_the_plan_is_read_back(engines: Engines) -> None:
@@ -223,6 +229,6 @@ def test_the_plan_is_read_back(engines: Engines) -> None:
 
 
 def plan_in_force(engines: Engines) -> dict[str, int]:
-    states = httpx.get(f"{engines.chains}/server_info", timeout=60.0).json()["internal_states"]
+    states = httpx.get(f"{engines.drafting}/server_info", timeout=60.0).json()["internal_states"]
     found: dict[str, int] = states[0]["sparktier"]
     return found

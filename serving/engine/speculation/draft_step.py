@@ -1,0 +1,141 @@
+"""From the draft model's block to what the target verifies: a greedy chain, or a tree of conditioned children.
+
+Uses SGLang's DSpark proposer for the block itself. Knows nothing of the target's law or of what is accepted.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from sglang.srt.speculative.dspark_components.dspark_draft import draft_markov_block
+from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
+from torch import Tensor
+
+from sparktier.configs.errors import ArtifactError
+from sparktier.kernels.draft_tree import DraftTree, chain_tree
+from sparktier.kernels.expand import Candidates, MarkovHead, Shape, expand_drawn, expand_top
+from sparktier.kernels.select import Selection, select_rows
+from sparktier.serving.engine.speculation.edges import EdgeTable, slot_acceptance
+
+
+class Drafted(NamedTuple):
+    """The tree of a step. laws [batch, rows], draft_probs [batch, laws, V]: from what children were drawn, if drawn."""
+
+    tree: DraftTree
+    laws: Tensor | None = None
+    draft_probs: Tensor | None = None
+
+
+class Bounds(NamedTuple):
+    """What a tree may be. row_counts [batch]: rows; useful [batch]: depth; width: a bound on row_counts."""
+
+    shape: Shape
+    row_counts: Tensor
+    useful: Tensor
+    width: int
+
+
+class DraftStep:
+    """Drafting with the model of `worker`, a `DSparkWorkerV2`."""
+
+    def __init__(self, worker: Any, edges: EdgeTable, *, needs_trees: bool) -> None:
+        self._worker, self._edges = worker, edges
+        self._head = _markov_head(worker.draft_model) if needs_trees else None
+
+    def chain(self, batch: Any, window: Any, *, drafted: int, row_counts: Tensor) -> Drafted:
+        """Greedy chains of `drafted` tokens, each request's cut to its `row_counts` [batch]."""
+        worker, anchors = self._worker, batch.spec_info.bonus_tokens.view(-1)
+        drafts = anchors.new_zeros(len(anchors), worker.gamma)
+        if drafted > 0:
+            with worker._draft_context():
+                base, hidden = self._block(batch, window)
+                drafts[:, :drafted], _ = draft_markov_block(
+                    markov_head=worker.draft_model.markov_head,
+                    base_logits=base[:, :drafted],
+                    anchor_tokens=anchors,
+                    draft_hidden=hidden[:, :drafted],
+                    step_temperatures=torch.zeros(len(anchors), device=anchors.device),
+                    noise=worker._proposer.noise,
+                    tp_sync=worker._tp_sync,
+                    greedy_draft=True,
+                )
+        return Drafted(chain_tree(anchors=anchors, drafts=drafts, row_counts=row_counts))
+
+    def top_tree(self, batch: Any, window: Any, bounds: Bounds) -> Drafted:
+        """The likeliest rows of a tree."""
+        info = batch.sampling_info
+        temperatures = info.temperatures.view(-1)
+        assert self._head is not None, "made with needs_trees"
+        with self._worker._draft_context():
+            base, _ = self._block(batch, window)
+        candidates = expand_top(
+            anchors=batch.spec_info.bonus_tokens.view(-1),
+            block_logits=base,
+            head=self._head,
+            temperatures=temperatures,
+            shape=bounds.shape,
+            edge_acceptance=self._edges.of(temperatures, greedy=info.top_ks.view(-1) <= 1),
+        )
+        return Drafted(self._agreed(_selected(candidates, bounds).tree))
+
+    def drawn_tree(self, batch: Any, window: Any, bounds: Bounds) -> Drafted:
+        """A tree (a chain with one parent and child per level) whose children are drawn, for ratio acceptance."""
+        info = batch.sampling_info
+        assert self._head is not None, "made with needs_trees"
+        with self._worker._draft_context():
+            base, _ = self._block(batch, window)
+        candidates, probs = expand_drawn(
+            anchors=batch.spec_info.bonus_tokens.view(-1),
+            block_logits=base,
+            head=self._head,
+            temperatures=info.temperatures.view(-1),
+            shape=bounds.shape,
+            slot_acceptance=lambda q, _depth: slot_acceptance(q, bounds.shape.children),
+            seeds=info.sampling_seed,
+            anchor_positions=batch.seq_lens,
+        )
+        selection = _selected(candidates, bounds)
+        return Drafted(selection.tree, selection.laws, probs)
+
+    def _block(self, batch: Any, window: Any) -> tuple[Tensor, Tensor]:
+        """Logits [batch, gamma, V] before the Markov head, and the draft's hidden states [batch, gamma, hidden]."""
+        worker, size = self._worker, len(batch.seq_lens)
+        forward = worker._proposer._run_forward(
+            batch=batch,
+            draft_input=batch.spec_info,
+            verify_window=window,
+            bs=size,
+            device=worker.device,
+            embed_module=worker._resolve_target_embed_tokens(worker.target_worker.model_runner.model),
+        )
+        with worker._proposer._base_logits_context():
+            base, _ = worker.draft_model.compute_base_logits(forward.raw_hidden)
+        return base.view(size, worker.gamma, -1), forward.draft_hidden_3d
+
+    def _agreed(self, tree: DraftTree) -> DraftTree:
+        """Rank 0's tree on every rank: rounding that differs between ranks must not make them verify different rows."""
+        sync = self._worker._tp_sync
+        if not sync.enabled(SpecTpSyncSite.DSPARK_DRAFT):
+            return tree
+        packed = torch.cat([tree.tokens, tree.parents, tree.depths, tree.row_counts.unsqueeze(1)], dim=1)
+        packed = sync.sync(SpecTpSyncSite.DSPARK_DRAFT, packed.contiguous())
+        width = tree.tokens.shape[1]
+        tokens, parents, depths, counts = packed.split([width, width, width, 1], dim=1)
+        return DraftTree(tokens, parents, depths, counts.squeeze(1))
+
+
+def _selected(candidates: Candidates, bounds: Bounds) -> Selection:
+    """The rows to verify, without what lies deeper than a request may still emit."""
+    beyond = candidates.depths > bounds.useful.clamp(min=0).unsqueeze(1)
+    reachable = candidates._replace(survival=candidates.survival.masked_fill(beyond, 0.0))
+    return select_rows(candidates=reachable, row_budgets=bounds.row_counts, width=bounds.width)
+
+
+def _markov_head(draft_model: Any) -> MarkovHead:
+    head = draft_model.markov_head
+    kind = type(head).__name__
+    if kind != "VanillaMarkov":
+        raise ArtifactError(
+            f"speculation: trees and the ratio rule need a draft with a vanilla Markov head (found {kind}). "
+            "Use method `chain` with `accept_rule: match`, or another draft."
+        )
+    return MarkovHead(head.markov_w1.weight.data, head.markov_w2.weight.data)

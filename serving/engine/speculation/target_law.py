@@ -1,0 +1,99 @@
+"""The target's law in the rows of a verify pass: penalties, grammar and bias on logits, then the choice or p itself.
+
+Rows are worked on only where an accept rule reads them. Knows nothing of how rows were drafted or verified.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparktier.kernels.draft_tree import DraftTree
+from sparktier.kernels.noise import draw
+from sparktier.kernels.target_probs import greedy_tokens, target_probs
+from sparktier.serving.engine.speculation.penalties import PenaltyTable
+from sparktier.serving.engine.speculation.sampling import sampling_rows
+
+
+class TargetLaw:
+    """What the target says in row `rows[i]` of request `requests[i]`.
+
+    With penalties a row's law depends on the tokens before it, so rows must then be read from the root down, one level
+    of each request at a time: a row's own token counts as emitted once the row is read.
+
+    Args:
+        logits: [packed rows, V]; rows that were read hold the adjusted logits afterwards, as logprobs need them.
+        first: [batch] int64, where each request's rows start in `logits`.
+        batch: SGLang's batch, lengths as before the pass.
+        tree: what was verified.
+        prompt_lens: [batch] int64.
+        grammar: SGLang's mask over [batch * tree width] rows, or None.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        *,
+        first: Tensor,
+        batch: Any,
+        tree: DraftTree,
+        prompt_lens: Tensor,
+        penalties: PenaltyTable,
+        grammar: Any,
+    ) -> None:
+        self._logits, self._first, self._tree, self._grammar = logits, first, tree, grammar
+        self._info, self._slots, self._lengths = batch.sampling_info, batch.req_pool_indices, batch.seq_lens
+        self._prompt_lens = prompt_lens
+        self._penalties = None if penalties.idle else penalties
+        self._seen = None if penalties.idle else penalties.seen(self._slots)
+        self._sampling = sampling_rows(self._info)
+
+    @property
+    def by_level(self) -> bool:
+        """Whether rows must be read level by level."""
+        return self._penalties is not None
+
+    def choose(self, requests: Tensor, rows: Tensor) -> Tensor:
+        """The target's own token in each of the n rows: argmax, or drawn with noise keyed by (seed, position)."""
+        logits = self._adjusted(requests, rows)
+        if self._info.is_all_greedy:
+            return greedy_tokens(logits=logits)
+        law = target_probs(logits=logits, sampling=self._sampling.take(requests))
+        positions = self._lengths[requests] + self._tree.depths[requests, rows]
+        return draw(weights=law, seeds=self._info.sampling_seed[requests], positions=positions)
+
+    def probs(self, requests: Tensor, rows: Tensor) -> Tensor:
+        """p in each of the n rows: [n, V] float32."""
+        return target_probs(logits=self._adjusted(requests, rows), sampling=self._sampling.take(requests))
+
+    def _adjusted(self, requests: Tensor, rows: Tensor) -> Tensor:
+        """Logits [n, V] with everything applied that changes the law, in plain decoding's order."""
+        places = self._first[requests] + rows
+        logits = self._logits[places]
+        if self._penalties is None and self._grammar is None and self._info.logit_bias is None:
+            return logits
+        if self._penalties is not None and self._seen is not None:
+            self._penalise(logits, self._penalties, self._seen, requests, rows)
+        if self._grammar is not None:
+            mask = self._grammar.vocab_mask[requests * self._tree.tokens.shape[1] + rows]
+            self._grammar.grammar.apply_vocab_mask(logits=logits, vocab_mask=mask)
+        if self._info.logit_bias is not None:
+            logits.add_(self._info.logit_bias[requests])
+        self._logits[places] = logits
+        return logits
+
+    def _penalise(self, logits: Tensor, table: PenaltyTable, seen: Tensor, requests: Tensor, rows: Tensor) -> None:
+        depths = self._tree.depths[requests, rows]
+        tokens = self._tree.tokens[requests, rows]
+        # The anchor was counted when it was emitted.
+        seen.index_put_((requests, tokens), (depths > 0).to(seen.dtype), accumulate=True)
+        emitted = self._lengths[requests] + 1 - self._prompt_lens[requests] + depths
+        table.apply(logits, slots=self._slots[requests], seen=seen[requests], emitted=emitted)
+
+
+def all_rows(row_counts: Tensor, *, total: int) -> tuple[Tensor, Tensor]:
+    """Every live row, request by request: requests and rows, both [total] int64; `total` is their sum."""
+    each = torch.arange(len(row_counts), device=row_counts.device)
+    requests = torch.repeat_interleave(each, row_counts, output_size=total)
+    first = row_counts.cumsum(0) - row_counts
+    return requests, torch.arange(total, device=row_counts.device) - first[requests]

@@ -1,0 +1,83 @@
+"""One forward of the target over ragged rows of chains or trees, in SGLang's verify mode.
+
+Owns what SGLang's attention is told; knows nothing of drafting or of what is accepted.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+from sglang.srt.speculative.dflash_info import DFlashVerifyInput
+from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout
+from torch import Tensor
+
+from sparktier.kernels.draft_tree import DraftTree
+from sparktier.kernels.mask import ancestor_words
+from sparktier.serving.engine.speculation.target_law import all_rows
+
+
+@dataclass
+class RaggedVerifyInput(DFlashVerifyInput):
+    """SGLang's verify input with who sees whom beside it.
+
+    ancestor_words: [batch, width, words] int32 as `kernels.mask` makes them; None for chains, which are causal.
+    """
+
+    ancestor_words: Tensor | None = None
+
+
+class Verified(NamedTuple):
+    """logits [n, V] and hidden [n, features] of the rows; request b's row j is at `first[b] + j`."""
+
+    result: Any
+    logits: Tensor
+    hidden: Tensor
+    first: Tensor
+
+
+def run(*, executor: Any, batch: Any, window: Any, tree: DraftTree, branching: bool) -> Verified:
+    """Verify `tree`, whose rows take the first slots of each request's `window`.
+
+    Source of the sequence: `_run_ragged` and `run_compact` of SGLang's `dspark_components/dspark_verify.py`, which
+    knows chains only. `branching` says whether the tree may have more than one branch.
+    """
+    counts = tree.row_counts.tolist()
+    device = tree.tokens.device
+    layout = RaggedVerifyLayout.from_verify_lens(verify_lens_cpu=counts, device=device, grid=[sum(counts)])
+    requests, rows = all_rows(tree.row_counts, total=sum(counts))
+    width = window.verify_cache_loc_2d.shape[1]
+    verify_input = RaggedVerifyInput(
+        draft_token=tree.tokens[requests, rows],
+        positions=batch.seq_lens[requests] + tree.depths[requests, rows],
+        draft_token_num=width,
+        custom_mask=None,
+        capture_hidden_mode=CaptureHiddenMode.FULL,
+        ragged_verify_layout=layout,
+        live_seq_lens_cpu=batch.seq_lens_cpu,
+        kv_loc_plan=window.kv_loc_plan,
+        kv_loc_cols=requests * width + rows,
+        ancestor_words=ancestor_words(tree=tree) if branching else None,
+    )
+    batch.out_cache_loc = window.verify_cache_loc_2d[requests, rows]
+    epilogue = executor.verify_epilogue
+    if epilogue is not None:
+        epilogue.begin_step(layout.verify_lens, armed=False)
+    result = _forward(executor, batch, verify_input, counts)
+    if epilogue is not None and result.can_run_cuda_graph:
+        # SGLang's graphs scatter their rows to full width themselves.
+        first = torch.arange(len(counts), device=device) * width
+        return Verified(result, epilogue.strided_logits, epilogue.strided_hidden, first)
+    output = result.logits_output
+    return Verified(result, output.next_token_logits, output.hidden_states, layout.extend_start_loc.long())
+
+
+def _forward(executor: Any, batch: Any, verify_input: RaggedVerifyInput, counts: list[int]) -> Any:
+    """Run the pass with host lengths that include the rows, as SGLang's attention wants them there."""
+    lengths, total = batch.seq_lens_cpu, batch.seq_lens_sum
+    if lengths is not None:
+        batch.seq_lens_cpu = lengths + torch.tensor(counts, dtype=lengths.dtype)
+        batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
+    return executor._forward_prepared_verify(
+        batch=batch, verify_input=verify_input, seq_lens_cpu_backup=lengths, seq_lens_sum_backup=total
+    )
