@@ -42,6 +42,8 @@ _SET_BY_KEY = {
     "speculative_num_draft_tokens": "speculation.block_tokens",
     "speculative_dspark_sps_table_path": "speculation.step_cost_path",
     "speculative_dspark_confidence_sts_path": "speculation.calibration_path",
+    "enable_return_aux_hidden_states": "training.target_layer_ids",
+    "return_aux_hidden_state_layer_ids": "training.target_layer_ids",
     "host": "server.host",
     "port": "server.port",
 }

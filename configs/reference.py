@@ -6,7 +6,7 @@ The models are the only place where a key is described; a test compares the docu
 import json
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -67,6 +67,8 @@ def _type(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         inner = [_type(part) for part in get_args(annotation) if part is not type(None)]
         return ", ".join([*inner, "`null`"])
+    if origin is Sequence:
+        return f"list of {_type(get_args(annotation)[0])}s"
     return "mapping" if origin is Mapping else _NAMES[annotation]
 
 

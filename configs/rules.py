@@ -2,11 +2,11 @@
 
 from collections.abc import Collection
 
-from sparktier.configs import rules_device, rules_layout, rules_service, rules_speculation
+from sparktier.configs import rules_device, rules_layout, rules_service, rules_speculation, rules_training
 from sparktier.configs.errors import Problem
 from sparktier.configs.settings import Settings
 
-_ALL = (*rules_layout.RULES, *rules_device.RULES, *rules_speculation.RULES, *rules_service.RULES)
+_ALL = (*rules_layout.RULES, *rules_device.RULES, *rules_speculation.RULES, *rules_training.RULES, *rules_service.RULES)
 
 
 def broken_rules(settings: Settings, *, wrong_keys: Collection[str] = ()) -> list[Problem]:

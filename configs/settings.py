@@ -13,6 +13,7 @@ from sparktier.configs.section import Section
 from sparktier.configs.server_settings import ServerSettings, SupervisionSettings
 from sparktier.configs.speculation_settings import SpeculationSettings
 from sparktier.configs.tier_settings import TierId, TierSettings
+from sparktier.configs.training_settings import TrainingSettings
 
 __all__ = [
     "ModelSettings",
@@ -24,6 +25,7 @@ __all__ = [
     "SpeculationSettings",
     "SupervisionSettings",
     "TierSettings",
+    "TrainingSettings",
 ]
 
 
@@ -38,6 +40,9 @@ class Settings(Section):
     replicas: ReplicaSettings = Field(default=ReplicaSettings(), description="How often, and over which ranks.")
     ray: RaySettings = Field(default=RaySettings(), description="The Ray cluster that holds the ranks.")
     speculation: SpeculationSettings = Field(default=SpeculationSettings(), description="Drafting and verification.")
+    training: TrainingSettings = Field(
+        default=TrainingSettings(), description="Features of the model for whoever trains a drafter."
+    )
     tiers: Mapping[TierId, TierSettings] = Field(
         default_factory=_one_best_effort_tier,
         min_length=1,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from sparktier.configs.errors import ConfigError
 from sparktier.configs.rules import broken_rules
-from sparktier.configs.settings import Settings, SpeculationSettings
+from sparktier.configs.settings import Settings, SpeculationSettings, TrainingSettings
 from sparktier.configs.speculation_settings import LADDERS
 from sparktier.serving.engine.speculation import options
 
@@ -120,7 +120,8 @@ def _speculation(settings: Settings) -> dict[str, Any]:
     if speculation.method in LADDERS:
         return {"sampling_backend": KEYED_SAMPLER, **_ladder(speculation)}
     # On GPUs plain decoding keeps SGLang's own fused sampler.
-    return {"sampling_backend": KEYED_SAMPLER} if settings.replicas.device == "cpu" else {}
+    sampler = {"sampling_backend": KEYED_SAMPLER} if settings.replicas.device == "cpu" else {}
+    return {**sampler, **_capture(settings.training)}
 
 
 def _ladder_options(speculation: SpeculationSettings) -> options.Options:
@@ -139,6 +140,17 @@ def _ladder(speculation: SpeculationSettings) -> dict[str, Any]:
         "speculative_draft_model_path": speculation.draft_path,
         "speculative_draft_model_revision": speculation.draft_revision,
         "speculative_num_draft_tokens": speculation.rows_per_request,
+    }
+
+
+def _capture(training: TrainingSettings) -> dict[str, Any]:
+    if training.target_layer_ids is None:
+        return {}
+    return {
+        "enable_return_aux_hidden_states": True,
+        "return_aux_hidden_state_layer_ids": list(training.target_layer_ids),
+        # Beside that flag it only names whose layer numbers are meant (validation_hook.py): nothing drafts.
+        "speculative_algorithm": "DFLASH",
     }
 
 

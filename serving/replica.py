@@ -12,6 +12,7 @@ from sparktier.cluster.placement import RankBundles, join_cluster, reserve
 from sparktier.configs.errors import ConfigError, Problem, ReplicaError
 from sparktier.configs.settings import Settings
 from sparktier.serving.device import resolve_device
+from sparktier.serving.engine.features import options as feature_options
 from sparktier.serving.engine_args import Device, engine_environment, engine_kwargs, on_device
 from sparktier.serving.model_source import local_model
 
@@ -30,12 +31,9 @@ def run(settings: Settings, *, replica: int, port: int) -> int:
     device = resolve_device(settings)
     try:
         # Imported before Ray so that this process's own SGLang sees the same environment as the ranks.
-        os.environ.update(rank_env(settings, device=device))
-        node = join_cluster(
-            _address(settings),
-            namespace=f"sparktier-{replica}",
-            rank_env=rank_env(settings, device=device),
-        )
+        env = {**rank_env(settings, device=device), **_feature_env(settings)}
+        os.environ.update(env)
+        node = join_cluster(_address(settings), namespace=f"sparktier-{replica}", rank_env=env)
         shape = RankBundles(ranks=settings.replicas.tensor_parallel, nodes=settings.replicas.nodes)
         group = reserve(shape, first_node=node, timeout_s=_RESERVE_TIMEOUT_S)
         from sparktier.serving.engine.launch import serve
@@ -71,6 +69,19 @@ def rank_env(settings: Settings, *, device: Device) -> dict[str, str]:
         env["TORCHDYNAMO_DISABLE"] = "1"
         env["SPARKTIER_RANKS_ON_NODE"] = str(_ranks_on_node(settings))
     return env
+
+
+def _feature_env(settings: Settings) -> dict[str, str]:
+    """Return what tells this process and its ranks to hand out training features, if they should."""
+    training = settings.training
+    if training.target_layer_ids is None:
+        return {}
+    options = feature_options.Options(
+        target_layer_ids=tuple(training.target_layer_ids),
+        records_at_once=training.records_at_once,
+        endpoint=feature_options.fresh_endpoint(),
+    )
+    return {feature_options.ENV: options.dump()}
 
 
 def _ranks_on_node(settings: Settings) -> int:

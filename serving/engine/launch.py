@@ -15,6 +15,7 @@ from fastapi import APIRouter
 from ray.util.placement_group import PlacementGroup
 
 from sparktier.configs.errors import ReplicaError
+from sparktier.serving.engine.features import options as feature_options
 from sparktier.serving.engine.rank_actor import RankLauncher, RankReport
 
 EXIT_RANK_LOST = 70
@@ -34,10 +35,16 @@ def serve(engine_kwargs: Mapping[str, Any], *, group: PlacementGroup, on_started
     from sglang.srt.ray import engine as ray_engine
     from sglang.srt.server_args import ServerArgs
 
+    from sparktier.serving.engine.features.layers import require_layers
+    from sparktier.serving.engine.features.routes import feature_routes
+
     load_plugins()
     launcher = RankLauncher()
     ray_engine.SchedulerActor = launcher
     server_args = ServerArgs(**engine_kwargs)
+    features = os.environ.get(feature_options.ENV)
+    if features is not None:
+        require_layers(server_args, feature_options.load(features).target_layer_ids)
     tokenizer_manager, template_manager, port_args, ranks, watchdog, _ = ray_engine.RayEngine._launch_subprocesses(
         server_args,
         init_tokenizer_manager_func=engine_module.init_tokenizer_manager,
@@ -49,6 +56,8 @@ def serve(engine_kwargs: Mapping[str, Any], *, group: PlacementGroup, on_started
     _require_every_rank(reports, len(group.bundle_specs))
     _watch(ranks.block_until_scheduler_exits)
     http_server.app.include_router(_routes(reports))
+    if features is not None:
+        http_server.app.include_router(feature_routes(tokenizer_manager, feature_options.load(features)))
     http_server._setup_and_run_http_server(
         server_args,
         tokenizer_manager,

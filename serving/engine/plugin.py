@@ -3,6 +3,8 @@
 SGLang logs and swallows a plugin's error, so `active()` is what readiness asks in every rank.
 """
 
+import os
+
 import torch
 
 _active = False
@@ -11,6 +13,7 @@ _active = False
 def register() -> None:
     """Apply sparktier's hooks; called once a process by SGLang's loader."""
     global _active
+    from sparktier.serving.engine.features import capture, options
     from sparktier.serving.engine.speculation import algorithm, control, seeds
 
     if not torch.accelerator.is_available():
@@ -21,6 +24,8 @@ def register() -> None:
     algorithm.register()
     control.install()
     seeds.install()
+    if options.ENV in os.environ:
+        capture.install(options.load(os.environ[options.ENV]))
     _active = True
 
 

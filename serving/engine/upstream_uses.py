@@ -66,7 +66,10 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.speculative.spec_info:SpeculativeAlgorithm", "where the algorithm is registered"),
     Use("sglang.srt.managers.overlap_utils:FutureMap", "a method missing from CustomSpecAlgo makes one"),
     Use("sglang.srt.speculative.dspark_components.dspark_worker_v2:DSparkWorkerV2", "our worker extends it"),
-    Use("sglang.srt.speculative.dspark_components.dspark_worker_v2:resolve_runtime_config", "ties window to block; ours not"),
+    Use(
+        "sglang.srt.speculative.dspark_components.dspark_worker_v2:resolve_runtime_config",
+        "ties window to block; ours not",
+    ),
     Use("sglang.srt.speculative.dflash_info:DFlashVerifyInput", "a verify pass's input; ours adds who sees whom"),
     Use("sglang.srt.model_executor.forward_batch_info:CaptureHiddenMode", "how much a pass captures"),
     Use("sglang.srt.model_executor.forward_batch_info:CaptureHiddenMode.FULL", "features of every verified row"),

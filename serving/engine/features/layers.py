@@ -1,0 +1,33 @@
+"""Whether an engine can hand out the layers that its settings name, asked before any rank starts.
+
+Knows nothing of requests.
+"""
+
+from typing import Any
+
+from sparktier.configs.errors import ConfigError, Problem
+
+_KEY = "training.target_layer_ids"
+
+
+def require_layers(server_args: Any, target_layer_ids: tuple[int, ...]) -> None:
+    """Check the layers against the model, and against the draft where there is one: both read the same capture.
+
+    Raises:
+        ConfigError: the model has no such layer to read, or the draft reads others.
+    """
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.speculative.dspark_components.dspark_config import read_draft_checkpoint_config
+
+    # A layer's output is captured where the next one starts, and nothing follows the last.
+    highest = ModelConfig.from_server_args(server_args).num_hidden_layers - 2
+    if target_layer_ids[-1] > highest:
+        rule = f"must lie between 0 and {highest}: this model's last layer can't be read"
+        raise ConfigError([Problem(_KEY, rule, str(list(target_layer_ids)), f"Name layers up to {highest}.")])
+    if server_args.speculative_draft_model_path is None:
+        return
+    drafts = read_draft_checkpoint_config(server_args=server_args).target_layer_ids
+    if drafts is not None and tuple(drafts) != target_layer_ids:
+        rule = f"must be the layers that the draft reads, which are {list(drafts)}"
+        cure = "Name those, or set speculation.method: none."
+        raise ConfigError([Problem(_KEY, rule, str(list(target_layer_ids)), cure)])

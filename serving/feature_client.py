@@ -1,0 +1,146 @@
+"""The trainer's side of a replica's features: a producer for `FeatureStream`, and the filling of a cache.
+
+Talks HTTP to the replica's own port (not the front's). Knows nothing of SGLang, and of training only the contract.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import httpx
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from sparktier.configs.errors import ArtifactError, ReplicaError
+from sparktier.drafter.answers import Answer
+from sparktier.drafter.feature_store import FeatureWriter
+from sparktier.drafter.feature_stream import FeatureStream
+from sparktier.drafter.features import FeatureDtype, FeatureSpec
+from sparktier.drafter.packing import FeatureRecord
+
+_PATH = "/sparktier/features"
+_CONNECT_TIMEOUT_S = 10.0
+# A record waits for those before it, of this trainer and of others.
+_RECORD_TIMEOUT_S = 600.0
+
+
+class EngineFacts(BaseModel):
+    """What a replica says of the records it makes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target_layer_ids: tuple[int, ...]
+    hidden_size: int
+    dtype: FeatureDtype
+    longest_tokens: int
+    target_sha256: str
+    tokenizer_sha256: str
+
+    def spec(self, *, dataset: str, temperature: float, seed: int = 0) -> FeatureSpec:
+        """Return the spec of features made of answers that were drawn with `temperature` and `seed`."""
+        made_by = self.model_dump(exclude={"longest_tokens"})
+        return FeatureSpec(dataset=dataset, temperature=temperature, seed=seed, **made_by)
+
+
+def engine_facts(url: str) -> EngineFacts:
+    """Ask the replica at `url` what its records are.
+
+    Raises:
+        ReplicaError: nobody answers there, or the replica hands out no features.
+    """
+    try:
+        answer = httpx.get(url + _PATH, timeout=httpx.Timeout(_RECORD_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S))
+        answer.raise_for_status()
+        return EngineFacts.model_validate_json(answer.content)
+    except (httpx.HTTPError, ValidationError) as error:
+        cure = "Set training.target_layer_ids in its settings, and give the replica's own address, not the front's."
+        raise ReplicaError(f"{url}: a replica must hand out features ({_short(error)}). {cure}") from None
+
+
+@dataclass(frozen=True)
+class EngineFeatures:
+    """Makes the features of `answers` on the replica at `url`; `ahead` records are asked for before they are read."""
+
+    url: str
+    answers: Sequence[Answer]
+    ahead: int = 2
+
+    @property
+    def lengths_tokens(self) -> tuple[int, ...]:
+        """Return every sequence's length."""
+        return tuple(answer.length_tokens for answer in self.answers)
+
+    def require_fit(self, facts: EngineFacts) -> None:
+        """Raise ArtifactError when an answer is longer than the engine takes, before any work is done."""
+        longest = max(self.lengths_tokens)
+        if longest > facts.longest_tokens:
+            raise ArtifactError(
+                f"answers: {self.url} takes up to {facts.longest_tokens} tokens (found one of {longest}). Raise its "
+                "model.context_tokens, or leave longer answers out."
+            )
+
+    def stream(self, spec: FeatureSpec, in_flight: int) -> FeatureStream:
+        """Return a source that has the engine make each record as it is read; besides these, `ahead` are held."""
+        return FeatureStream(spec, self.lengths_tokens, self.produce, in_flight)
+
+    def fill(self, writer: FeatureWriter) -> None:
+        """Write what the store of `writer` still lacks; it goes on where it stopped when called again."""
+        for record in self.produce(iter(range(writer.next_index, len(self.answers)))):
+            writer.append(record)
+
+    def produce(self, order: Iterator[int]) -> Iterator[FeatureRecord]:
+        """Yield the records numbered in `order`. Closing the iterator ends what the engine does for it.
+
+        Raises:
+            ReplicaError: the engine is gone or refuses a sequence.
+        """
+        limits = httpx.Timeout(_RECORD_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+        # Leaving the runner cancels what is asked for and unread, which hangs up, which ends it in the engine.
+        with asyncio.Runner() as runner:
+            client = httpx.AsyncClient(base_url=self.url, timeout=limits, trust_env=False)
+            waiting: deque[asyncio.Task[FeatureRecord]] = deque()
+            try:
+                for index in order:
+                    waiting.append(runner.get_loop().create_task(_record(client, self.answers[index])))
+                    if len(waiting) > self.ahead:
+                        yield runner.run(_result(waiting.popleft()))
+                while waiting:
+                    yield runner.run(_result(waiting.popleft()))
+            finally:
+                runner.run(_hang_up(client, waiting))
+
+
+async def _hang_up(client: httpx.AsyncClient, waiting: "deque[asyncio.Task[FeatureRecord]]") -> None:
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await client.aclose()
+
+
+async def _result(task: "asyncio.Task[FeatureRecord]") -> FeatureRecord:
+    return await task
+
+
+async def _record(client: httpx.AsyncClient, answer: Answer) -> FeatureRecord:
+    token_ids = [*answer.prompt_ids, *answer.answer_ids]
+    try:
+        response = await client.post(_PATH, json={"token_ids": token_ids})
+        if response.status_code != httpx.codes.OK:
+            raise ReplicaError(f"{client.base_url}: {response.text[:300]} (status {response.status_code})")
+        tensors = load(response.content)
+    except (httpx.HTTPError, SafetensorError) as error:
+        raise ReplicaError(
+            f"{client.base_url}: the engine must answer with a record ({_short(error)}). Start it again, then go on."
+        ) from None
+    return FeatureRecord(
+        token_ids=torch.tensor(token_ids, dtype=torch.int32),
+        answer_mask=torch.arange(len(token_ids)) >= len(answer.prompt_ids),
+        **tensors,
+    )
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__} {error}".split())[:200]
