@@ -15,15 +15,23 @@ from sparktier.drafter.model import DraftModel
 from sparktier.drafter.target import read_target
 
 # The target's most frequent continuation scores above the second, both far above the random backbone.
-_FIRST_GAIN, _SECOND_GAIN = 60.0, 45.0
+_GAINS = (60.0, 45.0)
 
 
 def make_oracle_draft(
-    directory: Path, target: Path, *, seed: int = 0, block_tokens: int = 5, wrong_frac: float = 0.2, rank: int = 64
+    directory: Path,
+    target: Path,
+    *,
+    seed: int = 0,
+    block_tokens: int = 5,
+    wrong_frac: float = 0.2,
+    rank: int = 64,
+    gains: tuple[float, float] = _GAINS,
 ) -> Path:
     """Write the draft for the checkpoint in `target` under `directory` and return it.
 
-    `wrong_frac` of the tokens get first and second guess swapped, so that rejections happen at every position.
+    `wrong_frac` of the tokens get first and second guess swapped, so that rejections happen at every position. `gains`
+    are the logits of the first and the second guess; small ones make a drafter that is unsure.
     """
     generator = torch.Generator().manual_seed(seed)
     tables = read_target(target)
@@ -35,7 +43,7 @@ def make_oracle_draft(
     codes = torch.nn.functional.normalize(torch.randn(tables.vocab_size, rank, generator=generator), dim=1)
     weights = draft.state_dict()
     weights["markov_head.markov_w2.weight"].copy_(codes)
-    weights["markov_head.markov_w1.weight"].copy_(_FIRST_GAIN * codes[first] + _SECOND_GAIN * codes[second])
+    weights["markov_head.markov_w1.weight"].copy_(gains[0] * codes[first] + gains[1] * codes[second])
     save_draft(draft, directory, tables.binding, dtype=torch.float32)
     return directory
 

@@ -1,0 +1,62 @@
+"""Runs `sparktier bench speculation`: checks what was asked, starts the deployment, measures, and shows the outcome."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from sparktier.configs.errors import ConfigError, Problem
+from sparktier.configs.settings import Settings
+from sparktier.configs.speculation_settings import LADDERS
+from sparktier.drafter.prompts import read_prompts
+from sparktier.drafter.report import report_meta, write_report
+from sparktier.serving.bench.report import draw, show
+from sparktier.serving.bench.speculation import RUNGS, Case, Load, measure
+from sparktier.serving.bench.target import deployed
+
+
+def run(
+    settings: Settings,
+    *,
+    config: Path,
+    overrides: Sequence[str],
+    batches: Sequence[int],
+    temperatures: Sequence[float],
+    prompts: Sequence[Path],
+    load: Load,
+    report: Path | None,
+) -> int:
+    """Measure every rung that `settings` have, print a table, write `report` and a plot of it; return the exit status.
+
+    Raises:
+        ConfigError: the configuration has no ladder, or fewer users than a batch.
+        ArtifactError: a prompt file is no prompt file.
+        ReplicaError: the deployment did not start, or a request failed.
+    """
+    _require_ladder(settings, max(batches))
+    texts = {path.stem: [prompt.turns[0] for prompt in read_prompts(path)] for path in prompts}
+    cases = [Case(batch, temperature, name) for name in texts for temperature in temperatures for batch in batches]
+    rungs = [rung for rung in RUNGS if rung < len(RUNGS) - 1 or settings.speculation.method == "tree"]
+    console = Console(stderr=True)
+    meta = report_meta("bench speculation", load.seed)
+    console.print(f"load average {meta['load_average'][0]:.2f}; anything else running blurs what follows")
+    with deployed(config, overrides) as target:
+        rows = measure(target, cases, rungs, texts, load, say=console.print)
+    show(rows, Console())
+    if report is not None:
+        write_report(report, meta, rows)
+        draw(rows, report.with_suffix(".png"))
+    return 0
+
+
+def _require_ladder(settings: Settings, users: int) -> None:
+    speculation, most = settings.speculation, settings.replicas.max_running_requests
+    problems = []
+    if speculation.method not in LADDERS:
+        rule = f"must be {' or '.join(LADDERS)} for a benchmark of its rungs"
+        problems.append(Problem("speculation.method", rule, speculation.method, "Add --set speculation.method=tree."))
+    if most is not None and most < users:
+        rule = f"must hold the largest batch, {users}"
+        problems.append(Problem("replicas.max_running_requests", rule, str(most), "Raise it, or measure less."))
+    if problems:
+        raise ConfigError(problems)

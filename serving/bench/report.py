@@ -1,0 +1,59 @@
+"""The outcome of a speculation benchmark as a table and as a plot. Knows nothing of how it was measured."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from sparktier.drafter.files import staged
+
+_COLUMNS = {
+    "prompts": "{}",
+    "temperature": "{:g}",
+    "batch": "{}",
+    "rung": "{}",
+    "rows": "{:.1f}",
+    "accepted_length": "{:.2f}",
+    "tok_s": "{:.1f}",
+    "ratio_to_off": "{:.2f}",
+    "realised_frac": "{:.2f}",
+    "draft_ms": "{:.1f}",
+    "verify_ms": "{:.1f}",
+    "overhead_ms": "{:.1f}",
+}
+Rows = Sequence[Mapping[str, Any]]
+
+
+def show(rows: Rows, console: Console) -> None:
+    """Print a line per case and rung: medians, with the range of the ratio."""
+    table = Table(*_COLUMNS)
+    for row in rows:
+        cells = ["" if row[key] is None else form.format(row[key]) for key, form in _COLUMNS.items()]
+        if row["ratio_to_off"] is not None:
+            spread = f" ({row['ratio_to_off_min']:.2f}-{row['ratio_to_off_max']:.2f})"
+            cells[list(_COLUMNS).index("ratio_to_off")] += spread
+        table.add_row(*cells)
+    console.print(table)
+
+
+def draw(rows: Rows, path: Path) -> None:
+    """Write a PNG: speed over `off` by batch size, a line per rung, a panel per prompt set and temperature."""
+    panels = list(dict.fromkeys((row["prompts"], row["temperature"]) for row in rows))
+    figure = Figure(figsize=(4.5 * len(panels), 3.8), layout="constrained")
+    for axes, (prompts, temperature) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        shown = [row for row in rows if (row["prompts"], row["temperature"]) == (prompts, temperature)]
+        for rung in dict.fromkeys(row["rung"] for row in shown):
+            line = [row for row in shown if row["rung"] == rung and row["ratio_to_off"] is not None]
+            middle = [row["ratio_to_off"] for row in line]
+            below = [row["ratio_to_off"] - row["ratio_to_off_min"] for row in line]
+            above = [row["ratio_to_off_max"] - row["ratio_to_off"] for row in line]
+            batches = [row["batch"] for row in line]
+            axes.errorbar(batches, middle, yerr=[below, above], marker="o", capsize=3, label=rung)
+        axes.set(title=f"{prompts}, temperature {temperature:g}", xlabel="users at once", ylabel="speed over off")
+        axes.set_xscale("log", base=2)
+        axes.legend(fontsize="small")
+    with staged(path) as part:
+        figure.savefig(part, format="png", dpi=120)

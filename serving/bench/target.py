@@ -1,0 +1,133 @@
+"""The deployment under measurement: `sparktier up` as a child of ours, and its first replica's own port.
+
+Knows nothing of what is measured.
+"""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from sparktier.configs.errors import ReplicaError
+from sparktier.serving.processes import spawn
+
+_POLL_S = 0.2
+_REQUEST_TIMEOUT_S = 600.0
+_END_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Totals:
+    """A replica's counters since it started: decode steps, their time by part, rounds, rows verified, tokens."""
+
+    steps: float
+    rounds: float
+    rows: float
+    tokens: float
+    part_ms: Mapping[str, float]
+
+    def since(self, before: "Totals") -> "Totals":
+        """Return what was added after `before`."""
+        parts = {part: ms - before.part_ms.get(part, 0.0) for part, ms in self.part_ms.items()}
+        counts = (self.steps - before.steps, self.rounds - before.rounds, self.rows - before.rows)
+        return Totals(*counts, self.tokens - before.tokens, parts)
+
+
+class Target:
+    """A replica, by the address of its own port."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S)
+
+    def answer(self, prompt: str, *, max_tokens: int, temperature: float, seed: int) -> int:
+        """Answer one chat prompt and return how many tokens came."""
+        body = {
+            "model": "default",
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        answer = self._client.post("/v1/chat/completions", json=body)
+        if answer.status_code != httpx.codes.OK:
+            raise ReplicaError(
+                f"The replica must answer a prompt (found HTTP {answer.status_code}: {answer.text:.300})"
+            )
+        return int(answer.json()["usage"]["completion_tokens"])
+
+    def set_plan(self, **keys: float) -> None:
+        """Put plan keys (without their prefix) in force on every rank.
+
+        Raises:
+            ReplicaError: a rank refused them.
+        """
+        named = {f"sparktier_{key}": value for key, value in keys.items()}
+        answer = self._client.post("/set_internal_state", json={"server_args": named})
+        if answer.status_code != httpx.codes.OK or not all(answer.json()):
+            raise ReplicaError(
+                f"Every rank must take the plan {named} (found {answer.text:.300}). See the replica's log."
+            )
+
+    def totals(self) -> Totals:
+        """Read the counters as they stand."""
+        return totals_in(self._client.get("/metrics").text)
+
+
+def totals_in(page: str) -> Totals:
+    """Return the counters on a page of metrics in Prometheus' text form, all attention groups and tiers together."""
+    sums: dict[str, float] = {}
+    parts: dict[str, float] = {}
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            if sample.name == "sparktier_decode_ms_total":
+                part = sample.labels["part"]
+                parts[part] = parts.get(part, 0.0) + sample.value
+            elif sample.name.startswith("sparktier_"):
+                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+
+    def total(name: str) -> float:
+        return sums.get(f"sparktier_{name}_total", 0.0)
+
+    return Totals(total("decode_steps"), total("rounds"), total("rows_verified"), total("round_tokens"), parts)
+
+
+@contextmanager
+def deployed(config: Path, overrides: Sequence[str]) -> Iterator[Target]:
+    """Serve `config` with `overrides` (as of `--set`) while the body runs.
+
+    Raises:
+        ReplicaError: it ended before it was ready; its last line is in the message.
+    """
+    with TemporaryDirectory(prefix="sparktier-bench-") as folder:
+        log = Path(folder) / "up.log"
+        options = [f"--set={override}" for override in overrides]
+        command = [sys.executable, "-m", "sparktier.serving.cli", "up", str(config), *options]
+        process = spawn(command, log=log, env={})
+        try:
+            yield Target(_ready(process, log))
+        finally:
+            process.terminate()
+            process.wait(_END_TIMEOUT_S)
+
+
+def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Wait for the deployment and return where its first replica serves."""
+    while "ready http=" not in (text := log.read_text(errors="replace")):
+        if process.poll() is not None:
+            raise ReplicaError(f"The deployment must become ready (it ended with: {_last_line(text)}).")
+        time.sleep(_POLL_S)
+    found = re.findall(r"replica 0 serves on (\S+)", text)
+    return str(found[-1])
+
+
+def _last_line(text: str) -> Any:
+    return (text.strip().splitlines() or ["no output"])[-1]

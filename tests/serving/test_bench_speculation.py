@@ -1,0 +1,103 @@
+"""The benchmark's arithmetic against an engine whose speed is known, and what a page of metrics says."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from sparktier.serving.bench.speculation import Case, Load, measure
+from sparktier.serving.bench.target import Totals, totals_in
+
+LENGTHS = {0: 1.0, 2: 2.5}
+STEP_MS = {0: 100.0, 2: 125.0}
+
+
+@dataclass
+class KnownEngine:
+    """Answers at once; each answer counts as decode steps of the rung's known length and time."""
+
+    rung: int = 0
+    tokens: float = 0.0
+    rounds: float = 0.0
+    ms: float = 0.0
+    answered: list[tuple[int, str]] = field(default_factory=list)
+    in_flight: int = 0
+    most: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def set_plan(self, **keys: float) -> None:
+        self.rung = int(keys["rung"])
+
+    def answer(self, prompt: str, *, max_tokens: int, temperature: float, seed: int) -> int:
+        with self.lock:
+            self.in_flight += 1
+            self.most = max(self.most, self.in_flight)
+            self.answered.append((self.rung, prompt))
+            self.tokens += max_tokens
+            self.rounds += max_tokens / LENGTHS[self.rung]
+            self.ms += max_tokens / LENGTHS[self.rung] * STEP_MS[self.rung]
+        with self.lock:
+            self.in_flight -= 1
+        return max_tokens
+
+    def totals(self) -> Totals:
+        parts = {"draft": 0.2 * self.ms, "verify": 0.7 * self.ms, "overhead": 0.1 * self.ms}
+        return Totals(self.rounds, self.rounds, 4 * self.rounds, self.tokens, parts)
+
+
+def measured(engine: KnownEngine, rungs: Sequence[int] = (0, 2), batch: int = 1) -> list[dict[str, object]]:
+    load = Load(turns=3, max_tokens=50, repeats=4, seed=1)
+    prompts = {"set": [f"prompt {number}" for number in range(20)]}
+    return measure(engine, [Case(batch, 0.0, "set")], rungs, prompts, load, say=lambda _: None)
+
+
+def test_rows_hold_what_the_engine_did() -> None:
+    off, chain = measured(KnownEngine())
+    assert (off["mode"], chain["mode"], chain["rung"]) == ("off", "chain", "chain")
+    assert off["ratio_to_off"] == pytest.approx(1.0)
+    assert chain["accepted_length"] == pytest.approx(2.5)
+    assert chain["tok_s"] == pytest.approx(2.5 * 1000 / 125)
+    assert chain["ratio_to_off"] == pytest.approx(2.0)
+    # Ideal: 2.5 tokens a step of 112.5 ms of forwards, against a step of 100 ms.
+    assert chain["realised_frac"] == pytest.approx(2.0 / (2.5 * 100 / 112.5))
+    assert chain["overhead_ms"] == pytest.approx(12.5)
+    assert chain["rows"] == pytest.approx(4.0)
+
+
+def test_every_rung_gets_the_same_prompts_and_repeats_get_others() -> None:
+    engine = KnownEngine()
+    measured(engine)
+    by_rung = {rung: sorted(prompt for at, prompt in engine.answered if at == rung) for rung in (0, 2)}
+    assert by_rung[0] == by_rung[2]
+    assert len(set(by_rung[0])) > 3
+
+
+def test_no_more_users_than_the_batch() -> None:
+    engine = KnownEngine()
+    measured(engine, batch=3)
+    assert 1 <= engine.most <= 3
+
+
+def test_counters_are_summed_over_groups_and_tiers() -> None:
+    page = """
+# TYPE sparktier_decode_steps counter
+sparktier_decode_steps_total{dp_rank="0"} 5
+sparktier_decode_steps_total{dp_rank="1"} 7
+# TYPE sparktier_rounds counter
+sparktier_rounds_total{dp_rank="0",tier="0"} 10
+sparktier_rounds_total{dp_rank="0",tier="1"} 20
+# TYPE sparktier_rows_verified counter
+sparktier_rows_verified_total{dp_rank="0",tier="0"} 90
+# TYPE sparktier_round_tokens counter
+sparktier_round_tokens_total{dp_rank="0",tier="0"} 60
+# TYPE sparktier_decode_ms counter
+sparktier_decode_ms_total{dp_rank="0",part="draft"} 100
+sparktier_decode_ms_total{dp_rank="1",part="draft"} 50
+sparktier_decode_ms_total{dp_rank="0",part="overhead"} 8
+"""
+    totals = totals_in(page)
+    assert totals == Totals(12, 30, 90, 60, {"draft": 150.0, "overhead": 8.0})
+    assert totals.since(Totals(2, 10, 40, 20, {"draft": 50.0})) == Totals(
+        10, 20, 50, 40, {"draft": 100.0, "overhead": 8.0}
+    )

@@ -1,0 +1,53 @@
+"""A second SGLang plugin that plants wrong accept rules in the ranks of a deployment, chosen by the plan's version.
+
+Version 0 leaves the ratio rule as it is. The rules a test must catch are 1, children that are the likeliest instead of
+drawn, and 2, a draft distribution other than the one sampled. Imported by engine processes, so it imports no test code.
+"""
+
+from pathlib import Path
+from typing import Any
+
+LIKELIEST, OTHER_TEMPERATURE = 1, 2
+
+
+def install(folder: Path) -> Path:
+    """Make `folder` something that, put on PYTHONPATH, offers this module to SGLang's plugin loader; return it."""
+    info = folder / "planted_rules-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: planted_rules\nVersion: 0\n")
+    (info / "entry_points.txt").write_text("[sglang.srt.plugins]\nplanted = planted_rules:register\n")
+    (folder / "planted_rules.py").write_text(Path(__file__).read_text())
+    return folder
+
+
+def _flatter(probs: Any) -> Any:
+    roots = probs.sqrt()
+    return roots / roots.sum(dim=-1, keepdim=True)
+
+
+def register() -> None:
+    """Plant the rules in this process; SGLang's loader calls it."""
+    from sparktier.kernels import expand
+    from sparktier.serving.engine.speculation import worker
+
+    chosen = [0]
+    draft, draw, walk = worker.LadderWorker._draft, expand.draw_distinct, worker.walk_drawn
+
+    def drafting(self: Any, batch: Any, window: Any) -> Any:
+        chosen[0] = self.plan.version
+        return draft(self, batch, window)
+
+    def children(**arguments: Any) -> Any:
+        if chosen[0] == LIKELIEST:
+            return arguments["weights"].topk(arguments["count"], dim=-1).indices
+        return draw(**arguments)
+
+    def walking(**arguments: Any) -> Any:
+        if chosen[0] == OTHER_TEMPERATURE:
+            sampled = arguments["draft_probs"]
+            arguments["draft_probs"] = lambda requests, rows: _flatter(sampled(requests, rows))
+        return walk(**arguments)
+
+    worker.LadderWorker._draft = drafting
+    expand.draw_distinct = children
+    worker.walk_drawn = walking
