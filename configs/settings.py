@@ -12,6 +12,7 @@ from sparktier.configs.replica_settings import RaySettings, ReplicaSettings
 from sparktier.configs.section import Section
 from sparktier.configs.server_settings import ServerSettings, SupervisionSettings
 from sparktier.configs.speculation_settings import SpeculationSettings
+from sparktier.configs.telemetry_settings import TelemetrySettings
 from sparktier.configs.tier_settings import TierId, TierSettings
 from sparktier.configs.training_settings import TrainingSettings
 
@@ -24,6 +25,7 @@ __all__ = [
     "Settings",
     "SpeculationSettings",
     "SupervisionSettings",
+    "TelemetrySettings",
     "TierSettings",
     "TrainingSettings",
 ]
@@ -49,6 +51,7 @@ class Settings(Section):
         description="Classes of users by id, a small number that is never given to another tier. Names and promises are"
         " checked and kept; neither admission nor depth acts on them yet.",
     )
+    telemetry: TelemetrySettings = Field(default=TelemetrySettings(), description="What replicas tell of their steps.")
     server: ServerSettings = Field(default=ServerSettings(), description="The HTTP front.")
     supervision: SupervisionSettings = Field(
         default=SupervisionSettings(), description="Watching and restarting replicas."

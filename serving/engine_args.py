@@ -44,6 +44,7 @@ def engine_kwargs(settings: Settings, *, replica: int, device: Device, model_pat
         "use_ray": True,
         "device": device,
         "log_level": "warning",
+        "enable_metrics": True,
         **_model(resolved),
         **_layout(resolved),
         **_speculation(resolved),

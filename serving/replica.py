@@ -4,14 +4,20 @@ Knows nothing of other replicas or of who restarts it. `sparktier engine` runs i
 of resolved settings.
 """
 
+import atexit
 import logging
 import os
+import shutil
 import sys
+import tempfile
+
+from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 
 from sparktier.cluster.placement import RankBundles, join_cluster, reserve
 from sparktier.configs.errors import ConfigError, Problem, ReplicaError
 from sparktier.configs.settings import Settings
 from sparktier.serving.device import resolve_device
+from sparktier.serving.engine import tiers
 from sparktier.serving.engine.features import options as feature_options
 from sparktier.serving.engine_args import Device, engine_environment, engine_kwargs, on_device
 from sparktier.serving.model_source import local_model
@@ -31,7 +37,7 @@ def run(settings: Settings, *, replica: int, port: int) -> int:
     device = resolve_device(settings)
     try:
         # Imported before Ray so that this process's own SGLang sees the same environment as the ranks.
-        env = {**rank_env(settings, device=device), **_feature_env(settings)}
+        env = {**rank_env(settings, device=device), **_feature_env(settings), **_metrics_env()}
         os.environ.update(env)
         node = join_cluster(_address(settings), namespace=f"sparktier-{replica}", rank_env=env)
         shape = RankBundles(ranks=settings.replicas.tensor_parallel, nodes=settings.replicas.nodes)
@@ -39,7 +45,12 @@ def run(settings: Settings, *, replica: int, port: int) -> int:
         from sparktier.serving.engine.launch import serve
 
         arguments = engine_kwargs(settings, replica=replica, device=device, model_path=str(local_model(settings)))
-        serve({**arguments, "port": port}, group=group, on_started=lambda: logging.info("replica %d serves", replica))
+        serve(
+            {**arguments, "port": port},
+            replica_id=f"replica-{replica}",
+            group=group,
+            on_started=lambda: logging.info("replica %d serves", replica),
+        )
     except ReplicaError as error:
         print(f"replica {replica}: {error}", file=sys.stderr)  # noqa: T201 - the last line of this process's log
         return EXIT_NOT_STARTED
@@ -62,7 +73,10 @@ def rank_env(settings: Settings, *, device: Device) -> dict[str, str]:
         **operator,
         **engine_environment(on_device(settings, device)),
         "SGLANG_EXTERNAL_MODEL_PACKAGE": _MODEL_PACKAGE,
+        tiers.ENV: tiers.Tiers(ids=tuple(settings.tiers), default=settings.default_tier).dump(),
     }
+    if settings.telemetry.otlp_endpoint is not None:
+        env[OTEL_EXPORTER_OTLP_TRACES_ENDPOINT] = settings.telemetry.otlp_endpoint
     if device == "cpu":
         # SGLang compiles a few small functions; on a CPU that takes 30 s of every start, needs a C++ compiler, and
         # gains nothing that shows in a step.
@@ -82,6 +96,13 @@ def _feature_env(settings: Settings) -> dict[str, str]:
         endpoint=feature_options.fresh_endpoint(),
     )
     return {feature_options.ENV: options.dump()}
+
+
+def _metrics_env() -> dict[str, str]:
+    """Return where this process and its ranks put SGLang's metrics; SGLang's own choice would not reach the ranks."""
+    directory = tempfile.mkdtemp(prefix="sparktier-metrics-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return {"PROMETHEUS_MULTIPROC_DIR": directory}
 
 
 def _ranks_on_node(settings: Settings) -> int:

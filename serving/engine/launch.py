@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import psutil
-from fastapi import APIRouter
 from ray.util.placement_group import PlacementGroup
 
 from sparktier.configs.errors import ReplicaError
+from sparktier.serving.engine.admin_routes import admin_routes
 from sparktier.serving.engine.features import options as feature_options
 from sparktier.serving.engine.rank_actor import RankLauncher, RankReport
 
@@ -23,7 +23,9 @@ _REPORT_TIMEOUT_S = 60.0
 logger = logging.getLogger(__name__)
 
 
-def serve(engine_kwargs: Mapping[str, Any], *, group: PlacementGroup, on_started: Callable[[], None]) -> None:
+def serve(
+    engine_kwargs: Mapping[str, Any], *, replica_id: str, group: PlacementGroup, on_started: Callable[[], None]
+) -> None:
     """Start the ranks on `group`, serve HTTP on the host and port in `engine_kwargs`, and return after a shutdown.
 
     `on_started` is called once SGLang's own warm-up request has been answered. Raises ReplicaError when a rank does
@@ -55,7 +57,7 @@ def serve(engine_kwargs: Mapping[str, Any], *, group: PlacementGroup, on_started
     reports = launcher.reports(_REPORT_TIMEOUT_S)
     _require_every_rank(reports, len(group.bundle_specs))
     _watch(ranks.block_until_scheduler_exits)
-    http_server.app.include_router(_routes(reports))
+    http_server.app.include_router(admin_routes(reports, tokenizer_manager, replica_id=replica_id))
     if features is not None:
         http_server.app.include_router(feature_routes(tokenizer_manager, feature_options.load(features)))
     http_server._setup_and_run_http_server(
@@ -76,17 +78,6 @@ def _require_every_rank(reports: list[RankReport], ranks: int) -> None:
             f"Every rank must run the sparktier plugin ({len(reports)} of {ranks} ranks reported, inactive in: "
             f"{inactive}). The replica's log has each rank's start-up."
         )
-
-
-def _routes(reports: list[RankReport]) -> APIRouter:
-    """Return our admin routes, served beside SGLang's on the replica's own port, which clients can't reach."""
-    router = APIRouter(prefix="/sparktier")
-
-    @router.get("/ranks")
-    def ranks() -> list[RankReport]:
-        return reports
-
-    return router
 
 
 def _watch(block_until_a_rank_exits: Callable[[], None]) -> None:

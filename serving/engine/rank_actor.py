@@ -36,8 +36,11 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
             _take_cores()
         from sglang.srt.plugins import load_plugins
 
-        from sparktier.serving.engine import plugin
+        from sparktier.serving.engine import plugin, tiers
+        from sparktier.serving.engine.observer import Observer
 
+        # Made by the replica's first process, so on the first node alone.
+        os.makedirs(os.environ["PROMETHEUS_MULTIPROC_DIR"], exist_ok=True)
         load_plugins()
         if not plugin.active():
             raise ReplicaError(
@@ -46,6 +49,7 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
             )
         super().__init__(**kwargs)
         self._on_cpu = on_cpu
+        Observer(self.scheduler, tiers.load(os.environ[tiers.ENV])).install()
 
     def run_event_loop(self) -> None:
         """Serve until shutdown. SGLang's own version selects a CUDA device first, which a CPU rank has not."""

@@ -109,6 +109,26 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request", "takes that request, and ends it"),
     Use("sglang.srt.arg_groups.validation_hook:handle_aux_hidden_state_capture", "captures layers without a draft"),
     Use("sglang.srt.configs.model_config:ModelConfig", "how many layers there are to name"),
+    # Signals and metrics
+    Use("sglang.srt.managers.scheduler:Scheduler.process_batch_result", "a step ends in it; ours times it"),
+    Use("sglang.srt.managers.scheduler:Scheduler.on_idle", "called while nothing runs, which is no step's time"),
+    Use("sglang.srt.managers.scheduler:Scheduler.event_loop_normal", "calls both, and answers requests between steps"),
+    Use("sglang.srt.managers.scheduler:Scheduler.event_loop_overlap", "the same with overlap"),
+    Use("sglang.srt.managers.io_struct:GetInternalStateReq", "asks ranks for their state, marked as ours by its id"),
+    Use("sglang.srt.managers.io_struct:GetInternalStateReqOutput", "brings it back"),
+    Use(
+        "sglang.srt.managers.scheduler_components.request_receiver:SchedulerRequestReceiver",
+        "brings a control request to every rank of a group in the same pass of their loops",
+    ),
+    Use(
+        "sglang.srt.managers.tokenizer_control_mixin:TokenizerControlMixin.update_control_communicator_fan_out",
+        "how many ranks answer a control request",
+    ),
+    Use(
+        "sglang.srt.managers.scheduler_components.pool_stats_observer:PoolStats.get_kv_token_stats",
+        "part of the KV cache in use",
+    ),
+    Use("sglang.srt.utils.common:set_prometheus_multiproc_dir", "keeps the directory that we chose for metrics"),
     # Plugins and ranks
     Use("sglang.srt.plugins:load_plugins", "SGLang's Ray actors don't call it, so our rank does"),
     Use("sglang.srt.ray.scheduler_actor:SchedulerActor", "our rank extends it"),

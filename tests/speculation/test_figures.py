@@ -1,31 +1,58 @@
-"""Acceptance by position counts a position only when all before it stood, and fades."""
+"""Figures of speculation: a position counts only when all before it stood, tiers stay apart, and windows fade."""
+
+from typing import Any
 
 import pytest
 
-from sparktier.serving.engine.speculation.figures import Figures
+from sparktier.serving.engine.speculation.figures import Figures, acceptance
+
+
+def step(figures: Figures, **changes: Any) -> None:
+    one = {"rung": 2, "phase_ms": {}, "tiers": [0], "rows": [3], "depths": [2], "accepted": [2]}
+    figures.step(**(one | changes))
 
 
 def test_a_position_counts_when_those_before_it_stood() -> None:
     figures = Figures(block_tokens=3)
     # Three drafts verified: all stood; the first fell; the second fell. One request verified nothing.
-    figures.step(rung=2, took_ms=10.0, tiers=[1, 1, 1, 1], rows=[4, 4, 4, 1], depths=[3, 3, 3, 0], accepted=[3, 0, 1, 0])
-    assert figures.by_tier[1].fractions() == [pytest.approx(2 / 3), pytest.approx(1 / 2), 1.0]
-    assert (figures.steps, figures.rows, figures.tokens) == (1, 13, 8)
+    rounds = {"rows": [4, 4, 4, 1], "depths": [3, 3, 3, 0], "accepted": [3, 0, 1, 0]}
+    step(figures, tiers=[1, 1, 1, 1], **rounds)
+    tier = figures.by_tier[1]
+    assert acceptance([tier]) == [pytest.approx(2 / 3), pytest.approx(1 / 2), 1.0]
+    assert (tier.rounds, tier.rows, tier.tokens) == (4, 13, 8)
+    assert tier.recent_tokens / tier.recent_rounds == 2.0
 
 
-def test_tiers_and_rungs_are_kept_apart() -> None:
+def test_a_tree_counts_by_its_depth_not_by_its_rows() -> None:
+    figures = Figures(block_tokens=5)
+    step(figures, rows=[14], depths=[3], accepted=[3])
+    assert figures.by_tier[0].verified == [1, 1, 1, 0, 0]
+    assert figures.by_tier[0].rows == 14
+
+
+def test_tiers_and_parts_are_kept_apart() -> None:
     figures = Figures(block_tokens=2)
-    figures.step(rung=2, took_ms=10.0, tiers=[0, 5], rows=[3, 3], depths=[2, 2], accepted=[2, 0])
-    figures.step(rung=0, took_ms=4.0, tiers=[0], rows=[1], depths=[0], accepted=[0])
-    figures.step(rung=2, took_ms=20.0, tiers=[0], rows=[3], depths=[2], accepted=[2])
-    assert figures.by_tier[0].fractions() == [1.0, 1.0]
-    assert figures.by_tier[5].fractions() == [0.0]
-    assert figures.step_ms == {2: pytest.approx(11.0), 0: 4.0}
+    step(figures, tiers=[0, 5], rows=[3, 3], depths=[2, 2], accepted=[2, 0], phase_ms={"draft": 2.0, "verify": 5.0})
+    step(figures, rung=0, rows=[1], depths=[0], accepted=[0], phase_ms={"verify": 4.0})
+    assert acceptance([figures.by_tier[0]]) == [1.0, 1.0]
+    assert acceptance([figures.by_tier[5]]) == [0.0]
+    assert (figures.steps, figures.rung, figures.phase_ms) == (2, 0, {"draft": 2.0, "verify": 9.0})
 
 
-def test_old_traffic_fades() -> None:
+def test_acceptance_of_several_groups_weighs_what_each_verified() -> None:
+    one, other = Figures(block_tokens=1), Figures(block_tokens=1)
+    step(one, rows=[2], depths=[1], accepted=[1])
+    for _ in range(3):
+        step(other, rows=[2], depths=[1], accepted=[0])
+    assert acceptance([one.by_tier[0], other.by_tier[0]]) == [0.25]
+
+
+def test_old_traffic_fades_and_totals_do_not() -> None:
     figures = Figures(block_tokens=1)
     for accepted in (0, 1):
         for _ in range(20_000):
-            figures.step(rung=1, took_ms=1.0, tiers=[0], rows=[2], depths=[1], accepted=[accepted])
-    assert figures.by_tier[0].fractions()[0] > 0.99
+            step(figures, rows=[2], depths=[1], accepted=[accepted])
+    tier = figures.by_tier[0]
+    assert acceptance([tier])[0] > 0.99
+    assert tier.recent_tokens / tier.recent_rounds > 1.99
+    assert (tier.rounds, tier.tokens) == (40_000, 60_000)

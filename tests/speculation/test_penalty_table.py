@@ -1,5 +1,6 @@
 """The penalty table follows requests through slots: counts, neutral neighbours, reuse of a slot, least lengths."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,12 +11,14 @@ from sparktier.serving.engine.speculation.penalties import PenaltyTable
 VOCAB = 6
 
 
+class Request(SimpleNamespace):
+    """Stands for SGLang's `Req`; unlike its base it can be referred to weakly."""
+
+
 def request(rid: str, *, emitted: tuple[int, ...] = (), stops: tuple[int, ...] = (), **params: float) -> Any:
     neutral = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0, "min_new_tokens": 0}
     sampling = SimpleNamespace(**{**neutral, **params}, stop_token_ids=list(stops))
-    return SimpleNamespace(
-        rid=rid, sampling_params=sampling, output_ids=list(emitted), eos_token_ids=None, tokenizer=None
-    )
+    return Request(rid=rid, sampling_params=sampling, output_ids=list(emitted), eos_token_ids=None, tokenizer=None)
 
 
 def table() -> PenaltyTable:
@@ -30,19 +33,60 @@ def penalised(table: PenaltyTable, slots: list[int], emitted: list[int]) -> torc
 
 def test_counts_follow_the_slot_and_neighbours_stay_free() -> None:
     counts = table()
-    counts.enter([request("a", frequency_penalty=1.0, emitted=(2,)), request("b")], [5, 6])
+    running = [request("a", frequency_penalty=1.0, emitted=(2,)), request("b")]
+    counts.enter(running, [5, 6])
     tokens = torch.tensor([[2, 3, -1], [2, 2, 2]])
     counts.add(torch.tensor([5, 6]), tokens, tokens >= 0)
     assert penalised(counts, [6, 5], [0, 0]).tolist() == [[0.0] * 6, [0.0, 0.0, -2.0, -1.0, 0.0, 0.0]]
 
 
+def test_a_request_that_vanished_unsaid_holds_nothing() -> None:
+    counts, waiting = table(), request("a", presence_penalty=1.0)
+    counts.enter([waiting], [3])
+    assert not counts.idle
+    del waiting
+    assert counts.idle
+
+
+@dataclass
+class Info:
+    """What of SGLang's sampling parameters a prefill uses here."""
+
+    penalizer_orchestrator: Any = "sglang's"
+    acc_additive_penalties: Any = "sglang's"
+    acc_scaling_penalties: Any = "sglang's"
+
+
+def test_a_first_token_after_a_retraction_is_penalised_for_all_before_it() -> None:
+    """SGLang's own penalizers would start from nothing, and hold a request to its least length a second time."""
+    counts, stock = table(), Info()
+    back = request("a", presence_penalty=1.0, min_new_tokens=3, stops=(4,), emitted=(1, 1, 2))
+    counts.enter([back, new := request("b", presence_penalty=1.0, min_new_tokens=3, stops=(4,))], [5, 6])
+    batch = SimpleNamespace(sampling_info=stock, reqs=[back, new], req_pool_indices=torch.tensor([5, 6]))
+    logits = torch.zeros(2, VOCAB)
+    with counts.in_prefill(batch):
+        assert batch.sampling_info.penalizer_orchestrator.is_required
+        assert batch.sampling_info.acc_additive_penalties is batch.sampling_info.acc_scaling_penalties is None
+        batch.sampling_info.penalizer_orchestrator.apply(logits)
+    assert batch.sampling_info is stock
+    assert logits.tolist() == [[0, -1, -1, 0, 0, 0], [0, 0, 0, 0, float("-inf"), 0]]
+
+
+def test_a_prefill_without_penalties_is_left_alone() -> None:
+    batch = SimpleNamespace(sampling_info=(stock := Info()), reqs=[], req_pool_indices=torch.tensor([]))
+    with table().in_prefill(batch):
+        assert batch.sampling_info is stock
+
+
 def test_a_slot_starts_anew_with_its_next_request() -> None:
     counts = table()
-    counts.enter([request("a", presence_penalty=1.0)], [3])
+    first = request("a", presence_penalty=1.0)
+    counts.enter([first], [3])
     counts.add(torch.tensor([3]), torch.tensor([[1]]), torch.tensor([[True]]))
     counts.leave("a")
     assert counts.idle
-    counts.enter([request("b", presence_penalty=1.0), request("c", presence_penalty=2.0, emitted=(0,))], [3, 4])
+    running = [request("b", presence_penalty=1.0), request("c", presence_penalty=2.0, emitted=(0,))]
+    counts.enter(running, [3, 4])
     assert not counts.idle
     assert penalised(counts, [3, 4], [0, 0]).tolist() == [[0.0] * 6, [-2.0] + [0.0] * 5]
 

@@ -1,71 +1,90 @@
-"""What speculation yields and costs on one rank: step time by rung, acceptance by position and tier, rows verified.
+"""What speculation yields and costs on one rank: acceptance by position and tier, rows verified, time of each part.
 
-Counts what it is told; reads no clock and no engine. Windows are moving averages, so that old traffic fades.
+Counts what it is told; reads no clock and no engine. Totals only grow; windows are counts that are halved when full,
+so that old traffic fades.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-_STEP_WEIGHT = 0.1
-# Counts are halved when a position has this many, so that the last few thousand drafts weigh most.
-_WINDOW_DRAFTS = 4096.0
+# The last few thousand weigh most.
+_WINDOW = 4096.0
 
 
 @dataclass
-class Acceptance:
-    """Drafts verified and accepted at each position of a block, 0 being the first drafted token."""
+class TierFigures:
+    """One tier's requests. A round is one request's part of a step.
+
+    Totals: `rounds`, `rows` verified (the anchor's included) and `tokens` that came of them. Windows: `recent_rounds`
+    and `recent_tokens`; `verified` and `accepted` drafts at each position of a block, 0 being the first drafted.
+    """
 
     verified: list[float]
     accepted: list[float]
+    rounds: int = 0
+    rows: int = 0
+    tokens: int = 0
+    recent_rounds: float = 0.0
+    recent_tokens: float = 0.0
 
-    def add(self, *, depth: int, accepted: int) -> None:
-        """Count one request's step: drafts verified down to `depth`, and `accepted` of them that stood in a row."""
-        for position in range(depth):
-            # Position k is only put to the test when all before it stood.
-            if position > accepted:
-                break
-            self.verified[position] += 1
-            self.accepted[position] += position < accepted
-            if self.verified[position] >= _WINDOW_DRAFTS:
-                self.verified[position] /= 2
-                self.accepted[position] /= 2
+    def add(self, *, rows: int, depth: int, accepted: int) -> None:
+        """Count one round: `rows` verified, to `depth` drafts below the anchor, of which `accepted` stood."""
+        self.rounds += 1
+        self.rows += rows
+        self.tokens += accepted + 1
+        self.recent_rounds += 1
+        self.recent_tokens += accepted + 1
+        if self.recent_rounds >= _WINDOW:
+            self.recent_rounds /= 2
+            self.recent_tokens /= 2
+        # A position is only put to the test when all before it stood.
+        for position in range(min(depth, accepted + 1)):
+            self._test(position, stood=position < accepted)
 
-    def fractions(self) -> list[float]:
-        """Acceptance of each position given that those before it stood; positions never reached are left out."""
-        pairs = zip(self.accepted, self.verified, strict=True)
-        return [accepted / verified for accepted, verified in pairs if verified > 0]
+    def _test(self, position: int, *, stood: bool) -> None:
+        self.verified[position] += 1
+        self.accepted[position] += stood
+        if self.verified[position] >= _WINDOW:
+            self.verified[position] /= 2
+            self.accepted[position] /= 2
 
 
 @dataclass
 class Figures:
-    """Totals since the start, and moving averages. `step_ms` is by rung, prefill steps apart."""
+    """All tiers of one rank, and its steps: `phase_ms` is the total time of each part, `rung` that of the last step."""
 
     block_tokens: int
+    rung: int = 0
     steps: int = 0
-    tokens: int = 0
-    rows: int = 0
-    step_ms: dict[int, float] = field(default_factory=dict)
-    by_tier: dict[int, Acceptance] = field(default_factory=dict)
+    phase_ms: dict[str, float] = field(default_factory=dict)
+    by_tier: dict[int, TierFigures] = field(default_factory=dict)
 
     def step(
         self,
         *,
         rung: int,
-        took_ms: float,
+        phase_ms: Mapping[str, float],
         tiers: list[int],
         rows: list[int],
         depths: list[int],
         accepted: list[int],
     ) -> None:
-        """Count one decode step; the lists have an entry for each request. `depths`: of the deepest drafted token."""
-        before = self.step_ms.get(rung)
-        self.step_ms[rung] = took_ms if before is None else before + _STEP_WEIGHT * (took_ms - before)
+        """Count one decode step, given how long each part took; the lists have an entry for each request."""
+        self.rung = rung
         self.steps += 1
-        self.rows += sum(rows)
-        self.tokens += sum(accepted) + len(accepted)
-        for tier, depth, stood in zip(tiers, depths, accepted, strict=True):
-            self._of(tier).add(depth=depth, accepted=stood)
+        for name, took_ms in phase_ms.items():
+            self.phase_ms[name] = self.phase_ms.get(name, 0.0) + took_ms
+        for tier, verified, depth, stood in zip(tiers, rows, depths, accepted, strict=True):
+            self._of(tier).add(rows=verified, depth=depth, accepted=stood)
 
-    def _of(self, tier: int) -> Acceptance:
+    def _of(self, tier: int) -> TierFigures:
         if tier not in self.by_tier:
-            self.by_tier[tier] = Acceptance([0.0] * self.block_tokens, [0.0] * self.block_tokens)
+            self.by_tier[tier] = TierFigures([0.0] * self.block_tokens, [0.0] * self.block_tokens)
         return self.by_tier[tier]
+
+
+def acceptance(figures: list[TierFigures]) -> list[float]:
+    """Return the acceptance of each position given that those before it stood; positions never reached are left out."""
+    verified = [sum(counts) for counts in zip(*(tier.verified for tier in figures), strict=True)]
+    accepted = [sum(counts) for counts in zip(*(tier.accepted for tier in figures), strict=True)]
+    return [stood / tested for stood, tested in zip(accepted, verified, strict=True) if tested > 0]

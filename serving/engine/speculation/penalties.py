@@ -4,7 +4,11 @@ SGLang counts nothing under speculation, so penalties would silently have no eff
 them and kept for the slot's next such request. Knows nothing of drafting.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -32,7 +36,8 @@ class PenaltyTable:
     def __init__(self, slots: int, *, vocab: int, device: torch.device) -> None:
         self._row = torch.zeros(slots, dtype=torch.int64, device=device)
         self._rows_by_slot: dict[int, int] = {}
-        self._active: set[str] = set()
+        # Weak: a request that is aborted while it waits is never said to have ended.
+        self._active: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self._counts = torch.zeros(1, vocab, dtype=torch.int32, device=device)
         self._strengths = torch.tensor([[0.0, 0.0, 1.0]], device=device)
         self._shortest = torch.zeros(1, dtype=torch.int64, device=device)
@@ -48,12 +53,12 @@ class PenaltyTable:
         for request, slot in zip(requests, slots, strict=True):
             self._row[slot] = 0
             if is_penalised(request.sampling_params):
-                self._active.add(request.rid)
+                self._active[request.rid] = request
                 self._fill(self._claim(slot), request)
 
     def leave(self, request_id: str) -> None:
         """Forget a request that has ended."""
-        self._active.discard(request_id)
+        self._active.pop(request_id, None)
 
     def add(self, slots: Tensor, tokens: Tensor, valid: Tensor) -> None:
         """Count `tokens` [batch, width] of `slots` [batch] where `valid` [batch, width]."""
@@ -78,6 +83,26 @@ class PenaltyTable:
         early = (emitted < self._shortest[rows]).unsqueeze(1)
         logits.masked_fill_(early & self._stops[rows], float("-inf"))
 
+    @contextmanager
+    def in_prefill(self, batch: Any) -> Iterator[None]:
+        """Let the body, a prefill of SGLang's `batch`, sample first tokens under our counts.
+
+        SGLang's own penalties begin anew with each prefill, so for one that was retracted they forget what it emitted.
+        """
+        if self.idle:
+            yield
+            return
+        stock = batch.sampling_info
+        emitted = torch.tensor([len(request.output_ids) for request in batch.reqs], device=self._row.device)
+        ours = _FirstTokens(self, batch.req_pool_indices, emitted)
+        batch.sampling_info = replace(
+            stock, penalizer_orchestrator=ours, acc_additive_penalties=None, acc_scaling_penalties=None
+        )
+        try:
+            yield
+        finally:
+            batch.sampling_info = stock
+
     def _claim(self, slot: int) -> int:
         row = self._rows_by_slot.setdefault(slot, len(self._rows_by_slot) + 1)
         if row == len(self._counts):
@@ -96,6 +121,20 @@ class PenaltyTable:
         self._shortest[row] = params.min_new_tokens
         self._stops[row] = False
         self._stops[row, sorted(_stop_tokens(request))] = True
+
+
+@dataclass(frozen=True)
+class _FirstTokens:
+    """What SGLang's sampling takes for its penalizers: ours of `slots` [batch], with `emitted` [batch] tokens."""
+
+    table: PenaltyTable
+    slots: Tensor
+    emitted: Tensor
+    is_required: bool = True
+
+    def apply(self, logits: Tensor) -> None:
+        seen = self.table.seen(self.slots)
+        self.table.apply(logits, slots=self.slots, seen=seen, emitted=self.emitted)
 
 
 def _stop_tokens(request: Any) -> set[int]:

@@ -10,14 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TIER_PARAM = "sparktier_tier"
-
-
-def tier_of(custom_params: object, *, known: int) -> int:
-    """Return the tier id that the gateway set, or 0 (the default tier) for none or an unknown one."""
-    value = custom_params.get(TIER_PARAM, 0) if isinstance(custom_params, dict) else 0
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
-    return int(value) if whole and 0 <= value < known else 0
+from sparktier.serving.engine.tiers import Tiers
 
 
 def seed_of(request_id: str, sampling_seed: int | None) -> int:
@@ -31,7 +24,7 @@ def seed_of(request_id: str, sampling_seed: int | None) -> int:
 class SlotTable:
     """Per-slot facts as tensors, indexed by SGLang's `req_pool_indices`."""
 
-    def __init__(self, slots: int, *, tiers: int, device: torch.device) -> None:
+    def __init__(self, slots: int, *, tiers: Tiers, device: torch.device) -> None:
         self._tiers = tiers
         self.tier = torch.zeros(slots, dtype=torch.int64, device=device)
         self.end = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -44,7 +37,7 @@ class SlotTable:
             params = request.sampling_params
             prompt_tokens = len(request.origin_input_ids)
             limit = params.max_new_tokens if params.max_new_tokens is not None else 1 << 30
-            facts.append((tier_of(params.custom_params, known=self._tiers), prompt_tokens + limit, prompt_tokens))
+            facts.append((self._tiers.of(params.custom_params), prompt_tokens + limit, prompt_tokens))
         columns = torch.tensor(facts, dtype=torch.int64).t().to(self.tier.device)
         for table, column in zip((self.tier, self.end, self.prompt), columns, strict=True):
             table[slots] = column

@@ -5,7 +5,6 @@ request, trees, the choice of tokens and the accept rule. Knows nothing of where
 """
 
 import os
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,16 +29,19 @@ from sparktier.kernels.compact import compaction_plan
 from sparktier.kernels.draft_tree import NO_ROW, DraftTree
 from sparktier.kernels.expand import Shape
 from sparktier.kernels.layout import row_links
+from sparktier.serving.engine import tiers
 from sparktier.serving.engine.speculation import options as speculation_options
 from sparktier.serving.engine.speculation import verify_pass
 from sparktier.serving.engine.speculation.draft_step import Bounds, Drafted, DraftStep
 from sparktier.serving.engine.speculation.edges import read_edges
 from sparktier.serving.engine.speculation.figures import Figures
 from sparktier.serving.engine.speculation.penalties import PenaltyTable
-from sparktier.serving.engine.speculation.plan import MAX_TIERS, Plan, Rung
+from sparktier.serving.engine.speculation.phases import Phases
+from sparktier.serving.engine.speculation.plan import Plan, Rung
 from sparktier.serving.engine.speculation.rows import row_counts, rung_tokens, tier_caps
 from sparktier.serving.engine.speculation.sampling import KeyedSampler
 from sparktier.serving.engine.speculation.slots import SlotTable
+from sparktier.serving.engine.speculation.spans import spans_of_rank
 from sparktier.serving.engine.speculation.target_law import TargetLaw, all_rows
 from sparktier.serving.engine.speculation.verify_pass import Verified
 
@@ -55,8 +57,9 @@ class LadderWorker(DSparkWorkerV2):
         with _wide_window(self.options):
             super().__init__(**kwargs)
         self.model_runner.sampler = KeyedSampler()
+        self._spans = spans_of_rank(self._target_tp_rank)
         # An overlapped scheduler launches a step before it has seen the last one's results.
-        self._uncounted: deque[tuple[float, int, Tensor, Tensor, Tensor]] = deque()
+        self._uncounted: deque[tuple[Phases, int, Tensor, Tensor, Tensor]] = deque()
         draft_path = Path(str(kwargs["server_args"].speculative_draft_model_path))
         self._draft_step = DraftStep(
             self,
@@ -71,7 +74,7 @@ class LadderWorker(DSparkWorkerV2):
         super().alloc_memory_pool(**kwargs)
         slots = self.model_runner.req_to_token_pool.req_to_token.shape[0]
         device = torch.device(self.device)
-        self.slots = SlotTable(slots, tiers=MAX_TIERS, device=device)
+        self.slots = SlotTable(slots, tiers=tiers.load(os.environ[tiers.ENV]), device=device)
         self.figures = Figures(block_tokens=self.gamma)
         self.penalties = PenaltyTable(slots, vocab=self.model_runner.model_config.vocab_size, device=device)
 
@@ -89,7 +92,8 @@ class LadderWorker(DSparkWorkerV2):
         if not batch.forward_mode.is_idle():
             self.slots.enter(batch.reqs, batch.req_pool_indices)
             self.penalties.enter(batch.reqs, batch.req_pool_indices.tolist())
-        result = super()._forward_prefill(batch, on_publish, pp_proxy_tensors)
+        with self.penalties.in_prefill(batch):
+            result = super()._forward_prefill(batch, on_publish, pp_proxy_tensors)
         if not self.penalties.idle and not batch.forward_mode.is_idle():
             first = result.next_token_ids.long().unsqueeze(1)
             self.penalties.add(batch.req_pool_indices, first, torch.ones_like(first, dtype=torch.bool))
@@ -102,14 +106,16 @@ class LadderWorker(DSparkWorkerV2):
             batch.spec_info = DFlashDraftInputV2.create_idle_input(device=self.device)
         if batch.forward_mode.is_idle():
             return self._decode_idle_result(on_publish=on_publish)
-        started = time.perf_counter()
+        phases = Phases(torch.device(self.device))
         window = self._window(batch)
-        drafted, branching = self._draft(batch, window)
+        with phases.of("draft"):
+            drafted, branching = self._draft(batch, window)
         tree = drafted.tree
         grammar = self._grammar_tree(tree, branching) if batch.has_grammar else None
-        verified = verify_pass.run(
-            executor=self._verify_executor, batch=batch, window=window, tree=tree, branching=branching
-        )
+        with phases.of("verify"):
+            verified = verify_pass.run(
+                executor=self._verify_executor, batch=batch, window=window, tree=tree, branching=branching
+            )
         law = TargetLaw(
             verified.logits,
             first=verified.first,
@@ -122,23 +128,28 @@ class LadderWorker(DSparkWorkerV2):
         accepted = self._agreed(self._accept(law, batch, drafted, branching))
         if branching:
             self._move_kv(window, accepted.path)
-        self._inject(window, verified, accepted)
-        tiers = self.slots.tier[batch.req_pool_indices]
-        self._uncounted.append((started, int(self.plan.rung), tiers, tree.row_counts, tree.depths.amax(dim=1)))
+        with phases.of("inject"):
+            self._inject(window, verified, accepted)
+        of_tier = self.slots.tier[batch.req_pool_indices]
+        self._uncounted.append((phases, int(self.plan.rung), of_tier, tree.row_counts, tree.depths.amax(dim=1)))
         return self._commit(batch, verified, tree, accepted, on_publish)
 
     def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
         """Count the step whose results have just reached the host, where reading them costs no sync."""
         super().on_verify_complete_cpu(num_correct_drafts_per_req, batch_size=batch_size)
-        started, rung, tiers, rows, depths = self._uncounted.popleft()
+        phases, rung, of_tier, row_counts, depths = self._uncounted.popleft()
+        rows = row_counts.tolist()
         self.figures.step(
             rung=rung,
-            took_ms=(time.perf_counter() - started) * 1000.0,
-            tiers=tiers.tolist(),
-            rows=rows.tolist(),
+            phase_ms=phases.lasted_ms(),
+            tiers=of_tier.tolist(),
+            rows=rows,
             depths=depths.tolist(),
             accepted=num_correct_drafts_per_req,
         )
+        if self._spans is not None:
+            accepted = sum(num_correct_drafts_per_req)
+            self._spans.step(phases, {"rung": rung, "requests": len(rows), "rows": sum(rows), "accepted": accepted})
 
     def _window(self, batch: Any) -> Any:
         lengths = batch.seq_lens_cpu if batch.seq_lens_cpu is not None else batch.spec_info.nxt_kv_lens_cpu

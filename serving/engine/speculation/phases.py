@@ -1,0 +1,50 @@
+"""How long the parts of one decode step took: draft, verify, and putting features into the draft's KV.
+
+On a GPU the marks are events on its stream, read once the step's results are on the host anyway: measuring adds no
+sync. Knows nothing of what runs inside a part.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+class Phases:
+    """The parts of one step, in the order they ran; made when the step starts."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._events = device.type != "cpu"
+        self._device = device
+        self._marks: list[tuple[str, Any, Any]] = []
+        self.started_ns = time.time_ns()
+        self._start = self._now()
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Measure the body as the part `name`."""
+        begun = self._now()
+        yield
+        self._marks.append((name, begun, self._now()))
+
+    def spans_ms(self) -> dict[str, tuple[float, float]]:
+        """Return begin and end of each part, in ms since the step started; call it once the step's results are read."""
+        return {name: (self._since(begun), self._since(ended)) for name, begun, ended in self._marks}
+
+    def lasted_ms(self) -> dict[str, float]:
+        """Return how long each part took; as `spans_ms`."""
+        return {name: ended - begun for name, (begun, ended) in self.spans_ms().items()}
+
+    def _now(self) -> Any:
+        if not self._events:
+            return time.perf_counter()
+        event = torch.Event(device=self._device, enable_timing=True)
+        event.record()
+        return event
+
+    def _since(self, mark: Any) -> float:
+        if self._events:
+            return float(self._start.elapsed_time(mark))
+        return float((mark - self._start) * 1000.0)

@@ -1,0 +1,39 @@
+"""States of ranks as a test needs them, every field with a value of its own. Knows nothing of engines."""
+
+from typing import Any
+
+from sparktier.serving.engine.rank_state import RankState
+from sparktier.serving.engine.speculation.figures import Figures
+
+
+def figures_of(*rounds: tuple[int, int, int]) -> Figures:
+    """Return the figures after steps of one request each, given as (tier, depth, accepted)."""
+    figures = Figures(block_tokens=4)
+    for tier, depth, accepted in rounds:
+        parts = {"draft": 2.0, "verify": 5.0, "inject": 1.0}
+        one = {"tiers": [tier], "rows": [depth + 1], "depths": [depth], "accepted": [accepted]}
+        figures.step(rung=2, phase_ms=parts, **one)
+    return figures
+
+
+def rank_state(**changes: Any) -> RankState:
+    """Return the state of the only rank of a replica, with `changes`."""
+    fields: dict[str, Any] = {
+        "tp_rank": 0,
+        "dp_rank": 0,
+        "leads": True,
+        "plan_version": 7,
+        "rung": 2,
+        "rows": 12,
+        "running": {0: 3, 5: 1},
+        "queued": {5: 2},
+        "kv_used_frac": 0.25,
+        "context_tokens_p50": 100,
+        "step_ms": {0: 4.0, 2: 10.0},
+        "prefill_frac": 0.125,
+        "decode_ms": 30.0,
+        "speeds": {0: [10.0, 20.0, 30.0], 5: [7.0]},
+        "unknown_tier_requests": 1,
+        "figures": figures_of((0, 2, 1), (0, 2, 2), (5, 1, 0)),
+    }
+    return RankState(**(fields | changes))
