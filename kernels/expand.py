@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparktier.kernels.noise import Stream, draw_distinct, stream_seeds
-from sparktier.kernels.search import top_tokens
+from sparktier.kernels.search import leading_tokens, top_tokens
 
 EdgeAcceptance = Callable[[Tensor, int], Tensor]
 """(child draft probability q [batch, parents, children], depth of the child) -> probability that the target takes the
@@ -64,8 +64,8 @@ class _Parents(NamedTuple):
     survival: Tensor
 
 
-_Offspring = Callable[[Tensor, _Parents, int], tuple[Tensor, Tensor]]
-"""(bias [batch, parents, V], parents, depth) -> tokens and chances [batch, parents, children]."""
+_Offspring = Callable[[_Parents, int], tuple[Tensor, Tensor]]
+"""(parents, depth) -> tokens and chances [batch, parents, children]."""
 
 
 def expand_top(
@@ -76,8 +76,12 @@ def expand_top(
     temperatures: Tensor,
     shape: Shape,
     edge_acceptance: EdgeAcceptance,
+    shortlist: int | None = None,
 ) -> Candidates:
     """The likeliest children of every parent, for target-match and greedy walks.
+
+    With a `shortlist` only about so many tokens of each block row, those it ranks highest before any parent is known,
+    are conditioned on parents; q is normalised over them. Which tokens are proposed never changes what stands.
 
     Args:
         anchors: [batch] int64, the last committed tokens.
@@ -88,11 +92,19 @@ def expand_top(
         edge_acceptance: calibrated chance of each edge.
     """
 
-    def offspring(bias: Tensor, _parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
-        q, tokens = _top_children(bias, block_logits[:, depth - 1], temperatures, shape.children)
+    listed = None if shortlist is None else _Shortlist(block_logits[:, : shape.depth], head, shortlist)
+
+    def offspring(parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
+        if listed is None:
+            bias, row = _bias(head, parents), block_logits[:, depth - 1]
+        else:
+            bias, row = listed.bias(head.w1[parents.tokens], depth), listed.logits[:, depth - 1]
+        q, tokens = _top_children(bias, row, temperatures, shape.children)
+        if listed is not None:
+            tokens = listed.vocabulary(tokens, depth)
         return tokens, edge_acceptance(q, depth).masked_fill(q <= 0, 0.0)
 
-    return _grow(anchors, head, shape, offspring)
+    return _grow(anchors, shape, offspring)
 
 
 def expand_drawn(
@@ -118,8 +130,8 @@ def expand_drawn(
     keys = stream_seeds(seeds=seeds, stream=Stream.DRAFT, rounds=anchor_positions)
     laws: list[Tensor] = []
 
-    def offspring(bias: Tensor, parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
-        q = torch.softmax(_conditioned(bias, block_logits[:, depth - 1], temperatures), dim=-1)
+    def offspring(parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
+        q = torch.softmax(_conditioned(_bias(head, parents), block_logits[:, depth - 1], temperatures), dim=-1)
         laws.append(q)
         tokens = draw_distinct(
             weights=q.flatten(0, 1),
@@ -130,19 +142,39 @@ def expand_drawn(
         slots = slot_acceptance(q, depth).cummin(dim=-1).values
         return tokens.clamp(min=0), slots.masked_fill(tokens < 0, 0.0)
 
-    candidates = _grow(anchors, head, shape, offspring)
+    candidates = _grow(anchors, shape, offspring)
     return candidates, torch.cat(laws, dim=1)
 
 
-def _grow(anchors: Tensor, head: MarkovHead, shape: Shape, offspring: _Offspring) -> Candidates:
-    """Level by level: bias of all parents in one product, their offspring, and the parents of the next level."""
+class _Shortlist:
+    """The tokens of each block row that are worth conditioning: logits [batch, depth, count], and the head's part."""
+
+    def __init__(self, block_logits: Tensor, head: MarkovHead, count: int) -> None:
+        self.logits, self._tokens = leading_tokens(scores=block_logits, count=min(count, block_logits.shape[-1]))
+        self._w2 = head.w2[self._tokens]
+
+    def bias(self, latent: Tensor, depth: int) -> Tensor:
+        """[batch, parents, count] from the parents' w1 [batch, parents, rank]."""
+        return latent @ self._w2[:, depth - 1].transpose(1, 2)
+
+    def vocabulary(self, places: Tensor, depth: int) -> Tensor:
+        """Token ids of `places` [batch, parents, children] in the list of this depth."""
+        return self._tokens[:, depth - 1].gather(1, places.flatten(1)).view_as(places)
+
+
+def _bias(head: MarkovHead, parents: _Parents) -> Tensor:
+    """[batch, parents, V], all parents in one product."""
+    return head.w1[parents.tokens] @ head.w2.T
+
+
+def _grow(anchors: Tensor, shape: Shape, offspring: _Offspring) -> Candidates:
+    """Level by level: the offspring of all parents, and the parents of the next level."""
     start = torch.zeros_like(anchors).unsqueeze(1)
     parents = _Parents(start, anchors.unsqueeze(1), torch.ones_like(start, dtype=torch.float32))
     levels = [Candidates(parents.tokens, start - 1, start, parents.survival, start + NO_LAW)]
     nodes = expanded = 1
     for depth in range(1, shape.depth + 1):
-        bias = head.w1[parents.tokens] @ head.w2.T
-        level = _level(parents, depth, *offspring(bias, parents, depth))
+        level = _level(parents, depth, *offspring(parents, depth))
         parents, ranks = _frontier(level, nodes, shape.parents)
         if depth < shape.depth:
             laws = expanded + torch.arange(ranks.shape[1], device=ranks.device).expand_as(ranks)

@@ -40,7 +40,7 @@ class Draft:
         self.head = MarkovHead(*(torch.randn(VOCAB, RANK, generator=generator) for _ in range(2)))
         self.temperatures = 0.5 + torch.rand(batch, generator=generator)
 
-    def top(self, shape: Shape, requests: slice = slice(None)) -> Candidates:
+    def top(self, shape: Shape, requests: slice = slice(None), shortlist: int | None = None) -> Candidates:
         return expand_top(
             anchors=self.anchors[requests],
             block_logits=self.block_logits[requests],
@@ -48,6 +48,7 @@ class Draft:
             temperatures=self.temperatures[requests],
             shape=shape,
             edge_acceptance=edge,
+            shortlist=shortlist,
         )
 
     def drawn(self, shape: Shape, requests: slice = slice(None)) -> tuple[Candidates, Tensor]:
@@ -89,6 +90,22 @@ def test_expansion_equals_the_reference(batch: int, shape: Shape, chance: int) -
         torch.testing.assert_close(
             [node.survival for node in got], [node.survival for node in expected], rtol=1e-4, atol=0
         )
+
+
+@settings(max_examples=60)
+@given(BATCH, SHAPE, CHANCE, st.integers(1, VOCAB))
+def test_a_shortlist_is_as_if_other_tokens_were_impossible(
+    batch: int, shape: Shape, chance: int, shortlist: int
+) -> None:
+    draft = Draft(batch, chance)
+    got = draft.top(shape._replace(children=min(shape.children, shortlist)), shortlist=shortlist)
+    kept = draft.block_logits.topk(shortlist, dim=-1).indices
+    possible = torch.zeros_like(draft.block_logits, dtype=torch.bool).scatter_(-1, kept, True)
+    draft.block_logits.masked_fill_(~possible, -torch.inf)
+    expected = draft.top(shape._replace(children=min(shape.children, shortlist)))
+    live = expected.survival > 0
+    assert torch.equal(got.tokens[live], expected.tokens[live])
+    torch.testing.assert_close(got.survival, expected.survival)
 
 
 @settings(max_examples=60)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparktier.kernels.search import best_token, top_tokens
+from sparktier.kernels.search import best_token, leading_tokens, top_tokens
 
 VOCAB = st.one_of(st.integers(1, 9), st.sampled_from([63, 64, 65, 127, 128, 200, 1000]))
 
@@ -31,6 +31,19 @@ def test_top_tokens_are_the_largest_in_falling_order(
     ranked = [sorted(range(vocab), key=lambda token, row=row: (-row[token], token)) for row in rows]
     assert tokens.tolist() == [order[:count] for order in ranked]
     assert values.tolist() == [[row[token] for token in order[:count]] for row, order in zip(rows, ranked, strict=True)]
+
+
+@given(VOCAB, st.integers(0, 2**31), st.integers(1, 24))
+def test_the_best_quarter_of_leading_tokens_is_certain(vocab: int, chance: int, count: int) -> None:
+    count = min(count, vocab)
+    scores = torch.randperm(2 * vocab, generator=torch.Generator().manual_seed(chance)).view(2, vocab).float()
+    values, tokens = leading_tokens(scores=scores, count=count)
+    for row, found, places in zip(scores.tolist(), values.tolist(), tokens.tolist(), strict=True):
+        kept = [(value, token) for value, token in zip(found, places, strict=True) if value > float("-inf")]
+        assert all(row[token] == value for value, token in kept)
+        assert len({token for _, token in kept}) == len(kept)
+        best = sorted(range(vocab), key=row.__getitem__, reverse=True)[: count // 4]
+        assert set(best) <= {token for _, token in kept}
 
 
 def test_nan_wins_as_in_torch() -> None:

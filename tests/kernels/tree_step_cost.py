@@ -27,9 +27,11 @@ from sparktier.kernels.target_probs import SamplingRows, greedy_tokens, target_p
 class Round:
     """Inputs of one round; every step is a method, so that each can be timed alone."""
 
-    def __init__(self, *, batch: int, rows: int, vocab: int, rank: int, shape: Shape, seed: int) -> None:
+    def __init__(
+        self, *, batch: int, rows: int, vocab: int, rank: int, shape: Shape, seed: int, shortlist: int | None
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.shape, self.rows, self.each = shape, rows, torch.arange(batch)
+        self.shape, self.rows, self.each, self.shortlist = shape, rows, torch.arange(batch), shortlist
         self.anchors = torch.randint(vocab, (batch,), generator=generator)
         self.block_logits = torch.randn(batch, shape.depth, vocab, generator=generator)
         self.head = MarkovHead(*(torch.randn(vocab, rank, generator=generator) for _ in range(2)))
@@ -47,6 +49,7 @@ class Round:
             temperatures=self.temperatures,
             shape=self.shape,
             edge_acceptance=lambda q, depth: q.sqrt(),
+            shortlist=self.shortlist,
         )
 
     def build(self, candidates: Candidates) -> Selection:
@@ -103,10 +106,11 @@ def main(argv: list[str]) -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in (("depth", 7), ("parents", 4), ("children", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--shortlist", type=int, default=256, help="0: the whole vocabulary")
     options = parser.parse_args(argv)
     shape = Shape(options.depth, options.parents, options.children)
     size = {name: getattr(options, name) for name in ("batch", "rows", "vocab", "rank", "seed")}
-    work = Round(**size, shape=shape)
+    work = Round(**size, shape=shape, shortlist=options.shortlist or None)
     candidates = work.expand()
     selection = work.build(candidates)
     work.agreeable(selection)

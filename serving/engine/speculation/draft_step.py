@@ -17,6 +17,10 @@ from sparktier.kernels.select import Selection, select_rows
 from sparktier.serving.engine.speculation.edges import EdgeTable, slot_acceptance
 
 
+# Conditioning the whole vocabulary on every parent costs more than a verify pass of the demo model.
+_SHORTLIST_TOKENS = 256
+
+
 class Drafted(NamedTuple):
     """The tree of a step. laws [batch, rows], draft_probs [batch, laws, V]: from what children were drawn, if drawn."""
 
@@ -74,6 +78,7 @@ class DraftStep:
             temperatures=temperatures,
             shape=bounds.shape,
             edge_acceptance=self._edges.of(temperatures, greedy=info.top_ks.view(-1) <= 1),
+            shortlist=_SHORTLIST_TOKENS,
         )
         return Drafted(self._agreed(_selected(candidates, bounds).tree))
 
