@@ -38,14 +38,25 @@ def _cpu_runs_plain_torch(settings: Settings) -> Iterator[Problem]:
             )
 
 
-def _trees_need_our_attention(settings: Settings) -> Iterator[Problem]:
-    # No attention backend of SGLang's takes a mask with ragged rows, and its verify graphs know chains only.
-    if settings.replicas.device == "cuda" and settings.speculation.method == "tree":
+def _trees_run_eagerly(settings: Settings) -> Iterator[Problem]:
+    # FlashInfer alone takes a mask, and SGLang's graphs of ragged verify passes know chains only
+    # (layers/attention/flashinfer_backend.py, init_forward_metadata_out_graph).
+    replicas = settings.replicas
+    if replicas.device != "cuda" or settings.speculation.method != "tree":
+        return
+    if replicas.attention_backend != "flashinfer":
         yield Problem(
-            "speculation.method",
-            "must not be tree with replicas.device cuda: trees run on CPUs only so far",
-            "tree",
-            "Set it to chain.",
+            "replicas.attention_backend",
+            "must be flashinfer with speculation.method tree: no other takes a tree's mask",
+            str(replicas.attention_backend),
+            "Set it to flashinfer, or speculation.method to chain.",
+        )
+    if replicas.sglang_args.get("disable_cuda_graph") is not True:
+        yield Problem(
+            "replicas.sglang_args.disable_cuda_graph",
+            "must be true with speculation.method tree on GPUs: trees run without graphs so far",
+            str(replicas.sglang_args.get("disable_cuda_graph")),
+            "Set it, or speculation.method to chain.",
         )
 
 
@@ -91,7 +102,10 @@ def _rows_fit_dispatch(settings: Settings) -> Iterator[Problem]:
 
 
 RULES = (
-    Rule(("replicas.device", "speculation.method"), _trees_need_our_attention),
+    Rule(
+        ("replicas.device", "replicas.attention_backend", "replicas.sglang_args", "speculation.method"),
+        _trees_run_eagerly,
+    ),
     Rule(
         (
             "replicas.device",

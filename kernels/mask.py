@@ -86,6 +86,26 @@ def packed_mask(
     return ((seen & inside).long() << bits).sum(dim=1).to(torch.uint8)
 
 
+def flat_mask(*, words: Tensor, row_counts: Tensor, prefix_lens: Tensor) -> Tensor:
+    """Each request's [rows, prefix + rows] one after the other, live rows only: [n] bool, FlashInfer's `custom_mask`.
+
+    Reads n back from the device, as FlashInfer does to pack it.
+    """
+    keys = prefix_lens + row_counts
+    ends = (row_counts * keys).cumsum(0)
+    places = torch.arange(int(ends[-1]), device=words.device)
+    requests = torch.searchsorted(ends, places, right=True)
+    inside = places - (ends - row_counts * keys)[requests]
+    return visible(
+        words=words,
+        row_counts=row_counts,
+        prefix_lens=prefix_lens,
+        requests=requests,
+        rows=inside // keys[requests],
+        columns=inside % keys[requests],
+    )
+
+
 def dense_mask(*, words: Tensor, row_counts: Tensor, prefix_lens: Tensor, width: int) -> Tensor:
     """[batch, rows, width] bool over columns 0..width, for attention that takes a plain mask; width is host-known."""
     batch, rows, _ = words.shape

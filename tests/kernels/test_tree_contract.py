@@ -11,7 +11,7 @@ from sparktier.kernels import tree_reference as reference
 from sparktier.kernels.compact import compaction_plan
 from sparktier.kernels.draft_tree import DraftTree, chain_tree, check_tree
 from sparktier.kernels.layout import row_links, row_positions
-from sparktier.kernels.mask import ancestor_words, dense_mask, mask_byte_indptr, packed_mask
+from sparktier.kernels.mask import ancestor_words, dense_mask, flat_mask, mask_byte_indptr, packed_mask, unpacked
 from support.random_trees import random_tree
 
 BATCH, CHANCE = st.integers(1, 4), st.integers(0, 2**31)
@@ -95,6 +95,20 @@ def test_packed_bytes_and_indptr_equal_the_oracle(batch: int, rows: int, chance:
     assert packed.tolist() == [byte for part in oracle for byte in part] + [0] * spare
     for table, tree_rows in zip(tables, tree.row_counts.tolist(), strict=True):
         assert all(sum(row) == 1 for row in table[tree_rows:])
+
+
+@given(BATCH, ROWS, CHANCE)
+def test_flat_mask_and_unpacked_words_equal_the_oracle(batch: int, rows: int, chance: int) -> None:
+    tree = drawn_tree(batch, rows, chance)
+    prefix_lens = torch.randint(0, 9, (batch,), generator=torch.Generator().manual_seed(chance))
+    words = ancestor_words(tree=tree)
+    tables = []
+    for i, prefix in enumerate(prefix_lens.tolist()):
+        count = int(tree.row_counts[i])
+        table = reference.mask_rows(tree.parents[i].tolist(), count, prefix, count)
+        tables += [bit for row in table for bit in row]
+        assert unpacked(words=words)[i, :count, :count].tolist() == [row[prefix:] for row in table]
+    assert flat_mask(words=words, row_counts=tree.row_counts, prefix_lens=prefix_lens).tolist() == tables
 
 
 @given(BATCH, ROWS, CHANCE)

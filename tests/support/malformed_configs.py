@@ -37,6 +37,10 @@ MALFORMED = {
         ["server.port", "server.shutdown_grace_s", "replicas.count"],
     ),
     "unknown choice": (MODEL + "speculation: {method: medusa}\n", ["speculation.method"]),
+    "trees on GPUs with graphs": (
+        MODEL + "replicas: {device: cuda}\nspeculation: {method: tree, draft_path: org/draft}\n",
+        ["replicas.attention_backend", "replicas.sglang_args.disable_cuda_graph"],
+    ),
     "trees without a drafter": (MODEL + "speculation: {method: tree}\n", ["speculation.draft_path"]),
     "pipeline parallelism": (MODEL + "replicas: {pipeline_parallel: 2}\n", ["replicas.pipeline_parallel"]),
     "disaggregation": (MODEL + "prefill: {replicas: 2}\n", ["prefill"]),

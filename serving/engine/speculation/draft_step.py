@@ -16,7 +16,6 @@ from sparktier.kernels.expand import Candidates, MarkovHead, Shape, expand_drawn
 from sparktier.kernels.select import Selection, select_rows
 from sparktier.serving.engine.speculation.edges import EdgeTable, slot_acceptance
 
-
 # Conditioning the whole vocabulary on every parent costs more than a verify pass of the demo model.
 _SHORTLIST_TOKENS = 256
 

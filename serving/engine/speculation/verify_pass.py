@@ -13,7 +13,7 @@ from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout
 from torch import Tensor
 
 from sparktier.kernels.draft_tree import DraftTree
-from sparktier.kernels.mask import ancestor_words
+from sparktier.kernels.mask import ancestor_words, flat_mask
 from sparktier.serving.engine.speculation.target_law import all_rows
 
 
@@ -25,6 +25,17 @@ class RaggedVerifyInput(DFlashVerifyInput):
     """
 
     ancestor_words: Tensor | None = None
+
+    def generate_attn_arg_prefill(self, *, paged_kernel_lens: Tensor, **rest: Any) -> tuple[Tensor, ...]:
+        """Page table and lengths for SGLang's FlashInfer backend, which takes trees by a mask. `paged_kernel_lens`: of
+        the committed tokens."""
+        indices, indptr, qo_indptr, mask = super().generate_attn_arg_prefill(
+            paged_kernel_lens=paged_kernel_lens, **rest
+        )
+        if self.ancestor_words is not None and self.ragged_verify_layout is not None:
+            rows = self.ragged_verify_layout.verify_lens.long()
+            mask = flat_mask(words=self.ancestor_words, row_counts=rows, prefix_lens=paged_kernel_lens.long())
+        return indices, indptr, qo_indptr, mask
 
 
 class Verified(NamedTuple):
