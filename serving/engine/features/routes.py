@@ -81,7 +81,7 @@ def _token_ids(body: bytes, *, vocab: int, longest_tokens: int) -> list[int]:
     if not isinstance(token_ids, list) or not 1 <= len(token_ids) <= longest_tokens:
         found = f"{len(token_ids)} of them" if isinstance(token_ids, list) else type(token_ids).__name__
         raise RequestError(f"token_ids: {rule} (found {found}). Leave longer sequences out.")
-    wrong = next((token for token in token_ids if type(token) is not int or not 0 <= token < vocab), None)
-    if wrong is not None:
-        raise RequestError(f"token_ids: {rule} (found {wrong!r}). Use this model's own tokenizer.")
+    wrong = [token for token in token_ids if type(token) is not int or not 0 <= token < vocab]
+    if wrong:
+        raise RequestError(f"token_ids: {rule} (found {json.dumps(wrong[0])[:40]}). Use this model's own tokenizer.")
     return token_ids
