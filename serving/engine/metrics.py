@@ -77,8 +77,7 @@ class _Snapshot(Collector):
             for position, frac in enumerate(acceptance([figures]))
         )
         yield _gauge("sparktier_acceptance_frac", "Acceptance by place.", ["dp_rank", "tier", "position"], places)
-        steps = [((group.dp_rank,), float(group.figures.steps)) for group in self._groups]
-        yield _counter("sparktier_decode_steps", "Decode steps.", ["dp_rank"], steps)
+        yield _counter("sparktier_decode_steps", "Decode steps.", ["dp_rank"], self._each("decode_steps"))
         yield _counter(
             "sparktier_decode_ms", "Time of decode steps, by part.", ["dp_rank", "part"], self._keyed(_parts)
         )
@@ -116,7 +115,8 @@ def _accepted_length(figures: TierFigures) -> float:
 def _parts(state: RankState) -> Mapping[Any, float]:
     """Time in each part of decode steps; what no part has is `overhead`, the scheduler's own work included."""
     parts = state.figures.phase_ms
-    return {**parts, "overhead": max(0.0, state.decode_ms - sum(parts.values()))}
+    rest = "overhead" if parts else "plain"
+    return {**parts, rest: max(0.0, state.decode_ms - sum(parts.values()))}
 
 
 def _gauge(name: str, about: str, labels: list[str], samples: Samples) -> Metric:

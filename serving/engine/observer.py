@@ -24,7 +24,7 @@ STATES = "sparktier_ranks"
 
 
 class Observer:
-    """One rank's eyes. `clock` returns monotonic seconds."""
+    """One rank's eyes. `clock` returns monotonic seconds. `unknown_tier_requests` were served as the default tier."""
 
     def __init__(self, scheduler: Any, tiers: Tiers, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._scheduler = scheduler
@@ -32,7 +32,7 @@ class Observer:
         self._clock = clock
         self._times = StepTimes()
         self._speeds = UserSpeeds()
-        self._unknown_tiers = 0
+        self.unknown_tier_requests = 0
 
     def install(self) -> None:
         """Wrap what the scheduler does after a step, while idle, and when asked for its state."""
@@ -72,7 +72,7 @@ class Observer:
         """Return what this rank is, carries and does; call it between steps."""
         from sglang.srt.runtime_context import get_parallel
 
-        parallel, running, now_s = get_parallel(), list(self._running()), self._clock()
+        parallel, running = get_parallel(), list(self._running())
         plan, figures = self._plan, self._figures
         contexts = [request.seqlen for request in running]
         return RankState(
@@ -88,11 +88,17 @@ class Observer:
             context_tokens_p50=int(statistics.median(contexts)) if contexts else 0,
             step_ms=self._times.step_ms,
             prefill_frac=self._times.prefill_frac,
+            decode_steps=self._times.decode_steps,
             decode_ms=self._times.decode_ms,
-            speeds=self._speeds.by_tier(now_s, self._running_speeds(running, now_s)),
-            unknown_tier_requests=self._unknown_tiers,
+            speeds=self.speeds(running),
+            unknown_tier_requests=self.unknown_tier_requests,
             figures=figures,
         )
+
+    def speeds(self, running: Iterable[Any]) -> dict[int, list[float]]:
+        """Return tokens per second by tier: of users who are `running`, and of those who ended lately."""
+        now_s = self._clock()
+        return self._speeds.by_tier(now_s, self._running_speeds(running, now_s))
 
     @property
     def _figures(self) -> Figures:
@@ -108,7 +114,7 @@ class Observer:
             return
         # Kept on the request, so that nothing is left of one that vanishes from a queue.
         request.sparktier_first_token_s = now_s
-        self._unknown_tiers += self._tiers.is_unknown(request.sampling_params.custom_params)
+        self.unknown_tier_requests += self._tiers.is_unknown(request.sampling_params.custom_params)
 
     def _note_end(self, request: Any, now_s: float) -> None:
         # With overlap a request that has ended is still in the batch that was launched before that was known.

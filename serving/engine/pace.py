@@ -17,11 +17,12 @@ LEAST_TOKENS = 8
 class StepTimes:
     """Times of steps, each from the end of the one before: what the scheduler does between them is part of them.
 
-    `step_ms` is a moving average of decode steps by rung, `decode_ms` the total of all.
+    `step_ms` is a moving average of decode steps by rung, `decode_steps` and `decode_ms` are the totals of all.
     """
 
     def __init__(self) -> None:
         self.step_ms: dict[int, float] = {}
+        self.decode_steps = 0
         self.decode_ms = 0.0
         self._since_s: float | None = None
         self._prefill_s = 0.0
@@ -43,6 +44,7 @@ class StepTimes:
     def decoded(self, now_s: float, *, rung: int) -> None:
         """Note the end of a decode step that ran on `rung`."""
         took_s = self._lap(now_s)
+        self.decode_steps += 1
         self.decode_ms += took_s * 1000.0
         self._spend(took_s, prefill=False)
         before = self.step_ms.get(rung, took_s * 1000.0)

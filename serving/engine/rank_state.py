@@ -31,6 +31,7 @@ class RankState:
     context_tokens_p50: int
     step_ms: Mapping[int, float]
     prefill_frac: float
+    decode_steps: int
     decode_ms: float
     speeds: Mapping[int, list[float]]
     unknown_tier_requests: int

@@ -13,7 +13,7 @@ def test_a_step_lasts_from_the_end_of_the_one_before() -> None:
     assert times.step_ms == {2: pytest.approx(10 + 0.1 * 10)}
     times.decoded(100.035, rung=0)
     assert times.step_ms[0] == pytest.approx(5.0)
-    assert times.decode_ms == pytest.approx(35.0)
+    assert (times.decode_steps, times.decode_ms) == (3, pytest.approx(35.0))
 
 
 def test_idle_time_is_in_no_step() -> None:

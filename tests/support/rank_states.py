@@ -31,6 +31,7 @@ def rank_state(**changes: Any) -> RankState:
         "context_tokens_p50": 100,
         "step_ms": {0: 4.0, 2: 10.0},
         "prefill_frac": 0.125,
+        "decode_steps": 3,
         "decode_ms": 30.0,
         "speeds": {0: [10.0, 20.0, 30.0], 5: [7.0]},
         "unknown_tier_requests": 1,

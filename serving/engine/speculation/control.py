@@ -3,7 +3,6 @@
 Knows nothing of steps. Both hooks extend a method of SGLang's own controller, which calls them between steps.
 """
 
-from dataclasses import asdict
 from typing import Any
 
 from sparktier.serving.engine.speculation.plan import Rung, is_plan_key, refusal
@@ -37,7 +36,6 @@ def install() -> None:
         if hasattr(worker, "set_plan"):
             plan = worker.plan
             state["sparktier"] = {"plan_version": plan.version, "rung": int(plan.rung), "rows": plan.rows}
-            state["sparktier_figures"] = asdict(worker.figures)
 
     controller.set_internal_state = set_internal_state
     controller._add_speculative = add_speculative

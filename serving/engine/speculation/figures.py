@@ -51,11 +51,10 @@ class TierFigures:
 
 @dataclass
 class Figures:
-    """All tiers of one rank, and its steps: `phase_ms` is the total time of each part, `rung` that of the last step."""
+    """All tiers of one rank. `phase_ms` is the total time of each part of its steps, `rung` that of the last one."""
 
     block_tokens: int
     rung: int = 0
-    steps: int = 0
     phase_ms: dict[str, float] = field(default_factory=dict)
     by_tier: dict[int, TierFigures] = field(default_factory=dict)
 
@@ -71,7 +70,6 @@ class Figures:
     ) -> None:
         """Count one decode step, given how long each part took; the lists have an entry for each request."""
         self.rung = rung
-        self.steps += 1
         for name, took_ms in phase_ms.items():
             self.phase_ms[name] = self.phase_ms.get(name, 0.0) + took_ms
         for tier, verified, depth, stood in zip(tiers, rows, depths, accepted, strict=True):
