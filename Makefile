@@ -1,7 +1,7 @@
 # The same verbs everywhere. Each makes the environment first; nothing else has to be installed by hand.
 PY := .venv/bin/python
 
-.PHONY: help env lock demo test prove check bench conformance check-upstream
+.PHONY: help env lock demo test prove check bench conformance gpu-check check-upstream
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -32,6 +32,9 @@ bench: env ## step time of the demo model against SGLang's own layers and the na
 
 conformance: env ## the official OpenAI client and malformed requests against a real deployment
 	$(PY) -m pytest tests/engine/test_openai_client.py tests/engine/test_malformed_requests.py
+
+gpu-check: env ## kernels, exactness and speed on a GPU node: CONFIG=my.yaml PROMPTS=prompts.jsonl
+	PYTHONPATH=tests $(PY) tests/bench/gpu_check.py $(if $(CONFIG),--config $(CONFIG)) $(if $(PROMPTS),--prompts $(PROMPTS))
 
 check-upstream: env ## what of SGLang's internals changed in VERSION=x
 	$(PY) -m sparktier.serving.engine.upstream $(VERSION)

@@ -50,19 +50,23 @@ class Target:
 
     def answer(self, prompt: str, *, max_tokens: int, temperature: float, seed: int) -> int:
         """Answer one chat prompt and return how many tokens came."""
-        body = {
-            "model": "default",
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "seed": seed,
-        }
-        answer = self._client.post("/v1/chat/completions", json=body)
+        found = self._chat(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        return int(found["usage"]["completion_tokens"])
+
+    def text(self, prompt: str, *, max_tokens: int) -> str:
+        """Answer one chat prompt greedily and return the answer's text."""
+        found = self._chat(prompt, max_tokens=max_tokens, temperature=0.0)
+        return str(found["choices"][0]["message"]["content"])
+
+    def _chat(self, prompt: str, **parameters: float) -> dict[str, Any]:
+        messages = [{"role": "user", "content": prompt}]
+        asked = {"model": "default", "messages": messages, **parameters}
+        answer = self._client.post("/v1/chat/completions", json=asked)
         if answer.status_code != httpx.codes.OK:
-            raise ReplicaError(
-                f"The replica must answer a prompt (found HTTP {answer.status_code}: {answer.text:.300})"
-            )
-        return int(answer.json()["usage"]["completion_tokens"])
+            found = f"HTTP {answer.status_code}: {answer.text:.300}"
+            raise ReplicaError(f"The replica must answer a prompt (found {found}). Its log has the reason.")
+        body: dict[str, Any] = answer.json()
+        return body
 
     def set_plan(self, **keys: float) -> None:
         """Put plan keys (without their prefix) in force on every rank.

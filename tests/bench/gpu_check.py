@@ -1,0 +1,217 @@
+"""What an operator runs on a GPU node before trusting it: `make gpu-check CONFIG=my.yaml PROMPTS=prompts.jsonl`.
+
+Kernels against their oracles, tree attention against plain attention with the oracle's mask, kernel times, then the
+operator's own model: the same tokens on every rung, and the speed of every rung. One line per check; exit 1 when one
+fails. Needs a GPU; nothing here was measured on one yet.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from sparktier.drafter.prompts import read_prompts
+from sparktier.kernels.expand import MarkovHead, Shape, expand_top
+from sparktier.kernels.flashinfer_verify import (
+    AttentionShape,
+    PageBuffers,
+    TreeVerifyAttention,
+    mask_bytes,
+    write_tree_mask,
+)
+from sparktier.kernels.mask import ancestor_words, dense_mask, packed_mask
+from sparktier.kernels.noise import draw
+from sparktier.serving.bench.target import Target, deployed
+from support.random_trees import random_tree
+
+TESTS = Path(__file__).resolve().parents[1]
+BATCH, ROWS, VOCAB, RANK = 32, 32, 151_936, 256
+HEADS, KV_HEADS, HEAD_DIM = 32, 4, 128
+TOLERANCE = 2e-2  # bf16 attention against float32
+RUNGS = (("off", 0), ("short", 1), ("chain", 2), ("tree", 3))
+Outcome = tuple[bool, str]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, help="a configuration with speculation.method chain or tree")
+    parser.add_argument("--prompts", type=Path, help="jsonl of prompts for the checks of the model")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("gpu-check: needs a CUDA device (found none); run it on a GPU node.", file=sys.stderr)
+        return 2
+    checks: list[tuple[str, Callable[[], Outcome]]] = [
+        ("device", device),
+        ("kernels equal their oracles", kernels),
+        ("tree attention equals plain attention", tree_attention),
+        ("kernel times", kernel_times),
+    ]
+    if options.config and options.prompts:
+        checks.append(("tokens are the same on every rung", lambda: exactness(options.config, options.prompts)))
+        checks.append(("speed of every rung", lambda: speed(options.config, options.prompts)))
+    return report(checks)
+
+
+def report(checks: list[tuple[str, Callable[[], Outcome]]]) -> int:
+    """Run the checks in order, a line each; a check that raises has failed. Returns the exit status."""
+    failed = 0
+    for name, check in checks:
+        try:
+            good, found = check()
+        except Exception as error:  # the next checks still tell something
+            good, found = False, f"{type(error).__name__}: {error}"
+        failed += not good
+        print(f"{'ok    ' if good else 'FAILED'}  {name}: {found}", flush=True)
+    return 1 if failed else 0
+
+
+def device() -> Outcome:
+    """Name, capability and memory of the first GPU; our kernels are compiled for 8.0 and later."""
+    facts = torch.cuda.get_device_properties(0)
+    found = (
+        f"{facts.name}, sm_{facts.major}{facts.minor}, {facts.total_memory / 2**30:.0f} GiB, torch {torch.__version__}"
+    )
+    return facts.major >= 8, found
+
+
+def kernels() -> Outcome:
+    """The Triton kernels, compiled, on the cases that the suite runs in the interpreter."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "kernels/triton_cases.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode == 0, (done.stdout.strip().splitlines() or [done.stderr.strip()])[-1]
+
+
+def tree_attention() -> Outcome:
+    """Largest difference between FlashInfer with our mask and float32 attention with the oracle's dense mask."""
+    worst = max(_attention_difference(chance) for chance in range(5))
+    return worst < TOLERANCE, f"largest difference {worst:.2e} (at most {TOLERANCE:g})"
+
+
+def _attention_difference(chance: int) -> float:
+    generator = torch.Generator().manual_seed(chance)
+    tree = random_tree(batch=4, rows=ROWS, vocab=50, generator=generator)
+    prefix = torch.randint(1, 500, (4,), generator=generator)
+    counts = tree.row_counts
+    lengths = prefix + counts
+    pages = PageBuffers(
+        torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int(),
+        torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int(),
+        torch.arange(int(lengths.sum()), dtype=torch.int32),
+        torch.ones(4, dtype=torch.int32),
+    )
+    q = torch.randn(int(counts.sum()), HEADS, HEAD_DIM, generator=generator).to("cuda", torch.bfloat16)
+    shape = (int(lengths.sum()), 1, KV_HEADS, HEAD_DIM)
+    k, v = (torch.randn(shape, generator=generator).to("cuda", torch.bfloat16) for _ in range(2))
+    attention = TreeVerifyAttention(
+        workspace=torch.empty(128 << 20, dtype=torch.uint8, device="cuda"),
+        batch=4,
+        max_pages=len(pages.kv_indices),
+        max_mask_bytes=mask_bytes(prefix_lens=prefix.tolist(), query_lens=counts.tolist()),
+    )
+    heads = AttentionShape(HEADS, KV_HEADS, HEAD_DIM, 1, q.dtype, k.dtype, HEAD_DIM**-0.5)
+    attention.plan(pages=pages, shape=heads)
+    there = type(tree)(*(part.cuda() for part in tree))
+    write_tree_mask(buffers=attention.mask, tree=there, prefix_lens=prefix.cuda(), query_lens=counts.cuda())
+    out = torch.empty_like(q)
+    attention.run(q=q, k_cache=k, v_cache=v, out=out)
+    masks = dense_mask(
+        words=ancestor_words(tree=tree), row_counts=counts, prefix_lens=prefix, width=int(lengths.max()) + ROWS
+    )
+    differences = []
+    for i, (start, end) in enumerate(zip(pages.qo_indptr.tolist(), pages.qo_indptr.tolist()[1:], strict=False)):
+        first, last = int(pages.kv_indptr[i]), int(pages.kv_indptr[i + 1])
+        query, key, value = (
+            part.float().transpose(0, 1) for part in (q[start:end], k[first:last, 0], v[first:last, 0])
+        )
+        mask = masks[i, : end - start, : last - first].cuda()
+        expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+        differences.append(float((out[start:end].float() - expected.transpose(0, 1)).abs().max()))
+    return max(differences)
+
+
+def kernel_times() -> Outcome:
+    """Median milliseconds of drafting a tree and of its mask and draws, for 32 requests of 32 rows."""
+    from triton.testing import do_bench
+
+    times = {name: do_bench(step, return_mode="median") for name, step in kernel_steps("cuda").items()}
+    return True, ", ".join(f"{name} {ms:.3f} ms" for name, ms in times.items())
+
+
+def kernel_steps(
+    where: str, *, batch: int = BATCH, rows: int = ROWS, vocab: int = VOCAB
+) -> dict[str, Callable[[], object]]:
+    """What a round does outside the models, on inputs of a large target's size."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(batch, 7, vocab, generator=generator).to(where)
+    head = MarkovHead(*(torch.randn(vocab, RANK, generator=generator).to(where) for _ in range(2)))
+    tree = type(made := random_tree(batch=batch, rows=rows, vocab=50, generator=generator))(
+        *(t.to(where) for t in made)
+    )
+    prefix = torch.randint(100, 4000, (batch,), generator=generator).to(where)
+    size = mask_bytes(prefix_lens=prefix.tolist(), query_lens=[rows] * batch)
+    weights, each = torch.rand(batch, vocab, generator=generator).to(where), torch.arange(batch, device=where)
+    return {
+        "expansion": lambda: expand_top(
+            anchors=each,
+            block_logits=logits,
+            head=head,
+            temperatures=torch.ones(batch, device=where),
+            shape=Shape(7, 4, 4),
+            edge_acceptance=lambda q, _depth: q,
+            shortlist=256,
+        ),
+        "mask": lambda: packed_mask(
+            words=ancestor_words(tree=tree),
+            row_counts=tree.row_counts,
+            prefix_lens=prefix,
+            query_lens=torch.full_like(prefix, rows),
+            total_bytes=size,
+        ),
+        "draw": lambda: draw(weights=weights, seeds=each, positions=each),
+    }
+
+
+def exactness(config: Path, prompts: Path) -> Outcome:
+    """Greedy answers of each rung against `off`, beside the noise floor: `off` alone against `off` in a batch.
+
+    In bf16 neither is zero; a rung that diverges clearly more often than the floor is broken.
+    """
+    texts = [prompt.turns[0] for prompt in read_prompts(prompts)[:16]]
+    with deployed(config, []) as target:
+        target.set_plan(rung=0, rows=0)
+        alone = [target.text(text, max_tokens=64) for text in texts]
+        shares = {name: _differing(alone, list(_together(target, rung, texts))) for name, rung in RUNGS}
+    floor = shares["off"]
+    good = all(share <= floor + 0.15 for share in shares.values())
+    return good, ", ".join(
+        f"{name} {share:.0%}" for name, share in shares.items()
+    ) + " of answers differ from off alone"
+
+
+def _together(target: Target, rung: int, texts: list[str]) -> Iterator[str]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    target.set_plan(rung=rung, rows=0)
+    with ThreadPoolExecutor(8) as pool:
+        yield from pool.map(lambda text: target.text(text, max_tokens=64), texts)
+
+
+def _differing(expected: list[str], found: list[str]) -> float:
+    return sum(a != b for a, b in zip(expected, found, strict=True)) / len(expected)
+
+
+def speed(config: Path, prompts: Path) -> Outcome:
+    """`sparktier bench speculation` at batch 1, 4 and 16; its table is printed, its report kept in out/."""
+    command = [sys.executable, "-m", "sparktier.serving.cli", "bench", "speculation", str(config)]
+    batches = [word for batch in (1, 4, 16) for word in ("--batch", str(batch))]
+    kept = ["--prompts", str(prompts), "--json", "out/gpu-check.json"]
+    done = subprocess.run([*command, *batches, *kept], check=False)
+    return done.returncode == 0, "out/gpu-check.json, out/gpu-check.png"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""The GPU node's check as far as it runs here: what it times computes, and it says when there is no GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bench import gpu_check
+
+SCRIPT = Path(gpu_check.__file__)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_without_a_gpu_it_says_so_in_one_line() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    done = subprocess.run([sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "gpu-check: needs a CUDA device (found none); run it on a GPU node.\n"
+
+
+def test_what_is_timed_computes() -> None:
+    steps = gpu_check.kernel_steps("cpu", batch=2, rows=8, vocab=2000)
+    assert set(steps) == {"expansion", "mask", "draw"}
+    assert all(step() is not None for step in steps.values())
+
+
+def test_one_failed_check_fails_the_whole_and_hides_no_other() -> None:
+    def broken() -> gpu_check.Outcome:
+        raise RuntimeError("no")
+
+    assert gpu_check.report([("good", lambda: (True, "fine"))]) == 0
+    assert gpu_check.report([("bad", lambda: (False, "off by one")), ("good", lambda: (True, "fine"))]) == 1
+    assert gpu_check.report([("raises", broken)]) == 1
