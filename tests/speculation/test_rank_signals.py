@@ -57,7 +57,7 @@ def test_groups_are_listed_and_what_they_did_is_joined() -> None:
         tp_rank=1,
         dp_rank=1,
         running={0: 9},
-        step_ms={2: 14.0, 3: 1.0},
+        step_ms={0: 2.0, 2: 14.0, 3: 1.0},
         prefill_frac=0.5,
         speeds={0: [40.0, 50.0]},
         figures=figures_of((0, 2, 0), (0, 2, 0), (9, 4, 4)),

@@ -4,7 +4,7 @@ import pytest
 
 from sparktier.serving.engine.tiers import PARAM, Tiers, load
 
-TIERS = Tiers(ids=(2, 7), default=7)
+TIERS = Tiers(ids=(1, 2, 7), default=7)
 
 
 @pytest.mark.parametrize(
