@@ -67,7 +67,7 @@ class SparktierAlgorithm(CustomSpecAlgo):
 
 
 def register() -> None:
-    """Make the algorithm known to SGLang under ALGORITHM; once a process."""
+    """Make the algorithm known to SGLang under ALGORITHM, and give its own DSPARK our worker; once a process."""
 
     def worker_class(server_args: Any) -> type:
         from sparktier.serving.engine.speculation.worker import LadderWorker
@@ -75,3 +75,14 @@ def register() -> None:
         return LadderWorker
 
     SpeculativeAlgorithm.register(ALGORITHM, supports_overlap=True, spec_class=SparktierAlgorithm)(worker_class)
+
+    stock = SpeculativeAlgorithm.create_worker
+
+    def create_worker(self: Any, server_args: Any) -> Any:
+        if self is not SpeculativeAlgorithm.DSPARK:
+            return stock(self, server_args)
+        from sparktier.serving.engine.speculation.native import NativeWorker
+
+        return NativeWorker
+
+    SpeculativeAlgorithm.create_worker = create_worker

@@ -24,8 +24,9 @@ def install() -> None:
         if (rung := keys.get("sparktier_rung", 0)) in list(Rung) and rung > getattr(worker, "highest_rung", rung):
             problems.append(f"rung {rung} needs speculation.method tree")
         wrong = [problem for problem in problems if problem]
-        if wrong or not hasattr(worker, "set_plan"):
-            internal_state.logger.warning("plan refused: %s", "; ".join(wrong) or "speculation.method is none")
+        if wrong or not getattr(worker, "takes_plans", False):
+            reason = "; ".join(wrong) or "this engine's depth is fixed"
+            internal_state.logger.warning("plan refused: %s", reason)
             return internal_state.SetInternalStateReqOutput(updated=False)
         worker.set_plan(worker.plan.updated(keys))
         return internal_state.SetInternalStateReqOutput(updated=True)
@@ -33,7 +34,7 @@ def install() -> None:
     def add_speculative(self: Any, state: dict[str, Any]) -> None:
         stock_speculative(self, state)
         worker = self.scheduler.draft_worker
-        if hasattr(worker, "set_plan"):
+        if getattr(worker, "takes_plans", False):
             plan = worker.plan
             state["sparktier"] = {"plan_version": plan.version, "rung": int(plan.rung), "rows": plan.rows}
 

@@ -52,6 +52,8 @@ class LadderWorker(DSparkWorkerV2):
     Source of the call order: `sglang/srt/speculative/dspark_components/dspark_worker_v2.py`.
     """
 
+    takes_plans = True
+
     def __init__(self, **kwargs: Any) -> None:
         self.options = speculation_options.load(os.environ[speculation_options.ENV])
         with _wide_window(self.options):
