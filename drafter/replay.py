@@ -53,11 +53,11 @@ class Children:
 def replay(model: DraftModel, record: FeatureRecord, temperature: float, seed: int) -> Replay:
     """Replay all anchors of a sequence that the target answered at `temperature`; `seed` keys the coins and draws."""
     parts = []
-    for chunk in _chunks(model, record):
+    for chunk in chunks(model, record):
         draft, accepted = _greedy(model, chunk) if temperature <= 0 else _sampled(model, chunk, temperature, seed)
         silent = chunk.hidden.new_zeros(chunk.hidden.shape[:2])
         confidence = silent if draft.confidence is None else draft.confidence
-        parts.append((chunk.anchors, draft.tokens, accepted, _remaining(chunk.row, chunk.anchors), confidence))
+        parts.append((chunk.anchors, draft.tokens, accepted, chunk.remaining, confidence))
     return Replay(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -68,7 +68,7 @@ def likeliest_children(model: DraftModel, record: FeatureRecord, temperature: fl
     A parent counts while it stands in the tree: all stored tokens above it were among their parents' children.
     """
     q_parts, stood_parts = [], []
-    for chunk in _chunks(model, record):
+    for chunk in chunks(model, record):
         logits = model.teacher_forced(chunk.hidden, chunk.previous) / q_temperature(temperature)
         q, tokens = logits.softmax(dim=-1).topk(CHILDREN, dim=-1)
         stood = (tokens == chunk.labels.tokens.unsqueeze(-1)) & chunk.labels.valid.unsqueeze(-1)
@@ -80,7 +80,7 @@ def likeliest_children(model: DraftModel, record: FeatureRecord, temperature: fl
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
     """Some blocks of one sequence: their backbone rows [A, gamma, hidden] and everything to judge them by."""
 
     row: PackedRow
@@ -90,6 +90,7 @@ class _Chunk:
 
     @property
     def anchor_tokens(self) -> Tensor:
+        """The token of each anchor [A]."""
         return self.row.token_ids[self.anchors]
 
     @property
@@ -98,24 +99,25 @@ class _Chunk:
         return torch.cat((self.anchor_tokens.unsqueeze(1), self.labels.tokens[:, :-1]), dim=1)
 
     @property
+    def remaining(self) -> Tensor:
+        """How many answer tokens follow each anchor without a gap [A]."""
+        places = torch.arange(len(self.row.token_ids), device=self.anchors.device)
+        ends = places.masked_fill(self.row.answer_mask, len(places))
+        return ends.flip(0).cummin(dim=0).values.flip(0)[self.anchors] - self.anchors - 1
+
+    @property
     def row_counts(self) -> Tensor:
         """Rows of each block that lie inside the answer, the anchor's included [A]."""
         return self.labels.valid.sum(dim=1) + 1
 
 
-def _chunks(model: DraftModel, record: FeatureRecord) -> Iterator[_Chunk]:
+def chunks(model: DraftModel, record: FeatureRecord) -> Iterator[Chunk]:
+    """Run the draft's backbone at every anchor of a sequence, a bounded number of blocks at a time."""
     row = pack([record]).to(model.fc.weight.device)
     context = model.context(row.features.unsqueeze(0), row.positions.unsqueeze(0))
     for anchors in torch.split(anchor_candidates(row), BLOCKS_AT_ONCE):
         hidden = _hidden(model, row, anchors, context)
-        yield _Chunk(row, anchors, block_labels(row, anchors, model.config.block_size), hidden)
-
-
-def _remaining(row: PackedRow, anchors: Tensor) -> Tensor:
-    """Return how many answer tokens follow each anchor without a gap [A]."""
-    places = torch.arange(len(row.token_ids), device=anchors.device)
-    ends = places.masked_fill(row.answer_mask, len(places))
-    return ends.flip(0).cummin(dim=0).values.flip(0)[anchors] - anchors - 1
+        yield Chunk(row, anchors, block_labels(row, anchors, model.config.block_size), hidden)
 
 
 def _hidden(model: DraftModel, row: PackedRow, anchors: Tensor, context: list[ContextKV]) -> Tensor:
@@ -128,14 +130,14 @@ def _hidden(model: DraftModel, row: PackedRow, anchors: Tensor, context: list[Co
     return hidden.squeeze(1)
 
 
-def _greedy(model: DraftModel, chunk: _Chunk) -> tuple[Draft, Tensor]:
+def _greedy(model: DraftModel, chunk: Chunk) -> tuple[Draft, Tensor]:
     draft = model.draft(chunk.hidden, chunk.anchor_tokens)
     stored = torch.nn.functional.pad(chunk.labels.tokens, (0, 1))
     outcome = accept_matching(drafts=draft.tokens, target_tokens=stored, row_counts=chunk.row_counts)
     return draft, outcome.accepted
 
 
-def _sampled(model: DraftModel, chunk: _Chunk, temperature: float, seed: int) -> tuple[Draft, Tensor]:
+def _sampled(model: DraftModel, chunk: Chunk, temperature: float, seed: int) -> tuple[Draft, Tensor]:
     q = (model.teacher_forced(chunk.hidden, chunk.previous) / temperature).softmax(dim=-1)
     p = (model.base_logits(chunk.row.last_hidden[chunk.labels.sources]) / temperature).softmax(dim=-1)
     places = chunk.row.positions[chunk.anchors].unsqueeze(1) + torch.arange(q.shape[1] + 1, device=q.device)
