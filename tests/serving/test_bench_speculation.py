@@ -42,7 +42,7 @@ class KnownEngine:
         return max_tokens
 
     def totals(self) -> Totals:
-        parts = {"draft": 0.2 * self.ms, "verify": 0.7 * self.ms, "overhead": 0.1 * self.ms}
+        parts = {"draft": 0.15 * self.ms, "inject": 0.05 * self.ms, "verify": 0.7 * self.ms, "overhead": 0.1 * self.ms}
         return Totals(self.rounds, self.rounds, 4 * self.rounds, self.tokens, parts)
 
 
@@ -62,6 +62,7 @@ def test_rows_hold_what_the_engine_did() -> None:
     # Ideal: 2.5 tokens a step of 112.5 ms of forwards, against a step of 100 ms.
     assert chain["realised_frac"] == pytest.approx(2.0 / (2.5 * 100 / 112.5))
     assert chain["overhead_ms"] == pytest.approx(12.5)
+    assert chain["draft_ms"] == pytest.approx(25.0)
     assert chain["rows"] == pytest.approx(4.0)
 
 
