@@ -24,13 +24,16 @@ STATES = "sparktier_ranks"
 
 
 class Observer:
-    """One rank's eyes. `clock` returns monotonic seconds. `unknown_tier_requests` were served as the default tier."""
+    """One rank's eyes; `clock` returns monotonic seconds.
+
+    `times` are of its steps, `unknown_tier_requests` were served as the default tier.
+    """
 
     def __init__(self, scheduler: Any, tiers: Tiers, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._scheduler = scheduler
         self._tiers = tiers
         self._clock = clock
-        self._times = StepTimes()
+        self.times = StepTimes()
         self._speeds = UserSpeeds()
         self.unknown_tier_requests = 0
 
@@ -45,7 +48,7 @@ class Observer:
 
         def on_idle() -> None:
             idle()
-            self._times.idle(self._clock())
+            self.times.idle(self._clock())
 
         def get_internal_state(request: Any) -> Any:
             return _answer(self.state()) if request.rid == ASKED_BY_US else answer(request)
@@ -57,13 +60,13 @@ class Observer:
         """Note the end of a step on SGLang's `batch`."""
         now_s = self._clock()
         if batch.forward_mode.is_decode():
-            self._times.decoded(now_s, rung=self._figures.rung)
+            self.times.decoded(now_s, rung=self._rung_of_step())
         elif batch.forward_mode.is_extend():
-            self._times.prefilled(now_s)
+            self.times.prefilled(now_s)
             for request in batch.reqs:
                 self._note_first_token(request, now_s)
         else:
-            self._times.idle(now_s)
+            self.times.idle(now_s)
         for request in batch.reqs:
             if request.finished():
                 self._note_end(request, now_s)
@@ -86,10 +89,10 @@ class Observer:
             queued=self._by_tier(self._queued()),
             kv_used_frac=self._kv_used_frac(),
             context_tokens_p50=int(statistics.median(contexts)) if contexts else 0,
-            step_ms=self._times.step_ms,
-            prefill_frac=self._times.prefill_frac,
-            decode_steps=self._times.decode_steps,
-            decode_ms=self._times.decode_ms,
+            step_ms=self.times.step_ms,
+            prefill_frac=self.times.prefill_frac,
+            decode_steps=self.times.decode_steps,
+            decode_ms=self.times.decode_ms,
             speeds=self.speeds(running),
             unknown_tier_requests=self.unknown_tier_requests,
             figures=figures,
@@ -99,6 +102,11 @@ class Observer:
         """Return tokens per second by tier: of users who are `running`, and of those who ended lately."""
         now_s = self._clock()
         return self._speeds.by_tier(now_s, self._running_speeds(running, now_s))
+
+    def _rung_of_step(self) -> int:
+        """The rung of the step that has just ended; the plan may have changed since it was launched."""
+        worker = self._scheduler.draft_worker
+        return self._figures.rung if hasattr(worker, "figures") else int(self._plan.rung)
 
     @property
     def _figures(self) -> Figures:

@@ -6,8 +6,12 @@ The scheduler's overlap, which shows an ended request twice, needs a GPU, and so
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from sparktier.serving.engine.observer import Observer
+from sparktier.serving.engine.speculation.plan import Plan, Rung
 from sparktier.serving.engine.tiers import Tiers
+from support.rank_states import figures_of
 
 
 class Clock:
@@ -29,9 +33,9 @@ def batch(kind: str, *requests: Any) -> Any:
     return SimpleNamespace(forward_mode=mode, reqs=list(requests))
 
 
-def observer() -> tuple[Observer, Clock]:
+def observer(worker: Any = None) -> tuple[Observer, Clock]:
     clock = Clock()
-    return Observer(SimpleNamespace(draft_worker=None), Tiers(ids=(0, 1), default=0), clock=clock), clock
+    return Observer(SimpleNamespace(draft_worker=worker), Tiers(ids=(0, 1), default=0), clock=clock), clock
 
 
 def ends(one: Any) -> Any:
@@ -62,6 +66,23 @@ def test_a_request_that_comes_back_keeps_its_first_token_and_is_counted_once() -
     clock.now_s = 5.0
     assert watch.speeds([one]) == {0: [4.0]}
     assert watch.unknown_tier_requests == 1
+
+
+@pytest.mark.parametrize(
+    ("worker", "rung"),
+    [
+        (None, Rung.OFF),
+        (SimpleNamespace(plan=Plan(rung=Rung.CHAIN_SHORT)), Rung.CHAIN_SHORT),
+        (SimpleNamespace(plan=Plan(rung=Rung.CHAIN), figures=figures_of((0, 1, 1))), 2),
+        (SimpleNamespace(plan=Plan(rung=Rung.OFF), figures=figures_of((0, 1, 1))), 2),
+    ],
+    ids=["none", "no figures", "figures", "plan changed since"],
+)
+def test_a_step_belongs_to_the_rung_it_ran_on(worker: Any, rung: int) -> None:
+    watch, clock = observer(worker)
+    clock.now_s = 1.0
+    watch.stepped(batch("decode"))
+    assert set(watch.times.step_ms) == {rung}
 
 
 def test_a_prompt_still_in_chunks_has_no_first_token() -> None:
