@@ -17,7 +17,7 @@ class TrainingSettings(Section):
         default=None,
         min_length=1,
         description="Layers, from 0 and rising, whose outputs a trainer may ask for on the replica's own port; null"
-        " hands nothing out. The model's last layer can't be read.",
+        " hands nothing out. Of most models the last layer can't be read.",
     )
     records_at_once: int = Field(
         default=4,

@@ -138,6 +138,7 @@ def _refusals(settings: Settings, model: ModelFacts, draft: ModelFacts | None, m
     yield from _undivided(settings, model)
     yield from _too_large(settings, model, memory)
     yield from _misfit_draft(settings, model, draft)
+    yield from _unreadable_layers(settings, model)
     trims, backend = settings.speculation.verification == "compact", settings.replicas.attention_backend
     if trims and backend == "flashinfer" and not model.latent_attention:
         # sglang/srt/layers/attention/flashinfer_backend.py raises at capture.
@@ -188,6 +189,14 @@ def _misfit_draft(settings: Settings, model: ModelFacts, draft: ModelFacts | Non
     block = (draft or model).draft_block
     if speculation.method == "dspark_native" and speculation.block_tokens not in (None, block):
         yield _refused("block_tokens", f"the draft was trained for blocks of {block}")
+
+
+def _unreadable_layers(settings: Settings, model: ModelFacts) -> Iterator[Row]:
+    layers = settings.training.target_layer_ids
+    # SGLang captures what a layer gives the next one, or its output where the checkpoint has a DSpark draft in it.
+    highest = model.number("num_hidden_layers") - (1 if model.dspark_stages else 2)
+    if layers and layers[-1] > highest:
+        yield _refused("target_layer_ids", f"layers 0 to {highest} of the model can be read, not {layers[-1]}")
 
 
 def _experts_held(settings: Settings, model: ModelFacts) -> int:

@@ -150,8 +150,8 @@ def _capture(training: TrainingSettings) -> dict[str, Any]:
     return {
         "enable_return_aux_hidden_states": True,
         "return_aux_hidden_state_layer_ids": list(training.target_layer_ids),
-        # Beside that flag it only names whose layer numbers are meant (validation_hook.py): nothing drafts.
-        "speculative_algorithm": "DFLASH",
+        # Beside that flag it only says how layers are numbered (validation_hook.py): as for a DSpark draft.
+        "speculative_algorithm": "DSPARK",
     }
 
 

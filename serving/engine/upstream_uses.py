@@ -112,6 +112,10 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request", "takes that request, and ends it"),
     Use("sglang.srt.arg_groups.validation_hook:handle_aux_hidden_state_capture", "captures layers without a draft"),
     Use("sglang.srt.configs.model_config:ModelConfig", "how many layers there are to name"),
+    Use(
+        "sglang.srt.speculative.dspark_components.dspark_config:checkpoint_bundles_dspark_draft",
+        "such a model's last layer can be read too",
+    ),
     # Signals and metrics
     Use("sglang.srt.managers.scheduler:Scheduler.process_batch_result", "a step ends in it; ours times it"),
     Use("sglang.srt.managers.scheduler:Scheduler.on_idle", "called while nothing runs, which is no step's time"),

@@ -55,7 +55,7 @@ def test_layers_are_captured_without_a_draft() -> None:
     chosen = kwargs(training={"target_layer_ids": [0, 2]})
     assert chosen["enable_return_aux_hidden_states"]
     assert chosen["return_aux_hidden_state_layer_ids"] == [0, 2]
-    assert chosen["speculative_algorithm"] == "DFLASH"
+    assert chosen["speculative_algorithm"] == "DSPARK"
 
 
 def test_a_draft_captures_by_itself() -> None:

@@ -157,6 +157,7 @@ GROUPS = {"attention_data_parallel": 1}
         ("experts", {}, {"replicas": {"tensor_parallel": 12, "expert_parallel": 12}}),
         ("expert_width", {}, {"replicas": {"tensor_parallel": 5}}),
         ("context_tokens", {"context_tokens": 65536}, {}),
+        ("target_layer_ids", {}, {"training": {"target_layer_ids": [1, 93]}}),
         ("draft_path", {}, {"speculation": {"method": "dspark_native"}}),
         (
             "attention_backend",

@@ -17,12 +17,17 @@ def require_layers(server_args: Any, target_layer_ids: tuple[int, ...]) -> None:
         ConfigError: the model has no such layer to read, or the draft reads others.
     """
     from sglang.srt.configs.model_config import ModelConfig
-    from sglang.srt.speculative.dspark_components.dspark_config import read_draft_checkpoint_config
+    from sglang.srt.speculative.dspark_components.dspark_config import (
+        checkpoint_bundles_dspark_draft,
+        read_draft_checkpoint_config,
+    )
 
-    # A layer's output is captured where the next one starts, and nothing follows the last.
-    highest = ModelConfig.from_server_args(server_args).num_hidden_layers - 2
+    model = ModelConfig.from_server_args(server_args)
+    # Most models capture a layer's output where the next one starts; those with a DSpark draft inside, where it ends.
+    beyond = 1 if checkpoint_bundles_dspark_draft(model.hf_config) else 2
+    highest = model.num_hidden_layers - beyond
     if target_layer_ids[-1] > highest:
-        rule = f"must lie between 0 and {highest}: this model's last layer can't be read"
+        rule = f"must lie between 0 and {highest}, the layers that can be read of this model"
         raise ConfigError([Problem(_KEY, rule, str(list(target_layer_ids)), f"Name layers up to {highest}.")])
     if server_args.speculative_draft_model_path is None:
         return

@@ -1,0 +1,140 @@
+"""Records what target and draft hold of requests in mid-run, and again after a fresh prefill of the same tokens.
+
+Run as a program: `python -m support.kv_probe MODEL DRAFT OUT [BROKEN]`, where BROKEN names a part of the worker that is
+left out, so that a test can see whether it would be noticed. Knows nothing of pytest.
+"""
+
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from support.generation import random_prompts
+from support.stepped_engine import SteppedEngine
+
+NEW_TOKENS = 48
+# A snapshot at every third step that drafts.
+_EVERY = 3
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One request between two steps: its committed tokens, the next one, and what is held of them.
+
+    target and draft [layers, 2, n, heads, head_dim]: keys and values; logits [block, V]: of the next draft block.
+    """
+
+    request: str
+    tokens: tuple[int, ...]
+    anchor: int
+    target: Tensor
+    draft: Tensor
+    logits: Tensor
+
+
+Pairs = list[tuple[Snapshot, Snapshot]]
+
+
+def read_pairs(file: Path) -> Pairs:
+    """Return the snapshots in `file`: each in mid-run, and of a fresh prefill."""
+    return [(Snapshot(**mid), Snapshot(**new)) for mid, new in torch.load(file)]
+
+
+class Probe:
+    """Takes snapshots just before the draft block's logits are used, while nothing of the step is written yet."""
+
+    def __init__(self, engine: SteppedEngine) -> None:
+        self._engine = engine
+        self.taken: list[Snapshot] = []
+        self.every = _EVERY
+        self._steps = 0
+        step = engine.worker._draft_step
+        self._stock, step._block = step._block, self._block
+
+    def _block(self, batch: Any, window: Any) -> tuple[Tensor, Tensor]:
+        base, hidden = self._stock(batch, window)
+        self._steps += 1
+        if self._steps % self.every == 0:
+            self.taken += [self._snapshot(batch, place, base[place]) for place in range(len(batch.reqs))]
+        return base, hidden
+
+    def _snapshot(self, batch: Any, place: int, logits: Tensor) -> Snapshot:
+        request, committed = batch.reqs[place], int(batch.seq_lens[place])
+        tokens = [*request.origin_input_ids, *request.output_ids]
+        worker = self._engine.worker
+        runner = worker.model_runner
+        slots = runner.req_to_token_pool.req_to_token[batch.req_pool_indices[place], :committed].long()
+        return Snapshot(
+            request=request.rid,
+            tokens=tuple(tokens[:committed]),
+            anchor=tokens[committed],
+            target=_held(runner.token_to_kv_pool, slots),
+            draft=_held(worker._kv_injector.draft_model_runner.token_to_kv_pool, slots),
+            logits=logits.clone(),
+        )
+
+
+def _held(pool: Any, slots: Tensor) -> Tensor:
+    layers = zip(pool.k_buffer, pool.v_buffer, strict=True)
+    return torch.stack([torch.stack([keys[slots], values[slots]]) for keys, values in layers])
+
+
+def mid_run(engine: SteppedEngine, probe: Probe) -> None:
+    """Decode greedy and sampled requests of all lengths on changing rungs, some after another's cached tokens."""
+    from sparktier.serving.engine.speculation.plan import Plan, Rung
+
+    rng = random.Random(0)
+    prompts = random_prompts(6, seed=1, longest=200)
+    for number, prompt in enumerate(prompts):
+        law = {"temperature": 0.8, "sampling_seed": number} if number % 3 == 2 else {}
+        engine.add(f"first-{number}", prompt, new_tokens=NEW_TOKENS, cache_key=None, **law)
+    while engine.step():
+        engine.worker.set_plan(Plan(rung=rng.choice(list(Rung))))
+    # What a conversation's next turn finds in the cache was partly written by decode steps.
+    finished = {snapshot.request: (*snapshot.tokens, snapshot.anchor) for snapshot in probe.taken}
+    for request, tokens in list(finished.items())[:3]:
+        engine.add(f"next-{request}", [*tokens, 7, 8, 9], new_tokens=NEW_TOKENS // 2, cache_key=None)
+    while engine.step():
+        engine.worker.set_plan(Plan(rung=rng.choice(list(Rung))))
+
+
+def fresh(engine: SteppedEngine, probe: Probe, snapshots: list[Snapshot]) -> list[Snapshot]:
+    """Prefill the tokens of each snapshot anew, and take another at the first step after it."""
+    from sparktier.serving.engine.speculation.plan import Plan, Rung
+
+    engine.worker.set_plan(Plan(rung=Rung.CHAIN))
+    probe.taken, probe.every = [], 1
+    again = []
+    for number, snapshot in enumerate(snapshots):
+        engine.add(f"fresh-{number}", snapshot.tokens, new_tokens=2, cache_key=f"fresh-{number}")
+        engine.run()
+        again.append(probe.taken[-1])
+    return again
+
+
+def leave_out(worker: Any, broken: str) -> None:
+    """Make the worker skip what it does with rows that were accepted."""
+    skipped = {"injection": "_inject", "compaction": "_move_kv"}[broken]
+    setattr(worker, skipped, lambda *_: None)
+
+
+def main() -> None:
+    """Write the pairs of snapshots that the command line asks for."""
+    model, draft, out, *broken = sys.argv[1:]
+    torch.set_num_threads(1)
+    engine = SteppedEngine(Path(model), Path(draft), chunk_tokens=64, tree_rows=10)
+    probe = Probe(engine)
+    for part in broken:
+        leave_out(engine.worker, part)
+    mid_run(engine, probe)
+    snapshots = probe.taken
+    pairs = zip(snapshots, fresh(engine, probe, snapshots), strict=True)
+    torch.save([(vars(mid), vars(new)) for mid, new in pairs], out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""SGLang's scheduler with our worker in this process, one rank, driven step by step: for looking inside between steps.
+
+It changes this process for good (groups, environment), so it is for programs of their own. Knows nothing of pytest.
+"""
+
+import os
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparktier.configs.loader import settings_from
+from sparktier.serving.engine_args import engine_kwargs
+from sparktier.serving.replica import rank_env
+
+
+class SteppedEngine:
+    """One rank that decodes `model` with trees of `draft`, in float32, prefilling in chunks."""
+
+    def __init__(self, model: Path, draft: Path, *, chunk_tokens: int, tree_rows: int) -> None:
+        settings = settings_from(
+            {
+                "model": {"path": str(model), "dtype": "float32", "context_tokens": 1024},
+                "replicas": {
+                    "tensor_parallel": 1,
+                    "expert_parallel": 1,
+                    "max_running_requests": 8,
+                    "kv_tokens": 8192,
+                    "chunked_prefill_tokens": chunk_tokens,
+                },
+                "speculation": {"method": "tree", "draft_path": str(draft), "tree_rows": tree_rows},
+            }
+        )
+        os.environ.update(rank_env(settings, device="cpu"))
+        os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        arguments = engine_kwargs(settings, replica=0, device="cpu", model_path=str(model))
+        self.scheduler = _scheduler(arguments)
+
+    @property
+    def worker(self) -> Any:
+        """Our worker."""
+        return self.scheduler.draft_worker
+
+    def add(
+        self, request_id: str, tokens: Sequence[int], *, new_tokens: int, cache_key: str | None, **law: Any
+    ) -> None:
+        """Queue a request for exactly `new_tokens`; only those with the same `cache_key` share a prefix."""
+        from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+        from sglang.srt.sampling.sampling_params import SamplingParams
+
+        params = SamplingParams(**{"temperature": 0.0, "max_new_tokens": new_tokens, "ignore_eos": True, **law})
+        params.normalize(None)
+        request = TokenizedGenerateReqInput(
+            rid=request_id,
+            input_text=None,
+            input_ids=array("q", tokens),
+            input_embeds=None,
+            mm_inputs=None,
+            token_type_ids=None,
+            sampling_params=params,
+            return_logprob=False,
+            logprob_start_len=-1,
+            top_logprobs_num=0,
+            token_ids_logprob=None,
+            stream=False,
+            extra_key=cache_key,
+        )
+        self.scheduler.handle_generate_request(request)
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Run one prefill or decode step and return whether there was any."""
+        scheduler = self.scheduler
+        plan = scheduler.get_next_batch_to_run(running_batch=scheduler.running_batch, last_batch=scheduler.last_batch)
+        scheduler.running_batch = plan.running_batch
+        batch = plan.batch_to_run
+        if batch:
+            scheduler.process_batch_result(batch, scheduler.run_batch(batch))
+        scheduler.last_batch = batch
+        return bool(batch)
+
+    def run(self) -> None:
+        """Step until every request has ended."""
+        while self.step():
+            pass
+
+
+def _scheduler(arguments: dict[str, Any]) -> Any:
+    """SGLang's scheduler as its Ray actor makes one (`sglang/srt/ray/scheduler_actor.py`)."""
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    from sglang.srt.managers.scheduler import Scheduler, configure_scheduler_process
+    from sglang.srt.runtime_context import SpawnRanks, publish
+    from sglang.srt.server_args import PortArgs, ServerArgs
+
+    server_args = ServerArgs(**{**arguments, "use_ray": False, "enable_metrics": False})
+    ports = PortArgs.init_new(server_args)
+    publish(server_args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
+    configure_scheduler_process(server_args, 0)
+    return Scheduler(server_args=server_args, port_args=ports)
