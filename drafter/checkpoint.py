@@ -66,7 +66,7 @@ def load_draft(folder: Path, target: Target | None = None) -> DraftModel:
     config = DraftConfig.from_hf(
         read_json(folder / "config.json", "a draft's config.json"), str(folder / "config.json")
     )
-    _check_note(folder, target)
+    check_draft(folder, target)
     tensors = _read_weights(folder)
     with torch.device("meta"):
         model = DraftModel(config)
@@ -89,7 +89,12 @@ def read_binding(folder: Path) -> Binding:
     return Binding(str(note.get("target_sha256", "")), str(note.get("tokenizer_sha256", "")))
 
 
-def _check_note(folder: Path, target: Target | None) -> None:
+def check_draft(folder: Path, target: Target | None) -> None:
+    """Check a checkpoint's digest and, if `target` is given, that it was made for that; any other's has no note.
+
+    Raises:
+        ArtifactError: it is corrupt, of another schema, or made for another target or tokenizer.
+    """
     if not (folder / NOTE).exists():
         return
     note = read_json(folder / NOTE, "a drafter's note")

@@ -1,4 +1,5 @@
-"""From `model.path` to weights that SGLang can load: builds the demo model where that is meant.
+"""From `model.path` and `speculation.draft_path` to weights that SGLang can load: builds the demo model where that is
+meant, and refuses a drafter made for another target.
 
 Knows nothing of engines.
 """
@@ -7,8 +8,37 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.configs.model_settings import ModelSource
+from sparktier.configs.model_settings import ModelSource, model_source
 from sparktier.configs.settings import Settings
+from sparktier.configs.speculation_settings import LADDERS
+
+
+def with_local_weights(settings: Settings, *, progress: Callable[[str], None] = lambda _: None) -> Settings:
+    """Return `settings` with both paths as SGLang takes them, and the name that clients knew the model by.
+
+    Raises:
+        ArtifactError: there is no checkpoint where one is named, or the drafter is not this target's.
+    """
+    model = local_model(settings, progress=progress)
+    named = settings.model.model_copy(update={"path": model, "served_name": settings.model.public_name})
+    draft = settings.speculation.model_copy(update={"draft_path": _local_draft(settings, Path(model))})
+    return settings.model_copy(update={"model": named, "speculation": draft})
+
+
+def _local_draft(settings: Settings, model: Path) -> str | None:
+    path = settings.speculation.draft_path
+    if path is None:
+        return None
+    from sparktier.drafter.checkpoint import check_draft
+    from sparktier.drafter.demo import demo_draft
+    from sparktier.drafter.target import read_target
+
+    if path != "demo" and model_source(path) is ModelSource.HUB:
+        return path
+    folder = demo_draft() if path == "demo" else _checkpoint(path, "speculation.draft_path")
+    if settings.speculation.method in LADDERS:
+        check_draft(folder, read_target(model) if model.is_dir() else None)
+    return str(folder)
 
 
 def local_model(settings: Settings, *, progress: Callable[[str], None] = lambda _: None) -> str:
@@ -23,10 +53,14 @@ def local_model(settings: Settings, *, progress: Callable[[str], None] = lambda 
         return str(ensure_demo_model(progress=progress))
     if settings.model.source is ModelSource.HUB:
         return settings.model.path
-    directory = Path(settings.model.path).expanduser().resolve()
+    return str(_checkpoint(settings.model.path, "model.path"))
+
+
+def _checkpoint(path: str, key: str) -> Path:
+    directory = Path(path).expanduser().resolve()
     if not (directory / "config.json").is_file():
         raise ArtifactError(
-            f"model.path: a local model is a directory with config.json and weights (found none in {directory}). "
+            f"{key}: a local model is a directory with config.json and weights (found none in {directory}). "
             "Give the directory of a Hugging Face checkpoint, or `demo`."
         )
-    return str(directory)
+    return directory

@@ -20,7 +20,7 @@ from sparktier.serving.device import resolve_device
 from sparktier.serving.engine import tiers
 from sparktier.serving.engine.features import options as feature_options
 from sparktier.serving.engine_args import Device, engine_environment, engine_kwargs, on_device
-from sparktier.serving.model_source import local_model
+from sparktier.serving.model_source import with_local_weights
 
 EXIT_NOT_STARTED = 69
 # The ranks of a replica that died give their GPUs back within seconds; a cluster that is too small never will.
@@ -44,7 +44,8 @@ def run(settings: Settings, *, replica: int, port: int) -> int:
         group = reserve(shape, first_node=node, timeout_s=_RESERVE_TIMEOUT_S)
         from sparktier.serving.engine.launch import serve
 
-        arguments = engine_kwargs(settings, replica=replica, device=device, model_path=str(local_model(settings)))
+        local = with_local_weights(settings)
+        arguments = engine_kwargs(local, replica=replica, device=device, model_path=local.model.path)
         serve(
             {**arguments, "port": port},
             replica_id=f"replica-{replica}",

@@ -24,7 +24,7 @@ from sparktier.serving.device import resolve_device
 from sparktier.serving.engine_args import on_device
 from sparktier.serving.front import front
 from sparktier.serving.local_ray import LocalRay
-from sparktier.serving.model_source import local_model
+from sparktier.serving.model_source import with_local_weights
 from sparktier.serving.processes import adopt_orphans, end_descendants, reap
 from sparktier.serving.ray_keeper import RayKeeper
 from sparktier.serving.replica_keeper import ReplicaKeeper, Surroundings
@@ -47,10 +47,7 @@ def run(settings: Settings) -> int:
     on_device(settings, resolve_device(settings))
     adopt_orphans()
     listener = _listener(settings)
-    model = local_model(settings, progress=_say)
-    resolved = settings.model_copy(
-        update={"model": settings.model.model_copy(update={"path": model, "served_name": settings.model.public_name})}
-    )
+    resolved = with_local_weights(settings, progress=_say)
     run_dir = new_run_dir(default_cache_dir() / "runs")
     try:
         asyncio.run(_Deployment(resolved, run_dir).serve(listener))
