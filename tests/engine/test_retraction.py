@@ -1,0 +1,66 @@
+"""Requests that lose their KV cache to others, and start again from their text, say the same as if they had not."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support.deployment import deployed
+from support.generation import generate_all, random_prompts
+from support.greedy_law import GreedyLaw, Penalty
+from support.oracle_draft import make_oracle_draft
+from support.tiny_moe import make_tiny_moe
+
+pytestmark = pytest.mark.engine
+# Room for a third of what eight answers need; admitted as if they were short.
+CROWDED = {
+    "model.context_tokens": 256,
+    "replicas.kv_tokens": 384,
+    "replicas.sglang_args.schedule_conservativeness": 0.05,
+}
+TOKENS = 96
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_moe(tmp_path_factory.mktemp("retraction") / "target", context_gain=0.2)
+
+
+@pytest.fixture(scope="module")
+def crowded(target: Path) -> Iterator[str]:
+    """The address of a replica that drafts trees and has little room."""
+    draft = make_oracle_draft(target.parent / "draft", target, block_tokens=5)
+    single = {"replicas.tensor_parallel": 1, "replicas.expert_parallel": 1}
+    tree = {"speculation.method": "tree", "speculation.draft_path": draft, "speculation.tree_rows": 12}
+    with deployed(target, target.parent / "output", **CROWDED, **single, **tree) as deployment:
+        yield deployment.replica_url()
+
+
+@pytest.fixture(scope="module")
+def law(target: Path) -> GreedyLaw:
+    return GreedyLaw(target)
+
+
+def retractions(url: str) -> float:
+    """How many times a request lost its KV cache so far."""
+    name = "sglang:num_retracted_requests_total{"
+    page = httpx.get(f"{url}/metrics", timeout=60.0).text
+    return sum(float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith(name))
+
+
+@pytest.mark.parametrize(
+    "penalty", [Penalty(), Penalty(frequency=1.5), Penalty(presence=2.0), Penalty(repetition=1.5)], ids=str
+)
+def test_retracted_answers_follow_the_target_s_law(crowded: str, law: GreedyLaw, penalty: Penalty) -> None:
+    prompts = random_prompts(12, seed=7)
+    before = retractions(crowded)
+    params = {f"{name}_penalty": strength for name, strength in asdict(penalty).items()}
+    answers = generate_all(crowded, prompts, tokens=TOKENS, at_once=8, **params)
+    assert retractions(crowded) > before
+    wrong = {
+        number: found for number, a in enumerate(answers) if (found := law.wrong(prompts[number], a.tokens, penalty))
+    }
+    assert not wrong, f"positions by prompt: {wrong}"
+    assert {len(answer.tokens) for answer in answers} == {TOKENS}
