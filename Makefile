@@ -27,8 +27,9 @@ test: check ## the suite (CI runs this)
 prove: env ## the long proofs
 	$(PY) -m pytest -m prove
 
-bench: env ## step time of the demo model against SGLang's own layers and the naive loop; run it alone
+bench: env ## step time of the demo model, and what speculation costs around its model passes; run it alone
 	$(PY) tests/bench/step_time.py --json out/step_time.json
+	$(PY) tests/bench/overhead.py --json out/overhead.json
 
 conformance: env ## the official OpenAI client and malformed requests against a real deployment
 	$(PY) -m pytest tests/engine/test_openai_client.py tests/engine/test_malformed_requests.py
