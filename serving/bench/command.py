@@ -1,5 +1,6 @@
 """Runs `sparktier bench speculation`: checks what was asked, starts the deployment, measures, and shows the outcome."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from sparktier.drafter.report import report_meta, write_report
 from sparktier.serving.bench.report import draw, show
 from sparktier.serving.bench.speculation import RUNGS, Case, Load, measure
 from sparktier.serving.bench.target import deployed
+
+# A pipe has no width of its own, and rich would squeeze the table into 80 characters.
+_TABLE_CHARACTERS = 150
 
 
 def run(
@@ -42,7 +46,7 @@ def run(
     console.print(f"load average {meta['load_average'][0]:.2f}; anything else running blurs what follows")
     with deployed(config, overrides) as target:
         rows = measure(target, cases, rungs, texts, load, say=console.print)
-    show(rows, Console())
+    show(rows, Console(width=_TABLE_CHARACTERS) if not sys.stdout.isatty() else Console())
     if report is not None:
         write_report(report, meta, rows)
         draw(rows, report.with_suffix(".png"))

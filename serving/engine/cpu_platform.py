@@ -62,6 +62,8 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
         """Give `model` the grouped, expert-parallel CPU forward of its experts, and packed weights elsewhere."""
         from sparktier.serving.engine.cpu_linear import install_cpu_linear
         from sparktier.serving.engine.cpu_moe import install_cpu_moe
+        from sparktier.serving.engine.cpu_speculation import use_torch_draft
 
         install_cpu_moe(model)
         install_cpu_linear(model)
+        use_torch_draft(model)

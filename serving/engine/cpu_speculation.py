@@ -49,6 +49,15 @@ def write_slots(
     req_to_token[rows, positions] = out_cache_loc[: len(rows)].to(req_to_token.dtype)
 
 
+def use_torch_draft(model: Any) -> None:
+    """Keep a bfloat16 draft off the two fused kernels that SGLang picks by dtype alone; other models have neither."""
+    for module in model.modules():
+        if getattr(module, "use_table_qk_norm_rope", False):
+            module.use_table_qk_norm_rope = False
+    if hasattr(model, "_build_fused_kv_write_bundle"):
+        model._build_fused_kv_write_bundle = lambda _pool: None
+
+
 def install() -> None:
     """Replace SGLang's Triton-only functions in this process."""
     from sglang.srt.mem_cache import allocation
