@@ -1,7 +1,7 @@
 # The same verbs everywhere. Each makes the environment first; nothing else has to be installed by hand.
 PY := .venv/bin/python
 
-.PHONY: help env lock demo test prove check bench conformance gpu-check check-upstream
+.PHONY: help env lock demo demo-drafter test prove check bench conformance gpu-check check-upstream
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -14,6 +14,9 @@ lock: env ## resolve requirements.lock anew from pyproject.toml
 
 demo: env ## serve the demo model in the foreground; Ctrl-C ends everything
 	@exec .venv/bin/sparktier up configs/demo.yaml
+
+demo-drafter: env ## make the demo model's drafter anew: QUESTIONS=gsm8k's train.jsonl
+	$(PY) -m sparktier.serving.demo_drafter $(if $(QUESTIONS),--questions $(QUESTIONS))
 
 check: env ## ruff, mypy, import rules, links
 	$(PY) -m ruff check .

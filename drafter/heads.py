@@ -35,14 +35,19 @@ class MarkovHead(nn.Module):
         Returns:
             [..., vocab] to add to the row's base logits, and the state for the next row.
         """
-        del hidden
-        bias: Tensor = self.markov_w2(self.markov_w1(previous))
+        code, state = self.advance(previous, hidden, state)
+        bias: Tensor = self.markov_w2(code)
         return bias, state
 
-    def block(self, previous: Tensor, hidden: Tensor) -> Tensor:
-        """Return [..., gamma, vocab] for blocks whose earlier tokens are known: [..., gamma], [..., gamma, hidden]."""
-        bias, _ = self.step(previous, hidden, None)
-        return bias
+    def advance(self, previous: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return a row's code [..., rank], which `markov_w2` turns into a bias, and the next state; args as `step`."""
+        del hidden
+        code: Tensor = self.markov_w1(previous)
+        return code, state
+
+    def codes(self, previous: Tensor, hidden: Tensor) -> Tensor:
+        """Return [..., gamma, rank] for blocks whose earlier tokens are known: [..., gamma], [..., gamma, hidden]."""
+        return self.advance(previous, hidden, None)[0]
 
 
 class GatedMarkovHead(MarkovHead):
@@ -52,10 +57,10 @@ class GatedMarkovHead(MarkovHead):
         super().__init__(vocab_size, rank)
         self.gate_proj = nn.Linear(hidden_size + rank, rank)
 
-    def step(self, previous: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def advance(self, previous: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         code = self.markov_w1(previous)
         gate = torch.sigmoid(self.gate_proj(torch.cat((hidden, code), dim=-1)))
-        return self.markov_w2(gate.to(code.dtype) * code), state
+        return gate.to(code.dtype) * code, state
 
 
 class RnnMarkovHead(MarkovHead):
@@ -68,21 +73,21 @@ class RnnMarkovHead(MarkovHead):
     def initial_state(self, hidden: Tensor) -> Tensor | None:
         return hidden.new_zeros((*hidden.shape[:-1], self.rank))
 
-    def step(self, previous: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def advance(self, previous: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         assert state is not None
         joint = torch.cat((state.to(hidden.dtype), self.markov_w1(previous).to(hidden.dtype), hidden), dim=-1)
         gate, candidate, output = self.joint_proj(joint).chunk(3, dim=-1)
         gate = torch.sigmoid(gate)
         kept = gate * state + (1.0 - gate) * torch.tanh(candidate)
-        return self.markov_w2(torch.tanh(output)), kept
+        return torch.tanh(output), kept
 
-    def block(self, previous: Tensor, hidden: Tensor) -> Tensor:
+    def codes(self, previous: Tensor, hidden: Tensor) -> Tensor:
         state = self.initial_state(hidden[..., 0, :])
-        biases = []
+        codes = []
         for row in range(previous.shape[-1]):
-            bias, state = self.step(previous[..., row], hidden[..., row, :], state)
-            biases.append(bias)
-        return torch.stack(biases, dim=-2)
+            code, state = self.advance(previous[..., row], hidden[..., row, :], state)
+            codes.append(code)
+        return torch.stack(codes, dim=-2)
 
 
 class ConfidenceHead(nn.Module):

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sparktier.drafter.backbone import ContextKV, DraftLayer, RMSNorm, rotary
+from sparktier.drafter.columns import Columns
 from sparktier.drafter.config import DraftConfig
 from sparktier.drafter.heads import build_confidence_head, build_markov_head
 from sparktier.drafter.packing import PackedRow, block_labels, block_mask
@@ -23,7 +25,8 @@ INIT_STD = 0.02
 class BlockOutput:
     """What a training forward yields for A blocks of gamma rows.
 
-    draft_logits and target_logits [A, gamma, vocab]; tokens [A, gamma], the target's own; valid [A, gamma];
+    draft_logits and target_logits [A, gamma, vocab], or [A, gamma, C] and weighted if only some columns were asked
+    for; tokens [A, gamma], the target's own, as columns of those; valid [A, gamma];
     confidence [A, gamma] raw logits, or None without the head.
     """
 
@@ -118,10 +121,12 @@ class DraftModel(nn.Module):
         normed: Tensor = self.norm(hidden)
         return normed.view(batch, count, gamma, -1)
 
-    def base_logits(self, hidden: Tensor) -> Tensor:
-        """Return the target head's fp32 logits of [..., hidden], before any Markov correction."""
-        logits: Tensor = self.lm_head(hidden.to(self.lm_head.weight.dtype))
-        return logits.float()
+    def base_logits(self, hidden: Tensor, columns: Columns | None = None) -> Tensor:
+        """Return the target head's fp32 logits of [..., hidden], before any Markov correction; weighted `columns`."""
+        table = self.lm_head.weight
+        if columns is None:
+            return functional.linear(hidden.to(table.dtype), table).float()
+        return functional.linear(hidden.to(table.dtype), table[columns.ids]).float() + columns.log_weights
 
     def confidence(self, hidden: Tensor, previous: Tensor) -> Tensor | None:
         """Return raw confidence logits [...] of rows [..., hidden] that follow tokens `previous` [...]."""
@@ -132,12 +137,14 @@ class DraftModel(nn.Module):
         confidence: Tensor = self.confidence_head(hidden, code)
         return confidence
 
-    def teacher_forced(self, hidden: Tensor, previous: Tensor) -> Tensor:
+    def teacher_forced(self, hidden: Tensor, previous: Tensor, columns: Columns | None = None) -> Tensor:
         """Return corrected logits [..., gamma, vocab] given the tokens before each row, `previous` [..., gamma]."""
-        logits = self.base_logits(hidden)
+        logits = self.base_logits(hidden, columns)
         if self.markov_head is None:
             return logits
-        return logits + self.markov_head.block(previous, hidden)
+        table = self.markov_head.markov_w2.weight
+        codes = self.markov_head.codes(previous, hidden)
+        return logits + functional.linear(codes, table if columns is None else table[columns.ids])
 
     def draft(self, hidden: Tensor, anchor_tokens: Tensor, choose: Choose = greedy) -> Draft:
         """Draft [B, gamma] tokens one row after the other from block outputs [B, gamma, hidden].
@@ -158,8 +165,8 @@ class DraftModel(nn.Module):
         seen = torch.stack(tokens[:-1], dim=1)
         return Draft(torch.stack(tokens[1:], dim=1), torch.stack(rows, dim=1), self.confidence(hidden, seen))
 
-    def forward(self, row: PackedRow, anchors: Tensor) -> BlockOutput:
-        """Run the blocks at `anchors` [A] of one packed row, teacher-forced."""
+    def forward(self, row: PackedRow, anchors: Tensor, columns: Columns | None = None) -> BlockOutput:
+        """Run the blocks at `anchors` [A] of one packed row, teacher-forced; `columns` must hold the row's tokens."""
         gamma = self.config.block_size
         context = self.context(row.features.unsqueeze(0), row.positions.unsqueeze(0))
         mask = block_mask(row, anchors, gamma).unsqueeze(0)
@@ -168,11 +175,11 @@ class DraftModel(nn.Module):
         labels = block_labels(row, anchors, gamma)
         previous = torch.cat((anchor_tokens.unsqueeze(-1), labels.tokens[:, :-1]), dim=1)
         with torch.no_grad():
-            target_logits = self.base_logits(row.last_hidden[labels.sources])
+            target_logits = self.base_logits(row.last_hidden[labels.sources], columns)
         return BlockOutput(
-            draft_logits=self.teacher_forced(hidden, previous),
+            draft_logits=self.teacher_forced(hidden, previous, columns),
             target_logits=target_logits,
-            tokens=labels.tokens,
+            tokens=labels.tokens if columns is None else columns.places(labels.tokens),
             valid=labels.valid,
             confidence=self.confidence(hidden, previous),
         )

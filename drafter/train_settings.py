@@ -34,7 +34,8 @@ class TrainSettings(BaseModel):
     """One run. Fine-tuning is the same with `init_from`, the folder of a draft checkpoint, in place of `draft`.
 
     A step takes `rows_per_step` packed rows of up to `row_tokens` tokens, spread over all ranks, and draws up to
-    `anchors_per_row` blocks in each. Defaults are DeepSpec's (`config/dspark`) where it has them.
+    `anchors_per_row` blocks in each, scored on about `loss_columns` columns of the vocabulary (0: all). Defaults are
+    DeepSpec's (`config/dspark`) where it has them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,7 @@ class TrainSettings(BaseModel):
     total_variation: float = Field(default=0.9, ge=0)
     confidence: float = Field(default=1.0, ge=0)
     decay_rows: float = Field(default=4.0, gt=0)
+    loss_columns: int = Field(default=0, ge=0)
     held_out_sequences: int = Field(default=64, gt=0)
     evaluate_every_steps: int = Field(default=500, gt=0)
     checkpoint_every_steps: int = Field(default=500, gt=0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparktier.configs.errors import ArtifactError
+from sparktier.drafter.columns import Columns, draw_columns
 from sparktier.drafter.distributed import Place
 from sparktier.drafter.features import FeatureSource
 from sparktier.drafter.losses import LossSums, LossWeights, loss_sums, weight_sum
@@ -28,6 +29,8 @@ from sparktier.drafter.train_settings import TrainSettings
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # Keeps the held-out blocks apart from every training step's.
 _HELD_OUT_STREAM = 1 << 40
+# Keeps the draw of columns apart from the draw of anchors.
+_COLUMN_STREAM = 1 << 41
 
 
 class Trainer:
@@ -45,7 +48,7 @@ class Trainer:
         )
         self._own = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self._optimiser = torch.optim.AdamW(
-            self._own.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self._own.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self._parallel: nn.Module = DistributedDataParallel(self.model) if place.world > 1 else self.model
         # Drawn, not the last ones: a source may well be sorted by length or kind.
@@ -110,9 +113,10 @@ class Trainer:
         own = sum(weight_sum(block_labels(row, anchors, gamma), decay) for row, anchors in picks)
         denominator = float(self.place.total(torch.tensor(own, dtype=torch.float64)))
         figures = torch.zeros(7, dtype=torch.float64)
-        for index, (row, anchors) in enumerate(picks):
+        for index, (number, (row, anchors)) in enumerate(zip(numbers, picks, strict=True)):
             with self._synchronised(index == len(picks) - 1):
-                sums = loss_sums(self._forward(self._parallel, row, anchors), decay)
+                output = self._forward(self._parallel, row, anchors, self._columns(row, number))
+                sums = loss_sums(output, decay)
                 # DistributedDataParallel averages over ranks; the losses are sums.
                 torch.autograd.backward(sums.total(self._weights) * (self.place.world / denominator))
             figures += _figures(sums, self._weights, len(row.token_ids))
@@ -154,9 +158,18 @@ class Trainer:
     def _anchors(self, row: PackedRow, stream: int, number: int) -> Tensor:
         return sample_anchors(row, self.settings.anchors_per_row, generator(self.settings.seed, stream, number))
 
-    def _forward(self, module: nn.Module, row: PackedRow, anchors: Tensor) -> BlockOutput:
+    def _columns(self, row: PackedRow, number: int) -> Columns | None:
+        count, vocab_size = self.settings.loss_columns, self.model.config.vocab_size
+        if not 0 < count < vocab_size:
+            return None
+        draw = generator(self.settings.seed, _COLUMN_STREAM + self.step, number)
+        return draw_columns(count, vocab_size, row.token_ids, draw)
+
+    def _forward(
+        self, module: nn.Module, row: PackedRow, anchors: Tensor, columns: Columns | None = None
+    ) -> BlockOutput:
         with torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            output: BlockOutput = module(row, anchors)
+            output: BlockOutput = module(row, anchors, columns)
         return output
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:

@@ -1,0 +1,152 @@
+"""What the demo model's drafter is made of: its prompts, and the two runs that train it, as numbers.
+
+Knows nothing of where the demo model lies. The figures it reached are in the log (docs/log.md).
+"""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparktier.configs.errors import ArtifactError
+from sparktier.drafter.files import sha256_of
+from sparktier.drafter.local_target import LocalTarget
+from sparktier.drafter.prompt_making import make_prompts
+from sparktier.drafter.prompts import Prompt, distinct, of_split
+from sparktier.drafter.self_prompts import self_written
+from sparktier.drafter.train_settings import DraftShape, TrainSettings
+
+# `grade_school_math/data/train.jsonl` of github.com/openai/grade-school-math, MIT.
+QUESTIONS_SHA256 = "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"
+# Every sixth batch is answered at temperature 1, the others greedily.
+SAMPLED_EVERY = 6
+LONGEST_PROMPT_TOKENS, LONGEST_OWN_PROMPT_TOKENS = 320, 60
+BATCH = 128
+# How benchmarks ask, DeepSpec's evaluation sets among them.
+_MADE_CODE = "Complete the following Python function.\n\n"
+_ASKED_CODE = "Write a solution to the following problem and make sure that it passes the tests:\n"
+_ASKED_SUM = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything: prompts of each family, answer length, steps of each run."""
+
+    plain: int = 512
+    worded: int = 512
+    self_written: int = 896
+    calibrate: int = 96
+    answer_tokens: int = 160
+    first_steps: int = 800
+    second_steps: int = 900
+    held_out: int = 32
+
+
+@dataclass(frozen=True)
+class Families:
+    """Prompts by what they are for: `plain` for the first run, `worded` and `self_written` beside them for the second,
+    and `calibrate` of all families, which trains nothing."""
+
+    plain: list[Prompt]
+    worded: list[Prompt]
+    self_written: list[Prompt]
+    calibrate: list[Prompt]
+
+
+def read_questions(path: Path) -> list[str]:
+    """Return the questions of gsm8k's training half.
+
+    Raises:
+        ArtifactError: the file is missing, or another one.
+    """
+    cure = "Take grade_school_math/data/train.jsonl of github.com/openai/grade-school-math."
+    if not path.is_file():
+        raise ArtifactError(f"{path}: the questions of gsm8k's training half must be here (found no file). {cure}")
+    if sha256_of(path) != QUESTIONS_SHA256:
+        raise ArtifactError(f"{path}: must have the digest {QUESTIONS_SHA256[:12]}... (it differs). {cure}")
+    return [json.loads(line)["question"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def families(target: LocalTarget, questions: Sequence[str], scale: Scale, done: Callable[[int], None]) -> Families:
+    """Make all prompts; the target writes its own ones here, `done` counts them."""
+    rng = random.Random(1)
+    asked = list(questions)
+    rng.shuffle(asked)
+    made = make_prompts(6000, seed=7)
+    rng.shuffle(made)
+    plain = distinct([*made, *(Prompt((text,)) for text in asked[:2500])])
+    worded = distinct([*map(_worded, made), *(Prompt((text + _ASKED_SUM,)) for text in asked[2500:4000])])
+    own = distinct(self_written(target, scale.self_written, "", LONGEST_OWN_PROMPT_TOKENS, 0.8, 1, done))
+    for part in (plain, worded):
+        rng.shuffle(part)
+    judged = of_split(distinct([*plain, *worded, *own]), "calibrate")
+    return Families(
+        plain=of_split(plain, "train")[: scale.plain],
+        worded=of_split(worded, "train")[: scale.worded],
+        self_written=of_split(own, "train"),
+        calibrate=rng.sample(judged, min(scale.calibrate, len(judged))),
+    )
+
+
+def _worded(prompt: Prompt) -> Prompt:
+    return Prompt((prompt.turns[0].replace(_MADE_CODE, _ASKED_CODE),))
+
+
+def batches(target: LocalTarget, prompts: Sequence[Prompt]) -> list[list[list[int]]]:
+    """Return the encoded prompts in batches of about one length, without the longest."""
+    encoded = sorted((target.encode(prompt) for prompt in prompts), key=len)
+    short = [ids for ids in encoded if len(ids) <= LONGEST_PROMPT_TOKENS]
+    return [short[start : start + BATCH] for start in range(0, len(short), BATCH)]
+
+
+def shape(mask_token_id: int, heads: int = 8, head_dim: int = 64, intermediate_size: int = 1536) -> DraftShape:
+    """Return the drafter: two layers, blocks of five, a Markov table of rank 64."""
+    return DraftShape(
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        head_dim=head_dim,
+        intermediate_size=intermediate_size,
+        rms_norm_eps=1e-5,
+        rope_theta=100_000.0,
+        max_position_embeddings=8192,
+        block_size=5,
+        mask_token_id=mask_token_id,
+        markov_rank=64,
+    )
+
+
+def first_run(target: Path, folder: Path, draft: DraftShape, scale: Scale) -> TrainSettings:
+    """Return the run on plain prompts, which scores the whole vocabulary."""
+    return TrainSettings(
+        target=target,
+        run_dir=folder,
+        draft=draft,
+        steps=scale.first_steps,
+        row_tokens=2048,
+        rows_per_step=1,
+        anchors_per_row=64,
+        learning_rate=1e-3,
+        held_out_sequences=scale.held_out,
+        evaluate_every_steps=100,
+        checkpoint_every_steps=100,
+    )
+
+
+def second_run(target: Path, folder: Path, start: Path, scale: Scale) -> TrainSettings:
+    """Return the run that goes on with the draft `start` on all prompts, scoring some columns to save time."""
+    return TrainSettings(
+        target=target,
+        run_dir=folder,
+        init_from=start,
+        steps=scale.second_steps,
+        row_tokens=512,
+        rows_per_step=4,
+        anchors_per_row=40,
+        loss_columns=6144,
+        learning_rate=7e-4,
+        held_out_sequences=scale.held_out,
+        evaluate_every_steps=150,
+        checkpoint_every_steps=150,
+    )

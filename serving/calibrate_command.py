@@ -1,0 +1,67 @@
+"""`sparktier calibrate`: fits a drafter's confidences and children on the calibration split and writes the files.
+
+Knows nothing of the fits.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sparktier.configs.settings import Settings
+from sparktier.drafter.calibrate import CHILDREN_FILE, STS_FILE, calibrate
+from sparktier.drafter.child_calibration import ChildCalibrator
+from sparktier.drafter.report import report_meta, write_report
+from sparktier.drafter.sts import StsCalibration
+from sparktier.serving.drafter_sources import Wanted, sources, subject
+
+
+def run(settings: Settings, *, draft: Path | None, wanted: Wanted, out: Path | None, report: Path | None) -> int:
+    """Calibrate, say how good the fits are, and name the files.
+
+    Args:
+        settings: name the target, and the drafter unless `draft` does.
+        draft: another drafter's folder.
+        wanted: the answers, of the calibration split.
+        out: folder for the files; None: the drafter's own.
+        report: a JSON file for the fits' figures.
+
+    Raises:
+        ConfigError, ArtifactError: something named is missing, corrupt or belongs to something else.
+    """
+    meta, console = report_meta("calibrate", wanted.seed), Console(stderr=True)
+    who = subject(settings, draft)
+    folder = out or who.folder
+    made = list(sources(who, wanted, console))
+    console.print("fitting")
+    sts, children = calibrate(who.folder, who.target, made, wanted.seed, folder)
+    rows = ([] if sts is None else _sts_rows(sts)) + [_child_row(fit) for fit in children]
+    for row in rows:
+        Console().print("  ".join(f"{name} {_shown(value)}" for name, value in row.items()), soft_wrap=True)
+    files = [CHILDREN_FILE] if sts is None else [STS_FILE, CHILDREN_FILE]
+    Console().print("wrote " + ", ".join(str(folder / name) for name in files), soft_wrap=True)
+    if report:
+        write_report(report, meta, rows)
+    return 0
+
+
+def _sts_rows(fit: StsCalibration) -> list[dict[str, Any]]:
+    return [
+        {
+            "fit": "sts",
+            "row": row,
+            "temperature": fit.temperatures[row - 1],
+            "ece_before_frac": fit.ece_before[row - 1],
+            "ece_after_frac": fit.ece_after[row - 1],
+            "samples": fit.num_samples,
+        }
+        for row in range(1, len(fit.temperatures) + 1)
+    ]
+
+
+def _child_row(fit: ChildCalibrator) -> dict[str, Any]:
+    return {"fit": "children", **fit.model_dump()}
+
+
+def _shown(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,51 @@
+"""Arguments that several commands share, and what their values must look like. Knows nothing of commands."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from sparktier.configs.loader import load_settings, parse_overrides
+from sparktier.configs.settings import Settings
+
+
+def add_config(command: argparse.ArgumentParser, default: Path | None = None) -> None:
+    """Let `command` take a configuration file and single values in place of the file's."""
+    text = "YAML file, see docs/configuration.md" + (f"; without one, {default.name}" if default else "")
+    command.add_argument(
+        "config", type=Path, metavar="CONFIG", nargs="?" if default else None, default=default, help=text
+    )
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace one value of the file; repeatable"
+    )
+
+
+def configured(options: argparse.Namespace) -> Settings:
+    """Return the settings that the arguments of `add_config` name."""
+    return load_settings(options.config, parse_overrides(options.set))
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers within bounds."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, not {text!r}")
+        return int(text)
+
+    return parse
+
+
+def real_number(least: float) -> Callable[[str], float]:
+    """Return a parser of finite numbers, `least` or more."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be a number of at least {least:g}, not {text!r}")
+        return value
+
+    return parse

@@ -1,0 +1,122 @@
+"""What `evaluate` and `calibrate` work on: the drafter, its target, and answers with features. Knows not what for.
+
+Features come from stores, or from the target itself answering prompts in this process, where it fits the machine.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from sparktier.configs.errors import ArtifactError, ConfigError, Problem
+from sparktier.configs.model_settings import ModelSource
+from sparktier.configs.settings import Settings
+from sparktier.drafter.answered import answer_prompts
+from sparktier.drafter.checkpoint import load_draft
+from sparktier.drafter.demo import demo_draft
+from sparktier.drafter.feature_store import FeatureStore
+from sparktier.drafter.features import FeatureSource
+from sparktier.drafter.local_target import LocalTarget
+from sparktier.drafter.model import DraftModel
+from sparktier.drafter.prompts import Prompt, Split, distinct, of_split, read_prompts
+from sparktier.drafter.target import Target, read_target
+from sparktier.serving.model_source import local_model
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The drafter in hand: `folder` is its checkpoint, `target_folder` its target's."""
+
+    folder: Path
+    target_folder: Path
+    target: Target
+    model: DraftModel
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which answers: stores; prompt files, of each the first `limit` prompts (of `split` alone, if given), answered at
+    every temperature with up to `tokens` tokens."""
+
+    features: Sequence[Path]
+    prompts: Sequence[Path]
+    limit: int | None
+    temperatures: Sequence[float]
+    tokens: int
+    seed: int
+    split: Split | None = None
+
+
+def subject(settings: Settings, draft: Path | None) -> Subject:
+    """Load the drafter that `draft` or the settings name, for the target that the settings name.
+
+    Raises:
+        ConfigError: no drafter is named, or the target is not on this machine.
+        ArtifactError: one of them is corrupt, or they don't belong together.
+    """
+    if settings.model.source is ModelSource.HUB:
+        rule = "must be a directory on this machine, or demo"
+        raise ConfigError([Problem("model.path", rule, settings.model.path, "Fetch the model and name its folder.")])
+    folder, target_folder = draft or _configured(settings), Path(local_model(settings))
+    target = read_target(target_folder)
+    model = load_draft(folder, target)
+    model.set_target_tables(target.embedding, target.head)
+    return Subject(folder, target_folder, target, model)
+
+
+def _configured(settings: Settings) -> Path:
+    path = settings.speculation.draft_path
+    if path == "demo":
+        return demo_draft()
+    if path is None:
+        rule = "a drafter must be named"
+        raise ConfigError([Problem("speculation.draft_path", rule, "null", "Set it, or give --draft.")])
+    return Path(path).expanduser()
+
+
+def sources(who: Subject, wanted: Wanted, console: Console) -> Iterator[FeatureSource]:
+    """Open or make the answers, one source per store, and per prompt file and temperature.
+
+    Raises:
+        ConfigError: neither stores nor prompts are named.
+        ArtifactError: a file is broken, of another target, or has no prompt of the split.
+    """
+    if not wanted.features and not wanted.prompts:
+        rule = "answers come from --prompts or --features"
+        raise ConfigError([Problem("--prompts", rule, "neither", "Name a file of prompts or a store.")])
+    asked = [(path.stem, _chosen(path, wanted)) for path in wanted.prompts]
+    for folder in wanted.features:
+        store = FeatureStore(folder)
+        who.target.binding.require(store.spec.binding, str(folder))
+        yield store
+    if not asked:
+        return
+    local = LocalTarget(who.target_folder, who.model.config.target_layer_ids)
+    for name, prompts in asked:
+        for temperature in wanted.temperatures:
+            spec = local.spec(name, temperature, wanted.seed)
+            with counted(f"{name} T={temperature:g}: answers", len(prompts), console) as (bar, task):
+                made = answer_prompts(local, prompts, spec, wanted.tokens, lambda n: bar.advance(task, n))
+            yield made
+
+
+def _chosen(path: Path, wanted: Wanted) -> list[Prompt]:
+    prompts = distinct(read_prompts(path))
+    if wanted.split is not None:
+        prompts = of_split(prompts, wanted.split)
+    if not prompts:
+        kind = f"one of the {wanted.split} split" if wanted.split else "one"
+        raise ArtifactError(f"{path}: must hold prompts, at least {kind} (found none). Add prompts.")
+    return prompts[: wanted.limit]
+
+
+@contextmanager
+def counted(label: str, total: int, console: Console) -> Iterator[tuple[Progress, TaskID]]:
+    """Show a bar that counts to `total` on a terminal, and a line when it is done elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        yield bar, bar.add_task(label, total=total)
+    console.print(f"{label}: {total} done", highlight=False)
