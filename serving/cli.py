@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from sparktier.configs.errors import ArtifactError, ConfigError, SparktierError, UpstreamError
-from sparktier.configs.loader import load_settings, parse_overrides
 from sparktier.configs.settings import Settings
+from sparktier.serving import bench_cli, drafter_cli
+from sparktier.serving.cli_options import add_config, configured, whole_number
 from sparktier.serving.engine.upstream import require_version
 
 EXIT_FAILED = 1
@@ -69,7 +70,7 @@ def _engine(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    settings = load_settings(options.config, parse_overrides(options.set))
+    settings = configured(options)
     from sparktier.serving import doctor_command
 
     if options.plan:
@@ -81,7 +82,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _settings_to_run(options: argparse.Namespace) -> Settings:
     """Return the settings, once they and the installed SGLang are known to be what we can run."""
-    settings = load_settings(options.config, parse_overrides(options.set))
+    settings = configured(options)
     require_version()
     return settings
 
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     up = add(
         "up", _up, "Serve a configuration in the foreground.", "sparktier up configs/demo.yaml --set server.port=9000"
     )
-    _add_config(up)
+    add_config(up)
 
     engine = add(
         "engine",
@@ -114,9 +115,9 @@ def _parser() -> argparse.ArgumentParser:
         "Run one replica of a configuration; `up` starts these.",
         "sparktier engine configs/demo.yaml --replica 0 --port 30000",
     )
-    _add_config(engine)
-    engine.add_argument("--replica", type=_number(0, 1023), required=True, help="number of the replica, from 0")
-    engine.add_argument("--port", type=_number(1, 65535), required=True, help="port of its HTTP server")
+    add_config(engine)
+    engine.add_argument("--replica", type=whole_number(0, 1023), required=True, help="number of the replica, from 0")
+    engine.add_argument("--port", type=whole_number(1, 65535), required=True, help="port of its HTTP server")
 
     doctor = add(
         "doctor",
@@ -124,33 +125,16 @@ def _parser() -> argparse.ArgumentParser:
         "Check this machine for a configuration, or show what a deployment would do.",
         "sparktier doctor --plan configs/deployments/qwen3-235b-a22b-8xh200.yaml",
     )
-    _add_config(doctor, default=Path(str(resources.files("sparktier.configs").joinpath("demo.yaml"))))
+    add_config(doctor, default=Path(str(resources.files("sparktier.configs").joinpath("demo.yaml"))))
     doctor.add_argument(
         "--plan", action="store_true", help="show arguments, memory and placement instead; needs no GPU"
     )
     doctor.add_argument("--model-config", type=Path, metavar="PATH", help="config.json of a model that is not at hand")
     doctor.add_argument("--draft-config", type=Path, metavar="PATH", help="config.json of a draft that is not at hand")
     doctor.add_argument("--json", type=Path, metavar="PATH", help="also write the report there")
+    drafter_cli.add_commands(add)
+    bench_cli.add_commands(add)
     return parser
-
-
-def _add_config(command: argparse.ArgumentParser, default: Path | None = None) -> None:
-    text = "YAML file, see docs/configuration.md" + (f"; without one, {default.name}" if default else "")
-    command.add_argument(
-        "config", type=Path, metavar="CONFIG", nargs="?" if default else None, default=default, help=text
-    )
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace one value of the file; repeatable"
-    )
-
-
-def _number(least: int, most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, not {text!r}")
-        return int(text)
-
-    return parse
 
 
 if __name__ == "__main__":
