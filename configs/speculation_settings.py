@@ -41,7 +41,7 @@ class SpeculationSettings(Section):
         " `ratio` draws drafts and keeps each with probability min(1, p/q). Neither changes the distribution.",
     )
     tree_rows: int = Field(
-        default=16, ge=2, le=128, description="Rows of a request's tree with `tree`, its anchor's included."
+        default=12, ge=2, le=128, description="Rows of a request's tree with `tree`, its anchor's included."
     )
     tree_parents: int = Field(default=4, ge=1, le=32, description="Nodes of a tree expanded on each level.")
     tree_children: int = Field(default=4, ge=1, le=32, description="Children of each expanded node.")
