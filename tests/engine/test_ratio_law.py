@@ -21,7 +21,7 @@ from support.planted_rules import LIKELIEST, OTHER_TEMPERATURE, install
 from support.tiny_moe import make_tiny_moe
 
 pytestmark = pytest.mark.engine
-KEPT, STEPS, ANSWERS, AT_ONCE = 4, 4, 1000, 500
+KEPT, STEPS, ANSWERS, AT_ONCE = 4, 4, 1500, 500
 CHAIN, TREE = 2, 3
 Law = dict[tuple[int, ...], float]
 

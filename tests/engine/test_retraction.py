@@ -21,6 +21,7 @@ CROWDED = {
     "replicas.sglang_args.schedule_conservativeness": 0.05,
 }
 TOKENS = 96
+TRIES = 5
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +58,16 @@ def test_retracted_answers_follow_the_target_s_law(crowded: str, law: GreedyLaw,
     prompts = random_prompts(12, seed=7)
     before = retractions(crowded)
     params = {f"{name}_penalty": strength for name, strength in asdict(penalty).items()}
-    answers = generate_all(crowded, prompts, tokens=TOKENS, at_once=8, **params)
+    for _ in range(TRIES):
+        answers = generate_all(crowded, prompts, tokens=TOKENS, at_once=8, **params)
+        wrong = {
+            number: found
+            for number, a in enumerate(answers)
+            if (found := law.wrong(prompts[number], a.tokens, penalty))
+        }
+        assert not wrong, f"positions by prompt: {wrong}"
+        assert {len(answer.tokens) for answer in answers} == {TOKENS}
+        # On a busy machine requests may come too far apart to crowd each other out.
+        if retractions(crowded) > before:
+            break
     assert retractions(crowded) > before
-    wrong = {
-        number: found for number, a in enumerate(answers) if (found := law.wrong(prompts[number], a.tokens, penalty))
-    }
-    assert not wrong, f"positions by prompt: {wrong}"
-    assert {len(answer.tokens) for answer in answers} == {TOKENS}
