@@ -43,7 +43,7 @@ def test_there_is_a_file_for_every_kind_of_deployment() -> None:
     found = [load_settings(file) for file in FILES]
     assert any(settings.replicas.expert_parallel == 8 and settings.replicas.nodes == 1 for settings in found)
     assert any(settings.replicas.attention_data_parallel > 1 and settings.replicas.nodes == 2 for settings in found)
-    assert {settings.speculation.method for settings in found} == {"none", "tree", "dspark_native", "standalone"}
+    assert {settings.speculation.method for settings in found} == {"none", "chain", "dspark_native", "standalone"}
     assert any(settings.model.quantization for settings in found)
 
 

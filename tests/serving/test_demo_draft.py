@@ -28,7 +28,7 @@ def test_it_is_small_and_fits_the_demo_model() -> None:
 
 def test_the_demo_serves_with_it() -> None:
     served = with_local_weights(load_settings(ROOT / "configs" / "demo.yaml"))
-    assert served.speculation.method == "tree"
+    assert served.speculation.method == "chain"
     assert Path(str(served.speculation.draft_path)) == demo_draft()
 
 
