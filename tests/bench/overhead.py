@@ -59,9 +59,10 @@ def both(draft: Path | None) -> Iterator[tuple[Target, Target]]:
     with tempfile.TemporaryDirectory(prefix="sparktier-overhead-") as folder:
         draft = draft or random_draft(Path(folder) / "draft", ensure_demo_model(progress=print))
         single = ["replicas.tensor_parallel=1", "replicas.expert_parallel=1"]
+        none = ["speculation.method=none", "speculation.draft_path=null"]
         tree = ["speculation.method=tree", f"speculation.draft_path={draft}"]
         with (
-            deployed(CONFIG, [*single, "server.port=8280"]) as plain,
+            deployed(CONFIG, [*single, *none, "server.port=8280"]) as plain,
             deployed(CONFIG, [*single, *tree, "server.port=8281"]) as ladder,
         ):
             yield plain, ladder
