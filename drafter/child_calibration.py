@@ -45,13 +45,13 @@ class ChildCalibrator(BaseModel):
 
     def predict(self, q: Floats) -> Floats:
         """Return the chance of acceptance of children with draft probabilities `q` [...]."""
-        standing: Floats = expit(self.slope * _logit(q) + self.intercept)
-        return standing
+        chance: Floats = expit(self.slope * _logit(q) + self.intercept)
+        return chance
 
     def edge_acceptance(self, q: Tensor, depth: int) -> Tensor:
         """Return the same for tensors, as `sparktier.kernels.expand` asks for it; the depth changes nothing."""
         del depth
-        return torch.sigmoid(self.slope * torch.logit(q.float(), eps=Q_MIN) + self.intercept)
+        return standing(q, self.slope, self.intercept)
 
 
 class ChildCalibration(BaseModel):
@@ -78,6 +78,11 @@ class ChildCalibration(BaseModel):
             f"child calibration for {self.dataset}: needs a fit for {rule} at {wanted} temperatures (found "
             f"{[(fit.accept_rule, fit.temperature_class) for fit in self.fits]}). Run `sparktier calibrate` for it."
         )
+
+
+def standing(q: Tensor, slope: Tensor | float, intercept: Tensor | float) -> Tensor:
+    """Return sigmoid(slope * logit(q) + intercept) for draft probabilities `q` [...], broadcast."""
+    return torch.sigmoid(slope * torch.logit(q.float(), eps=Q_MIN) + intercept)
 
 
 def temperature_class(temperature: float) -> TemperatureClass:

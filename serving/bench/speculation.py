@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sparktier.serving.bench.target import Totals
+from sparktier.serving.engine.speculation.plan import Rung
 
 # The mode that the contract of reports names for a rung, and the rung's own name.
-RUNGS: Mapping[int, tuple[str, str]] = {
-    0: ("off", "off"),
-    1: ("chain", "short"),
-    2: ("chain", "chain"),
-    3: ("tree", "tree"),
+RUNGS: Mapping[Rung, tuple[str, str]] = {
+    Rung.OFF: ("off", "off"),
+    Rung.CHAIN_SHORT: ("chain", "short"),
+    Rung.CHAIN: ("chain", "chain"),
+    Rung.TREE: ("tree", "tree"),
 }
-OFF = 0
 Say = Callable[[str], None]
 
 
@@ -60,7 +60,7 @@ class Load:
 def measure(
     engine: Engine,
     cases: Sequence[Case],
-    rungs: Sequence[int],
+    rungs: Sequence[Rung],
     prompts: Mapping[str, Sequence[str]],
     load: Load,
     say: Say,
@@ -71,7 +71,7 @@ def measure(
     machine hits all alike; `ratio_to_off` is the median of the ratios within repeats.
     """
     rng = random.Random(load.seed)
-    found: dict[tuple[Case, int], list[Totals]] = {}
+    found: dict[tuple[Case, Rung], list[Totals]] = {}
     runs = [(repeat, case) for repeat in range(load.repeats) for case in cases]
     for number, (repeat, case) in enumerate(runs):
         chosen = _some(prompts[case.prompts], case.batch * load.turns, repeat)
@@ -116,14 +116,14 @@ def _loaded(engine: Engine, case: Case, prompts: Sequence[str], load: Load) -> T
     return at_end[0].since(before)
 
 
-def _row(case: Case, rung: int, found: Mapping[tuple[Case, int], Sequence[Totals]]) -> dict[str, Any]:
-    own, off = found[case, rung], found.get((case, OFF))
+def _row(case: Case, rung: Rung, found: Mapping[tuple[Case, Rung], Sequence[Totals]]) -> dict[str, Any]:
+    own, off = found[case, rung], found.get((case, Rung.OFF))
     speeds = [_tok_s(totals) for totals in own]
     ratios = [speed / _tok_s(plain) for speed, plain in zip(speeds, off, strict=True)] if off else []
     lengths = [totals.tokens / totals.rounds for totals in own]
     mode, name = RUNGS[rung]
     ideal = [
-        length * _step_ms(plain) / _forward_ms(totals)
+        length * plain.step_ms / _forward_ms(totals)
         for totals, plain, length in zip(own, off or (), lengths, strict=False)
     ]
     return {
@@ -144,7 +144,7 @@ def _row(case: Case, rung: int, found: Mapping[tuple[Case, int], Sequence[Totals
         "realised_frac": statistics.median(r / i for r, i in zip(ratios, ideal, strict=True)) if ratios else None,
         "draft_ms": statistics.median(_draft_ms(totals) for totals in own),
         "verify_ms": statistics.median(_part(totals, "verify") for totals in own),
-        "overhead_ms": statistics.median(_step_ms(totals) - _forward_ms(totals) for totals in own),
+        "overhead_ms": statistics.median(totals.step_ms - _forward_ms(totals) for totals in own),
         "users": statistics.median(totals.rounds / totals.steps for totals in own),
         "repeats": len(own),
     }
@@ -156,10 +156,6 @@ def _tok_s(totals: Totals) -> float:
 
 def _part(totals: Totals, part: str) -> float:
     return totals.part_ms.get(part, 0.0) / totals.steps
-
-
-def _step_ms(totals: Totals) -> float:
-    return sum(totals.part_ms.values()) / totals.steps
 
 
 def _draft_ms(totals: Totals) -> float:

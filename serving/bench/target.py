@@ -35,6 +35,11 @@ class Totals:
     tokens: float
     part_ms: Mapping[str, float]
 
+    @property
+    def step_ms(self) -> float:
+        """Mean time of a decode step."""
+        return sum(self.part_ms.values()) / self.steps
+
     def since(self, before: "Totals") -> "Totals":
         """Return what was added after `before`."""
         parts = {part: ms - before.part_ms.get(part, 0.0) for part, ms in self.part_ms.items()}

@@ -25,6 +25,7 @@ from sparktier.kernels.flashinfer_verify import (
 )
 from sparktier.kernels.mask import ancestor_words, dense_mask, packed_mask
 from sparktier.kernels.noise import draw
+from sparktier.serving.bench.speculation import RUNGS
 from sparktier.serving.bench.target import Target, deployed
 from support.random_trees import random_tree
 
@@ -32,7 +33,6 @@ TESTS = Path(__file__).resolve().parents[1]
 BATCH, ROWS, VOCAB, RANK = 32, 32, 151_936, 256
 HEADS, KV_HEADS, HEAD_DIM = 32, 4, 128
 TOLERANCE = 2e-2  # bf16 attention against float32
-RUNGS = (("off", 0), ("short", 1), ("chain", 2), ("tree", 3))
 Outcome = tuple[bool, str]
 
 
@@ -184,7 +184,7 @@ def exactness(config: Path, prompts: Path) -> Outcome:
     with deployed(config, []) as target:
         target.set_plan(rung=0, rows=0)
         alone = [target.text(text, max_tokens=64) for text in texts]
-        shares = {name: _differing(alone, list(_together(target, rung, texts))) for name, rung in RUNGS}
+        shares = {name: _differing(alone, list(_together(target, rung, texts))) for rung, (_, name) in RUNGS.items()}
     floor = shares["off"]
     good = all(share <= floor + 0.15 for share in shares.values())
     return good, ", ".join(

@@ -1,8 +1,8 @@
 """What speculation costs around its model passes: `off` against an engine without it, and the overhead of each rung.
 
 Two deployments of the demo model, one rank each, asked in turn, so that the machine's drift hits both alike. Counts the
-engine's own time of decode steps. Acceptance depends on the draft, the cost of a step doesn't: without --draft one with
-random weights is made. Run it alone: `make bench`.
+engine's own time of decode steps. The cost of a step doesn't depend on what is accepted: without --draft it is the
+shipped one. Run it alone: `make bench`.
 """
 
 import argparse
@@ -10,26 +10,19 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from step_time import meta
 
-from sparktier.drafter.checkpoint import save_draft
-from sparktier.drafter.config import DraftConfig
-from sparktier.drafter.model import DraftModel
-from sparktier.drafter.target import read_target
+from sparktier.serving.bench.speculation import RUNGS as LADDER
 from sparktier.serving.bench.target import Target, Totals, deployed
-from sparktier.serving.demo_model import ensure_demo_model
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
-RUNGS = {"off": 0, "short": 1, "chain": 2, "tree": 3}
-SEED = 0
+RUNGS = {name: rung for rung, (_, name) in LADDER.items()}
 # What the project promises: `off` over plain, and the time outside model passes over a step.
 MOST_OFF_RATIO, MOST_OVERHEAD_FRAC = 1.03, 0.10
 
@@ -56,39 +49,14 @@ def main() -> int:
 @contextmanager
 def both(draft: Path | None) -> Iterator[tuple[Target, Target]]:
     """Yield an engine without speculation and one with every rung."""
-    with tempfile.TemporaryDirectory(prefix="sparktier-overhead-") as folder:
-        draft = draft or random_draft(Path(folder) / "draft", ensure_demo_model(progress=print))
-        single = ["replicas.tensor_parallel=1", "replicas.expert_parallel=1"]
-        none = ["speculation.method=none", "speculation.draft_path=null"]
-        tree = ["speculation.method=tree", f"speculation.draft_path={draft}"]
-        with (
-            deployed(CONFIG, [*single, *none, "server.port=8280"]) as plain,
-            deployed(CONFIG, [*single, *tree, "server.port=8281"]) as ladder,
-        ):
-            yield plain, ladder
-
-
-def random_draft(directory: Path, target: Path) -> Path:
-    """Write a draft for the checkpoint in `target` with random weights and return `directory`."""
-    tables = read_target(target)
-    config = DraftConfig(
-        hidden_size=tables.hidden_size,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        intermediate_size=2 * tables.hidden_size,
-        vocab_size=tables.vocab_size,
-        block_size=5,
-        num_target_layers=tables.num_hidden_layers,
-        target_layer_ids=(1, tables.num_hidden_layers // 2, tables.num_hidden_layers - 2),
-        mask_token_id=0,
-        markov_rank=64,
-    )
-    model = DraftModel(config)
-    model.initialise(torch.Generator().manual_seed(SEED))
-    save_draft(model, directory, tables.binding, dtype=torch.bfloat16)
-    return directory
+    single = ["replicas.tensor_parallel=1", "replicas.expert_parallel=1"]
+    none = ["speculation.method=none", "speculation.draft_path=null"]
+    tree = ["speculation.method=tree", f"speculation.draft_path={draft or 'demo'}"]
+    with (
+        deployed(CONFIG, [*single, *none, "server.port=8280"]) as plain,
+        deployed(CONFIG, [*single, *tree, "server.port=8281"]) as ladder,
+    ):
+        yield plain, ladder
 
 
 def measure(plain: Target, ladder: Target, *, batch: int, tokens: int, repeats: int) -> list[dict[str, Any]]:
@@ -123,13 +91,13 @@ def full_answer(engine: Target, number: int, tokens: int) -> None:
 
 def row(rung: str, own: Sequence[Totals], plain: Sequence[Totals]) -> dict[str, Any]:
     """Judge `rung`: the ratio to plain is promised for `off`, the overhead for all."""
-    ratios = [step_ms(mine) / step_ms(theirs) for mine, theirs in zip(own, plain, strict=True)]
+    ratios = [mine.step_ms / theirs.step_ms for mine, theirs in zip(own, plain, strict=True)]
     overheads = [totals.part_ms["overhead"] / sum(totals.part_ms.values()) for totals in own]
     ratio, overhead = statistics.median(ratios), statistics.median(overheads)
     return {
         "rung": rung,
-        "step_ms": round(statistics.median(map(step_ms, own)), 2),
-        "plain_step_ms": round(statistics.median(map(step_ms, plain)), 2),
+        "step_ms": round(statistics.median(t.step_ms for t in own), 2),
+        "plain_step_ms": round(statistics.median(t.step_ms for t in plain), 2),
         "ratio_to_plain": round(ratio, 3),
         "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
         "overhead_frac": round(overhead, 3),
@@ -138,11 +106,6 @@ def row(rung: str, own: Sequence[Totals], plain: Sequence[Totals]) -> dict[str, 
         },
         "kept": overhead <= MOST_OVERHEAD_FRAC and (rung != "off" or ratio <= MOST_OFF_RATIO),
     }
-
-
-def step_ms(totals: Totals) -> float:
-    """Mean time of a decode step."""
-    return sum(totals.part_ms.values()) / totals.steps
 
 
 if __name__ == "__main__":

@@ -14,19 +14,17 @@ from typing import Any
 
 import torch
 
-from sparktier.drafter.calibrate import CHILDREN_FILE
-from sparktier.drafter.checkpoint import WEIGHTS, load_draft
-from sparktier.drafter.child_calibration import read_children
+from sparktier.drafter.checkpoint import load_draft
 from sparktier.drafter.compare import compare
 from sparktier.drafter.evaluate import Evaluation, evaluate
 from sparktier.drafter.feature_store import FeatureStore
 from sparktier.drafter.features import FeatureSource
-from sparktier.drafter.files import sha256_of
 from sparktier.drafter.model import DraftModel
 from sparktier.drafter.report import report_meta, write_report
 from sparktier.drafter.target import read_target
 from sparktier.drafter.tree_replay import TreePlan, chain_plan, replay_trees
-from sparktier.kernels.expand import EdgeAcceptance, Shape
+from sparktier.kernels.expand import Shape
+from sparktier.serving.engine.speculation.edges import read_edges
 
 
 def main() -> int:
@@ -55,7 +53,8 @@ def main() -> int:
 def measure(model: DraftModel, source: FeatureSource, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row per tree size: both lengths, the gain over the chain of target-match, and over that of the ratio rule."""
     gamma = model.config.block_size
-    edges = edges_of(options.draft, source.spec.temperature)
+    temperature = torch.tensor([source.spec.temperature])
+    edges = read_edges(options.draft, device=temperature.device).of(temperature, greedy=temperature <= 0)
     shape = Shape(gamma, options.parents, options.children)
     chain = replayed(model, source, "chain", chain_plan(gamma))
     ratio = evaluate(model, source, "ratio", [options.seed])[0]
@@ -81,15 +80,6 @@ def measure(model: DraftModel, source: FeatureSource, options: argparse.Namespac
         )
         print(json.dumps(found[-1]), flush=True)
     return found
-
-
-def edges_of(draft: Path, temperature: float) -> EdgeAcceptance:
-    """The drafter's calibration of children, or its own probabilities without one."""
-    if not (draft / CHILDREN_FILE).exists():
-        return lambda q, _depth: q
-    return (
-        read_children(draft / CHILDREN_FILE, sha256_of(draft / WEIGHTS)).of("target_match", temperature).edge_acceptance
-    )
 
 
 def replayed(model: DraftModel, source: FeatureSource, name: str, plan: TreePlan) -> Evaluation:

@@ -1,9 +1,6 @@
 """Trees and chains on a real engine change no token: any rung, switching, any sampling, two ranks against plain one."""
 
 import json
-import random
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +9,7 @@ import httpx
 import pytest
 
 from support.deployment import deployed
-from support.generation import Answer, Tokens, generate, generate_all, random_prompts, set_plan
+from support.generation import Answer, Switching, Tokens, generate, generate_all, random_prompts, set_plan
 from support.greedy import assert_same_greedy
 from support.oracle_draft import make_oracle_draft
 from support.tiny_moe import make_tiny_moe
@@ -78,36 +75,10 @@ def test_every_rung_and_switching_between_them_gives_plain_greedy_tokens(
     # Not an aim: proof that accepted, rejected and undrafted rows were all there.
     assert lengths[TREE] > lengths[CHAIN] > lengths[SHORT] > 1.2
     assert lengths[OFF] == pytest.approx(1.0, abs=0.05)
-    with switching(engines, seed=count):
+    choices = {"rung": (OFF, SHORT, CHAIN, TREE), "rows": (0, 3, 10, 40), "tier0_cap": (0, 1, 3, BLOCK, TREE_ROWS)}
+    with Switching(engines.drafting, choices, seed=count, pause_s=0.1):
         answers = generate_all(engines.drafting, prompts, tokens=tokens, at_once=8)
     assert_same_greedy(plain, tokens_of(answers), prompts, engines.model)
-
-
-class switching:
-    """Changes rung, row budget and tier cap at random while the body runs."""
-
-    def __init__(self, engines: Engines, *, seed: int) -> None:
-        self._engines, self._rng = engines, random.Random(seed)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._engines.plan()
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            choices = {
-                "rung": (OFF, SHORT, CHAIN, TREE),
-                "rows": (0, 3, 10, 40),
-                "tier0_cap": (0, 1, 3, BLOCK, TREE_ROWS),
-            }
-            self._engines.plan(**{key: self._rng.choice(values) for key, values in choices.items()})
-            time.sleep(0.1)
 
 
 def test_one_request_alone_is_what_it_is_in_a_batch(engines: Engines) -> None:

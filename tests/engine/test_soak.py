@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import random
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 
 from sparktier.configs.contracts import Signals
 from support.deployment import Deployment, deployed, wait_until
-from support.generation import set_plan
+from support.generation import Switching
 from support.greedy_law import GreedyLaw, Penalty
 from support.oracle_draft import make_oracle_draft
 from support.tiny_moe import make_tiny_moe
@@ -25,6 +23,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.prove]
 MINUTES = float(os.environ.get("SPARKTIER_SOAK_MINUTES", "30"))
 REQUESTS = int(os.environ.get("SPARKTIER_SOAK_REQUESTS", "1000"))
 MIB = 1 << 20
+PLANS = {"rung": (0, 1, 2, 3), "rows": (0, 3, 20, 60), "tier0_cap": (0, 2, 11)}
 
 
 @pytest.fixture(scope="module")
@@ -39,28 +38,6 @@ def replica(target: Path) -> Iterator[Deployment]:
     # Little enough room that requests are retracted too.
     with deployed(target, target.parent / "output", **tree, **{"replicas.kv_tokens": 1024}) as deployment:
         yield deployment
-
-
-class switching:
-    """Changes rung, row budget and cap at random while the body runs."""
-
-    def __init__(self, url: str, *, seed: int) -> None:
-        self._url, self._rng, self._over = url, random.Random(seed), threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(0.2):
-            choices = {"rung": (0, 1, 2, 3), "rows": (0, 3, 20, 60), "tier0_cap": (0, 2, 11)}
-            assert set_plan(
-                self._url, {f"sparktier_{key}": self._rng.choice(values) for key, values in choices.items()}
-            )
 
 
 def signals(url: str) -> Signals:
@@ -96,7 +73,7 @@ def ranks_of(replica: Deployment) -> list[psutil.Process]:
 def test_random_requests_with_aborts_leave_nothing_behind(replica: Deployment, target: Path) -> None:
     url, ranks = replica.replica_url(), ranks_of(replica)
     asks = random_asks(REQUESTS, seed=1)
-    with switching(url, seed=2):
+    with Switching(url, PLANS, seed=2, pause_s=0.2):
         outcome = asyncio.run(send_all(url, asks, at_once=16))
     assert sum(outcome.ends.values()) == REQUESTS
     assert {"abort", "hung up", "length", "stop"} <= set(outcome.ends), outcome.ends
@@ -114,7 +91,7 @@ def test_memory_of_the_ranks_is_flat(replica: Deployment) -> None:
     asyncio.run(send_all(url, random_asks(100, seed=3), at_once=16, name="warm"))
     samples: list[list[float]] = []
     begun = time.monotonic()
-    with switching(url, seed=4):
+    with Switching(url, PLANS, seed=4, pause_s=0.2):
         while (elapsed := time.monotonic() - begun) < MINUTES * 60:
             asyncio.run(send_all(url, random_asks(40, seed=len(samples)), at_once=16, name=f"flat-{len(samples)}"))
             samples.append([elapsed, *(process.memory_info().rss / MIB for process in ranks)])

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import random
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,27 @@ def generate_all(url: str, prompts: Sequence[Tokens], *, tokens: int, at_once: i
     """Return the answers to `prompts`, `at_once` of them in flight."""
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(lambda prompt: generate(url, prompt, tokens=tokens, **params), prompts))
+
+
+class Switching:
+    """Puts random plans in force, their keys drawn from `choices`, while the body of the `with` runs."""
+
+    def __init__(self, url: str, choices: Mapping[str, Sequence[int]], *, seed: int, pause_s: float) -> None:
+        self._url, self._choices, self._pause_s = url, choices, pause_s
+        self._rng, self._over = random.Random(seed), threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(self._pause_s):
+            drawn = {f"sparktier_{key}": self._rng.choice(values) for key, values in self._choices.items()}
+            assert set_plan(self._url, drawn)
 
 
 def set_plan(url: str, keys: Mapping[str, float]) -> bool:

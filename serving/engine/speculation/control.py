@@ -20,9 +20,11 @@ def install() -> None:
         if not any(is_plan_key(key) for key in keys):
             return stock_set(self, recv_req)
         worker = self.scheduler.draft_worker
-        problems = [refusal(key, value) if is_plan_key(key) else f"{key} is no plan key" for key, value in keys.items()]
-        if (rung := keys.get("sparktier_rung", 0)) in list(Rung) and rung > getattr(worker, "highest_rung", rung):
-            problems.append(f"rung {rung} needs speculation.method tree")
+        highest = getattr(worker, "highest_rung", Rung.TREE)
+        problems = [
+            refusal(key, value, highest=highest) if is_plan_key(key) else f"{key} is no plan key"
+            for key, value in keys.items()
+        ]
         wrong = [problem for problem in problems if problem]
         if wrong or not getattr(worker, "takes_plans", False):
             reason = "; ".join(wrong) or "this engine's depth is fixed"

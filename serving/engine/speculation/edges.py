@@ -11,7 +11,7 @@ from torch import Tensor
 from sparktier.configs.errors import ArtifactError
 from sparktier.drafter.calibrate import CHILDREN_FILE
 from sparktier.drafter.checkpoint import WEIGHTS
-from sparktier.drafter.child_calibration import COOL_BELOW, Q_MIN, read_children
+from sparktier.drafter.child_calibration import COOL_BELOW, read_children, standing
 from sparktier.drafter.files import sha256_of
 from sparktier.kernels.expand import EdgeAcceptance
 
@@ -30,10 +30,7 @@ class EdgeTable:
         classes = torch.where(greedy, 0, torch.where(temperatures < COOL_BELOW, 1, 2))
         slope, intercept = (column.view(-1, 1, 1) for column in self._fits[classes].unbind(1))
 
-        def edge(q: Tensor, _depth: int) -> Tensor:
-            return torch.sigmoid(slope * torch.logit(q.float(), eps=Q_MIN) + intercept)
-
-        return edge
+        return lambda q, _depth: standing(q, slope, intercept)
 
 
 def read_edges(draft: Path, *, device: torch.device) -> EdgeTable:

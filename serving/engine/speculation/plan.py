@@ -70,12 +70,12 @@ def is_plan_key(key: str) -> bool:
     return key in ("sparktier_plan_version", "sparktier_rung", "sparktier_rows") or bool(_TIER_KEY.fullmatch(key))
 
 
-def refusal(key: str, value: object) -> str | None:
-    """Return why `value` can't be put under `key`, or None."""
+def refusal(key: str, value: object, *, highest: Rung = Rung.TREE) -> str | None:
+    """Return why `value` can't be put under `key` on an engine whose ladder ends at `highest`, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         return f"{key} must be a number (found {value!r})"
-    if key == "sparktier_rung" and value not in list(Rung):
-        return f"{key} must be one of {[int(rung) for rung in Rung]} (found {value})"
+    if key == "sparktier_rung" and value not in (rungs := [int(rung) for rung in Rung if rung <= highest]):
+        return f"{key} must be one of {rungs} (found {value})"
     whole = not key.endswith("_weight")
     if value < 0 or (whole and value != int(value)) or value > 2**53:
         return f"{key} must be a {'whole ' if whole else ''}number of at least 0 (found {value})"

@@ -5,7 +5,6 @@ Rows are worked on only where an accept rule reads them. Knows nothing of how ro
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sparktier.kernels.draft_tree import DraftTree
@@ -44,14 +43,14 @@ class TargetLaw:
         self._logits, self._first, self._tree, self._grammar = logits, first, tree, grammar
         self._info, self._slots, self._lengths = batch.sampling_info, batch.req_pool_indices, batch.seq_lens
         self._prompt_lens = prompt_lens
-        self._penalties = None if penalties.idle else penalties
+        self._penalties = penalties
         self._seen = None if penalties.idle else penalties.seen(self._slots)
         self._sampling = sampling_rows(self._info)
 
     @property
     def by_level(self) -> bool:
         """Whether rows must be read level by level."""
-        return self._penalties is not None
+        return self._seen is not None
 
     def choose(self, requests: Tensor, rows: Tensor) -> Tensor:
         """The target's own token in each of the n rows: argmax, or drawn with noise keyed by (seed, position)."""
@@ -70,10 +69,10 @@ class TargetLaw:
         """Logits [n, V] with everything applied that changes the law, in plain decoding's order."""
         places = self._first[requests] + rows
         logits = self._logits[places]
-        if self._penalties is None and self._grammar is None and self._info.logit_bias is None:
+        if self._seen is None and self._grammar is None and self._info.logit_bias is None:
             return logits
-        if self._penalties is not None and self._seen is not None:
-            self._penalise(logits, self._penalties, self._seen, requests, rows)
+        if self._seen is not None:
+            self._penalise(logits, self._seen, requests, rows)
         if self._grammar is not None:
             mask = self._grammar.vocab_mask[requests * self._tree.tokens.shape[1] + rows]
             self._grammar.grammar.apply_vocab_mask(logits=logits, vocab_mask=mask)
@@ -82,18 +81,10 @@ class TargetLaw:
         self._logits[places] = logits
         return logits
 
-    def _penalise(self, logits: Tensor, table: PenaltyTable, seen: Tensor, requests: Tensor, rows: Tensor) -> None:
+    def _penalise(self, logits: Tensor, seen: Tensor, requests: Tensor, rows: Tensor) -> None:
         depths = self._tree.depths[requests, rows]
         tokens = self._tree.tokens[requests, rows]
         # The anchor was counted when it was emitted.
         seen.index_put_((requests, tokens), (depths > 0).to(seen.dtype), accumulate=True)
         emitted = self._lengths[requests] + 1 - self._prompt_lens[requests] + depths
-        table.apply(logits, slots=self._slots[requests], seen=seen[requests], emitted=emitted)
-
-
-def all_rows(row_counts: Tensor, *, total: int) -> tuple[Tensor, Tensor]:
-    """Every live row, request by request: requests and rows, both [total] int64; `total` is their sum."""
-    each = torch.arange(len(row_counts), device=row_counts.device)
-    requests = torch.repeat_interleave(each, row_counts, output_size=total)
-    first = row_counts.cumsum(0) - row_counts
-    return requests, torch.arange(total, device=row_counts.device) - first[requests]
+        self._penalties.apply(logits, slots=self._slots[requests], seen=seen[requests], emitted=emitted)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sparktier.kernels.draft_tree import DraftTree
 from sparktier.kernels.mask import ancestor_words, flat_mask
-from sparktier.serving.engine.speculation.target_law import all_rows
 
 
 @dataclass
@@ -39,12 +38,17 @@ class RaggedVerifyInput(DFlashVerifyInput):
 
 
 class Verified(NamedTuple):
-    """logits [n, V] and hidden [n, features] of the rows; request b's row j is at `first[b] + j`."""
+    """logits [n, V] and hidden [n, features] of the rows; request b's row j is at `first[b] + j`.
+
+    requests, rows [live rows] int64: every live row, request by request.
+    """
 
     result: Any
     logits: Tensor
     hidden: Tensor
     first: Tensor
+    requests: Tensor
+    rows: Tensor
 
 
 def run(*, executor: Any, batch: Any, window: Any, tree: DraftTree, branching: bool) -> Verified:
@@ -56,7 +60,7 @@ def run(*, executor: Any, batch: Any, window: Any, tree: DraftTree, branching: b
     counts = tree.row_counts.tolist()
     device = tree.tokens.device
     layout = RaggedVerifyLayout.from_verify_lens(verify_lens_cpu=counts, device=device, grid=[sum(counts)])
-    requests, rows = all_rows(tree.row_counts, total=sum(counts))
+    requests, rows = _all_rows(tree.row_counts, total=sum(counts))
     width = window.verify_cache_loc_2d.shape[1]
     verify_input = RaggedVerifyInput(
         draft_token=tree.tokens[requests, rows],
@@ -78,9 +82,17 @@ def run(*, executor: Any, batch: Any, window: Any, tree: DraftTree, branching: b
     if epilogue is not None and result.can_run_cuda_graph:
         # SGLang's graphs scatter their rows to full width themselves.
         first = torch.arange(len(counts), device=device) * width
-        return Verified(result, epilogue.strided_logits, epilogue.strided_hidden, first)
-    output = result.logits_output
-    return Verified(result, output.next_token_logits, output.hidden_states, layout.extend_start_loc.long())
+        return Verified(result, epilogue.strided_logits, epilogue.strided_hidden, first, requests, rows)
+    output, first = result.logits_output, layout.extend_start_loc.long()
+    return Verified(result, output.next_token_logits, output.hidden_states, first, requests, rows)
+
+
+def _all_rows(row_counts: Tensor, *, total: int) -> tuple[Tensor, Tensor]:
+    """Every live row, request by request: requests and rows, both [total] int64; `total` is their sum."""
+    each = torch.arange(len(row_counts), device=row_counts.device)
+    requests = torch.repeat_interleave(each, row_counts, output_size=total)
+    first = row_counts.cumsum(0) - row_counts
+    return requests, torch.arange(total, device=row_counts.device) - first[requests]
 
 
 def _forward(executor: Any, batch: Any, verify_input: RaggedVerifyInput, counts: list[int]) -> Any:

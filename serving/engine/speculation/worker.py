@@ -42,7 +42,7 @@ from sparktier.serving.engine.speculation.rows import row_counts, rung_tokens, t
 from sparktier.serving.engine.speculation.sampling import KeyedSampler
 from sparktier.serving.engine.speculation.slots import SlotTable
 from sparktier.serving.engine.speculation.spans import spans_of_rank
-from sparktier.serving.engine.speculation.target_law import TargetLaw, all_rows
+from sparktier.serving.engine.speculation.target_law import TargetLaw
 from sparktier.serving.engine.speculation.verify_pass import Verified
 
 
@@ -127,7 +127,7 @@ class LadderWorker(DSparkWorkerV2):
             penalties=self.penalties,
             grammar=self._grammar_mask(batch, grammar, grammar_barrier, verified.logits.device),
         )
-        accepted = self._agreed(self._accept(law, batch, drafted, branching))
+        accepted = self._agreed(self._accept(law, batch, drafted, verified, branching))
         if branching:
             self._move_kv(window, accepted.path)
         with phases.of("inject"):
@@ -178,12 +178,10 @@ class LadderWorker(DSparkWorkerV2):
             # A tree's rows may outnumber its depth; who has a use for none gets none.
             useful=torch.where(useful > 0, drafted, 0) if rung == Rung.TREE else useful,
         )
+        bounds = Bounds(self._shape(min(drafted, self.gamma)), counts, useful, width=drafted + 1)
         if drafted > 0 and options.accept_rule == "ratio":
-            depth = min(drafted, self.gamma)
-            bounds = Bounds(self._shape(depth), counts, useful, width=drafted + 1)
             return self._draft_step.drawn_tree(batch, window, bounds), rung == Rung.TREE
         if rung == Rung.TREE:
-            bounds = Bounds(self._shape(self.gamma), counts, useful, width=rows)
             return self._draft_step.top_tree(batch, window, bounds), True
         return self._draft_step.chain(batch, window, drafted=drafted, row_counts=counts), False
 
@@ -204,18 +202,18 @@ class LadderWorker(DSparkWorkerV2):
             reqs=batch.reqs, tree=grammar, sampling_info=batch.sampling_info, device=device, barrier=barrier
         )
 
-    def _accept(self, law: TargetLaw, batch: Any, drafted: Drafted, branching: bool) -> TreeAcceptance:
+    def _accept(
+        self, law: TargetLaw, batch: Any, drafted: Drafted, verified: Verified, branching: bool
+    ) -> TreeAcceptance:
         tree = drafted.tree
         if drafted.draft_probs is not None:
             return self._accept_drawn(law, batch, drafted)
         if branching or law.by_level:
             return walk_matching(tree=tree, choose=law.choose, max_depth=self.gamma)
-        counts = tree.row_counts
-        requests, rows = all_rows(counts, total=int(counts.sum()))
         chosen = torch.zeros_like(tree.tokens)
-        chosen[requests, rows] = law.choose(requests, rows)
-        chain = accept_matching(drafts=tree.tokens[:, 1:], target_tokens=chosen, row_counts=counts)
-        places = torch.arange(tree.tokens.shape[1], device=counts.device).expand_as(tree.tokens)
+        chosen[verified.requests, verified.rows] = law.choose(verified.requests, verified.rows)
+        chain = accept_matching(drafts=tree.tokens[:, 1:], target_tokens=chosen, row_counts=tree.row_counts)
+        places = torch.arange(tree.tokens.shape[1], device=chosen.device).expand_as(tree.tokens)
         path = places.masked_fill(places > chain.accepted.unsqueeze(1), NO_ROW)
         return TreeAcceptance(chain.accepted, path, chain.tokens, chain.bonus)
 
