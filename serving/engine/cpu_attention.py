@@ -68,6 +68,10 @@ class CpuAttention(TorchNativeAttnBackend):
         """Store k and v, then attend: prompt chunks, verify rows, or a draft block."""
         return self._attend(q, k, v, layer, batch, save_kv_cache)
 
+    def get_cpu_graph_seq_len_fill_value(self) -> int:
+        """Length of the requests that pad a group's batch: one token, in the slot that nobody reads."""
+        return 1
+
     def _causal(self, forward_batch: Any, spans: list[tuple[int, int]]) -> list[Segment]:
         segments, start = [], 0
         table = self.req_to_token_pool.req_to_token

@@ -14,6 +14,7 @@ import psutil
 from ray.util.placement_group import PlacementGroup
 
 from sparktier.configs.errors import ReplicaError
+from sparktier.serving.engine import attention_groups
 from sparktier.serving.engine.admin_routes import admin_routes
 from sparktier.serving.engine.features import options as feature_options
 from sparktier.serving.engine.rank_actor import RankLauncher, RankReport
@@ -43,7 +44,10 @@ def serve(
     load_plugins()
     launcher = RankLauncher()
     ray_engine.SchedulerActor = launcher
-    server_args = ServerArgs(**engine_kwargs)
+    groups = int(engine_kwargs.get("attn_dp_size", 1))
+    server_args = ServerArgs(**{**engine_kwargs, **attention_groups.meeting_place(groups)})
+    if groups > 1:
+        attention_groups.let_start()
     features = os.environ.get(feature_options.ENV)
     if features is not None:
         require_layers(server_args, feature_options.load(features).target_layer_ids)

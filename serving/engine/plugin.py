@@ -17,10 +17,11 @@ def register() -> None:
     from sparktier.serving.engine.speculation import algorithm, control, seeds
 
     if not torch.accelerator.is_available():
-        from sparktier.serving.engine import cpu_attention, cpu_speculation
+        from sparktier.serving.engine import attention_groups, cpu_attention, cpu_speculation
 
         cpu_attention.register()
         cpu_speculation.install()
+        attention_groups.install_on_cpu()
     algorithm.register()
     control.install()
     seeds.install()

@@ -106,6 +106,20 @@ USES: tuple[Use, ...] = (
         "answers whether a plan was taken",
     ),
     Use("sglang.srt.managers.scheduler_components.internal_state:logger", "says why a plan was refused"),
+    # Attention groups under Ray and on CPUs
+    Use("sglang.srt.ray.engine:RayEngine._launch_dp_scheduler_processes", "declares the ranks' address too late"),
+    Use("sglang.srt.ray.engine:declare_resolution", "does so by this name; replaced by nothing, since it is known"),
+    Use(
+        "sglang.srt.managers.data_parallel_controller:start_cpu_monitor_thread",
+        "would register the tokenizer's metric again, in the same process",
+    ),
+    Use(
+        "sglang.srt.distributed.parallel_state:GroupCoordinator",
+        "on CPUs its plain exchanges replace those that need NCCL or operators that CPUs lack",
+    ),
+    Use("sglang.srt.layers.dp_attention:memcpy_func", "Triton only; replaced on CPUs"),
+    Use("sglang.srt.layers.dp_attention:memcpy_cpu", "what replaces it"),
+    Use("sglang.srt.model_executor.forward_batch_info:_is_cpu", "without it, padding pins memory for a GPU"),
     # Features for a trainer
     Use("sglang.srt.managers.tp_worker:TpModelWorker", "after its forward pass rank 0 sends what was captured"),
     Use("sglang.srt.managers.io_struct:GenerateReqInput", "asks for the prefill of a sequence"),
