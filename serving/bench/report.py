@@ -19,6 +19,7 @@ _COLUMNS = {
     "accepted_length": "{:.2f}",
     "tok_s": "{:.1f}",
     "ratio_to_off": "{:.2f}",
+    "ratio_to_best": "{:.2f}",
     "realised_frac": "{:.2f}",
     "draft_ms": "{:.1f}",
     "verify_ms": "{:.1f}",
@@ -28,13 +29,13 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def show(rows: Rows, console: Console) -> None:
-    """Print a line per case and rung: medians, with the range of the ratio."""
+    """Print a line per case and rung: medians, with the range of the ratios."""
     table = Table(*_COLUMNS)
     for row in rows:
         cells = ["" if row[key] is None else form.format(row[key]) for key, form in _COLUMNS.items()]
-        if row["ratio_to_off"] is not None:
-            spread = f" ({row['ratio_to_off_min']:.2f}-{row['ratio_to_off_max']:.2f})"
-            cells[list(_COLUMNS).index("ratio_to_off")] += spread
+        for key in ("ratio_to_off", "ratio_to_best"):
+            if row[key] is not None:
+                cells[list(_COLUMNS).index(key)] += f" ({row[f'{key}_min']:.2f}-{row[f'{key}_max']:.2f})"
         table.add_row(*cells)
     console.print(table)
 

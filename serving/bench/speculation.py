@@ -1,4 +1,4 @@
-"""`sparktier bench speculation`: each rung of the ladder by batch size, temperature and prompts, interleaved.
+"""`sparktier bench speculation`: each rung and the ladder's choice, interleaved, by batch, temperature and prompts.
 
 Counts engine time of decode steps only, so prefill and clients don't blur it. Knows nothing of how the report looks.
 """
@@ -7,11 +7,14 @@ import itertools
 import random
 import statistics
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sparktier.cluster.ladder import Ladder
+from sparktier.serving.bench import climb
 from sparktier.serving.bench.target import Totals
 from sparktier.serving.engine.speculation.plan import Rung
 
@@ -22,20 +25,17 @@ RUNGS: Mapping[Rung, tuple[str, str]] = {
     Rung.CHAIN: ("chain", "chain"),
     Rung.TREE: ("tree", "tree"),
 }
+_LADDER = ("ladder", "ladder")
+_Way = Rung | None
+"""A fixed rung, or None for whichever the ladder chooses."""
 Say = Callable[[str], None]
 
 
-class Engine(Protocol):
+class Engine(climb.Engine, Protocol):
     """What is measured; `target.Target` is one."""
 
     def answer(self, prompt: str, *, max_tokens: int, temperature: float, seed: int) -> int:
         """Answer a prompt."""
-
-    def set_plan(self, **keys: float) -> None:
-        """Put plan keys in force."""
-
-    def totals(self) -> Totals:
-        """Read counters."""
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,34 @@ def measure(
     load: Load,
     say: Say,
 ) -> list[dict[str, Any]]:
-    """Return a row per case and rung: medians over the repeats, and the spread of the speed.
+    """Return a row per case and rung, and one for the ladder: medians over the repeats, and the spread of the speed.
 
-    Within a repeat the rungs of a case follow each other in random order on the same prompts, so that drift of the
-    machine hits all alike; `ratio_to_off` is the median of the ratios within repeats.
+    Within a repeat all of a case follow each other in random order on the same prompts, so that drift of the machine
+    hits all alike; ratios are medians of the ratios within repeats. The ladder learns from every fixed rung's steps on
+    the same traffic, and from its own; in a case's first repeat it comes last, having nothing to go by before.
     """
     rng = random.Random(load.seed)
-    found: dict[tuple[Case, Rung], list[Totals]] = {}
+    found: dict[tuple[Case, _Way], list[Totals]] = {}
+    chosen: dict[Case, Counter[int]] = {case: Counter() for case in cases}
+    ladders = {(case.temperature, case.prompts): Ladder() for case in cases}
     runs = [(repeat, case) for repeat in range(load.repeats) for case in cases]
     for number, (repeat, case) in enumerate(runs):
-        chosen = _some(prompts[case.prompts], case.batch * load.turns, repeat)
-        for rung in rng.sample(list(rungs), len(rungs)):
-            engine.set_plan(rung=rung, rows=0)
-            totals = _loaded(engine, case, chosen, load)
-            found.setdefault((case, rung), []).append(totals)
+        texts = _some(prompts[case.prompts], case.batch * load.turns, repeat)
+        ladder = ladders[case.temperature, case.prompts]
+        ways: list[_Way] = [*rng.sample(list(rungs), len(rungs))]
+        ways.insert(rng.randrange(len(ways) + 1) if repeat else len(ways), None)
+        for way in ways:
+            if way is None:
+                with climb.climbing(engine, ladder, users=case.batch) as choices:
+                    totals = _loaded(engine, case, texts, load)
+                chosen[case] += choices
+            else:
+                engine.set_plan(rung=way, rows=0)
+                totals = _loaded(engine, case, texts, load)
+                climb.learn(ladder, way, totals)
+            found.setdefault((case, way), []).append(totals)
         say(f"{number + 1} of {len(runs)}: batch {case.batch}, temperature {case.temperature:g}, {case.prompts}")
-    return [_row(case, rung, found) for case in cases for rung in rungs]
+    return [_row(case, way, found, chosen[case]) for case in cases for way in (*rungs, None)]
 
 
 def _some(prompts: Sequence[str], count: int, repeat: int) -> list[str]:
@@ -116,12 +128,14 @@ def _loaded(engine: Engine, case: Case, prompts: Sequence[str], load: Load) -> T
     return at_end[0].since(before)
 
 
-def _row(case: Case, rung: Rung, found: Mapping[tuple[Case, Rung], Sequence[Totals]]) -> dict[str, Any]:
-    own, off = found[case, rung], found.get((case, Rung.OFF))
+def _row(
+    case: Case, way: _Way, found: Mapping[tuple[Case, _Way], Sequence[Totals]], chosen: Mapping[int, int]
+) -> dict[str, Any]:
+    own, off = found[case, way], found.get((case, Rung.OFF))
     speeds = [_tok_s(totals) for totals in own]
-    ratios = [speed / _tok_s(plain) for speed, plain in zip(speeds, off, strict=True)] if off else []
+    to_off, to_best = _ratios(own, off), _ratios(own, _best(case, found))
     lengths = [totals.tokens / totals.rounds for totals in own]
-    mode, name = RUNGS[rung]
+    mode, name = _LADDER if way is None else RUNGS[way]
     ideal = [
         length * plain.step_ms / _forward_ms(totals)
         for totals, plain, length in zip(own, off or (), lengths, strict=False)
@@ -138,16 +152,32 @@ def _row(case: Case, rung: Rung, found: Mapping[tuple[Case, Rung], Sequence[Tota
         "tok_s_max": max(speeds),
         "tok_s_per_user": statistics.median(speeds) / case.batch,
         "accepted_length": statistics.median(lengths),
-        "ratio_to_off": statistics.median(ratios) if ratios else None,
-        "ratio_to_off_min": min(ratios) if ratios else None,
-        "ratio_to_off_max": max(ratios) if ratios else None,
-        "realised_frac": statistics.median(r / i for r, i in zip(ratios, ideal, strict=True)) if ratios else None,
+        **_spread("ratio_to_off", to_off),
+        **_spread("ratio_to_best", to_best),
+        "realised_frac": statistics.median(r / i for r, i in zip(to_off, ideal, strict=True)) if to_off else None,
         "draft_ms": statistics.median(_draft_ms(totals) for totals in own),
         "verify_ms": statistics.median(_part(totals, "verify") for totals in own),
         "overhead_ms": statistics.median(totals.step_ms - _forward_ms(totals) for totals in own),
         "users": statistics.median(totals.rounds / totals.steps for totals in own),
+        "chosen": {RUNGS[Rung(rung)][1]: count for rung, count in sorted(chosen.items())} if way is None else None,
         "repeats": len(own),
     }
+
+
+def _best(case: Case, found: Mapping[tuple[Case, _Way], Sequence[Totals]]) -> Sequence[Totals]:
+    """The runs of the fixed rung that was fastest in this case, by its median."""
+    fixed = [runs for (at, way), runs in found.items() if at == case and way is not None]
+    return max(fixed, key=lambda runs: statistics.median(map(_tok_s, runs)))
+
+
+def _ratios(own: Sequence[Totals], others: Sequence[Totals] | None) -> list[float]:
+    return [_tok_s(totals) / _tok_s(other) for totals, other in zip(own, others, strict=True)] if others else []
+
+
+def _spread(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    if not values:
+        return {name: None, f"{name}_min": None, f"{name}_max": None}
+    return {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
 
 
 def _tok_s(totals: Totals) -> float:

@@ -17,6 +17,7 @@ STEP_MS = {0: 100.0, 2: 125.0}
 class KnownEngine:
     """Answers at once; each answer counts as decode steps of the rung's known length and time."""
 
+    step_ms: dict[int, float] = field(default_factory=STEP_MS.copy)
     rung: int = 0
     tokens: float = 0.0
     rounds: float = 0.0
@@ -36,7 +37,7 @@ class KnownEngine:
             self.answered.append((self.rung, prompt))
             self.tokens += max_tokens
             self.rounds += max_tokens / LENGTHS[self.rung]
-            self.ms += max_tokens / LENGTHS[self.rung] * STEP_MS[self.rung]
+            self.ms += max_tokens / LENGTHS[self.rung] * self.step_ms[self.rung]
         with self.lock:
             self.in_flight -= 1
         return max_tokens
@@ -53,7 +54,7 @@ def measured(engine: KnownEngine, rungs: Sequence[int] = (0, 2), batch: int = 1)
 
 
 def test_rows_hold_what_the_engine_did() -> None:
-    off, chain = measured(KnownEngine())
+    off, chain, _ = measured(KnownEngine())
     assert (off["mode"], chain["mode"], chain["rung"]) == ("off", "chain", "chain")
     assert off["ratio_to_off"] == pytest.approx(1.0)
     assert chain["accepted_length"] == pytest.approx(2.5)
@@ -70,8 +71,20 @@ def test_every_rung_gets_the_same_prompts_and_repeats_get_others() -> None:
     engine = KnownEngine()
     measured(engine)
     by_rung = {rung: sorted(prompt for at, prompt in engine.answered if at == rung) for rung in (0, 2)}
-    assert by_rung[0] == by_rung[2]
+    # The ladder, knowing both, asks the faster one for the same prompts again.
+    assert sorted(2 * by_rung[0]) == by_rung[2]
     assert len(set(by_rung[0])) > 3
+
+
+def test_the_ladder_runs_the_rung_that_is_faster_here() -> None:
+    off, chain, ladder = measured(KnownEngine())
+    assert (ladder["mode"], ladder["rung"]) == ("ladder", "ladder")
+    assert ladder["tok_s"] == pytest.approx(chain["tok_s"])
+    assert ladder["chosen"] == {"chain": 4}
+    assert ladder["ratio_to_best"] == pytest.approx(1.0)
+    assert off["ratio_to_best"] == pytest.approx(0.5)
+    slow = KnownEngine(step_ms={0: 100.0, 2: 300.0})
+    assert measured(slow)[2]["chosen"] == {"off": 4}
 
 
 def test_no_more_users_than_the_batch() -> None:

@@ -81,7 +81,7 @@ class DraftStep:
             edge_acceptance=self._edges.of(temperatures, greedy=info.top_ks.view(-1) <= 1),
             shortlist=_SHORTLIST_TOKENS if len(self._head.w2) > _SMALL_VOCABULARY else None,
         )
-        return Drafted(self._agreed(_selected(candidates, bounds).tree))
+        return Drafted(self._agreed(_selected(candidates, bounds))[0])
 
     def drawn_tree(self, batch: Any, window: Any, bounds: Bounds) -> Drafted:
         """A tree (a chain with one parent and child per level) whose children are drawn, for ratio acceptance."""
@@ -99,8 +99,9 @@ class DraftStep:
             seeds=info.sampling_seed,
             anchor_positions=batch.seq_lens,
         )
-        selection = _selected(candidates, bounds)
-        return Drafted(selection.tree, selection.laws, probs)
+        # The probabilities stay each rank's own: only rank 0's verdict counts.
+        tree, laws = self._agreed(_selected(candidates, bounds))
+        return Drafted(tree, laws, probs)
 
     def _block(self, batch: Any, window: Any) -> tuple[Tensor, Tensor]:
         """Logits [batch, gamma, V] before the Markov head, and the draft's hidden states [batch, gamma, hidden]."""
@@ -117,16 +118,17 @@ class DraftStep:
             base, _ = worker.draft_model.compute_base_logits(forward.raw_hidden)
         return base.view(size, worker.gamma, -1), forward.draft_hidden_3d
 
-    def _agreed(self, tree: DraftTree) -> DraftTree:
-        """Rank 0's tree on every rank: rounding that differs between ranks must not make them verify different rows."""
-        sync = self._worker._tp_sync
+    def _agreed(self, selection: Selection) -> tuple[DraftTree, Tensor]:
+        """Rank 0's tree and laws on every rank: rounding that differs must not make ranks verify different rows."""
+        sync, tree = self._worker._tp_sync, selection.tree
         if not sync.enabled(SpecTpSyncSite.DSPARK_DRAFT):
-            return tree
-        packed = torch.cat([tree.tokens, tree.parents, tree.depths, tree.row_counts.unsqueeze(1)], dim=1)
+            return tree, selection.laws
+        counts = tree.row_counts.unsqueeze(1)
+        packed = torch.cat([tree.tokens, tree.parents, tree.depths, selection.laws, counts], dim=1)
         packed = sync.sync(SpecTpSyncSite.DSPARK_DRAFT, packed.contiguous())
         width = tree.tokens.shape[1]
-        tokens, parents, depths, counts = packed.split([width, width, width, 1], dim=1)
-        return DraftTree(tokens, parents, depths, counts.squeeze(1))
+        tokens, parents, depths, laws, counts = packed.split([width] * 4 + [1], dim=1)
+        return DraftTree(tokens, parents, depths, counts.squeeze(1)), laws
 
 
 def _selected(candidates: Candidates, bounds: Bounds) -> Selection:
