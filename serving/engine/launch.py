@@ -14,7 +14,7 @@ import psutil
 from ray.util.placement_group import PlacementGroup
 
 from sparktier.configs.errors import ReplicaError
-from sparktier.serving.engine import attention_groups
+from sparktier.serving.engine import attention_groups, choices
 from sparktier.serving.engine.admin_routes import admin_routes
 from sparktier.serving.engine.features import options as feature_options
 from sparktier.serving.engine.rank_actor import RankLauncher, RankReport
@@ -58,6 +58,7 @@ def serve(
         run_detokenizer_process_func=engine_module.run_detokenizer_process,
         placement_group=group,
     )
+    choices.install(tokenizer_manager)
     reports = launcher.reports(_REPORT_TIMEOUT_S)
     _require_every_rank(reports, len(group.bundle_specs))
     _watch(ranks.block_until_scheduler_exits)

@@ -159,6 +159,11 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.ray.engine:RayEngine", "starts the ranks on our placement group"),
     Use("sglang.srt.ray.engine:SchedulerActor", "replaced by our launcher"),
     Use("sglang.srt.entrypoints.engine:Engine._launch_subprocesses", "the start sequence that we call in two parts"),
+    Use(
+        "sglang.srt.managers.tokenizer_manager:TokenizerManager._handle_batch_request",
+        "sends each of n choices with the same sampling parameters",
+    ),
+    Use("sglang.srt.managers.tokenizer_manager:TokenizerManager._send_one_request", "gives each its seed"),
     Use("sglang.srt.entrypoints.engine:init_tokenizer_manager", "an argument of the start sequence"),
     Use("sglang.srt.entrypoints.engine:run_scheduler_process", "an argument of the start sequence"),
     Use("sglang.srt.entrypoints.engine:run_detokenizer_process", "an argument of the start sequence"),

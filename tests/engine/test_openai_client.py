@@ -107,6 +107,14 @@ def test_a_seed_fixes_what_is_sampled(client: OpenAI) -> None:
     assert same[0] == same[1] != other
 
 
+def test_a_seed_fixes_n_choices_that_differ(client: OpenAI) -> None:
+    asked = {"model": MODEL, "prompt": "ba be bi", "max_tokens": 24, "temperature": 1, "seed": 7, "n": 3}
+    first, again = ([choice.text for choice in client.completions.create(**asked).choices] for _ in range(2))
+    assert first == again
+    assert len(set(first)) == 3
+    assert first[0] == complete(client, temperature=1, max_tokens=24, seed=7)
+
+
 def test_output_follows_a_json_schema(client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model=MODEL,
