@@ -33,6 +33,7 @@ prove: env ## the long proofs
 bench: env ## step time of the demo model, and what speculation costs around its model passes; run it alone
 	$(PY) tests/bench/step_time.py --json out/step_time.json
 	$(PY) tests/bench/overhead.py --json out/overhead.json
+	$(PY) tests/bench/tree_cost.py --json out/tree_cost.json
 
 conformance: env ## the official OpenAI client and malformed requests against a real deployment
 	$(PY) -m pytest tests/engine/test_openai_client.py tests/engine/test_malformed_requests.py

@@ -1,13 +1,6 @@
-"""What one tree round costs outside the model forwards, on this CPU: `python tests/kernels/tree_step_cost.py --help`.
+"""The parts of a tree round outside the model forwards, each to be timed alone. Knows no model: logits are random."""
 
-Prints one JSON report of medians and spreads in milliseconds. Knows no model: logits are random, of demo-model width.
-"""
-
-import argparse
-import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -33,10 +26,10 @@ class Round:
         generator = torch.Generator().manual_seed(seed)
         self.shape, self.rows, self.each, self.shortlist = shape, rows, torch.arange(batch), shortlist
         self.anchors = torch.randint(vocab, (batch,), generator=generator)
-        self.block_logits = torch.randn(batch, shape.depth, vocab, generator=generator)
-        self.head = MarkovHead(*(torch.randn(vocab, rank, generator=generator) for _ in range(2)))
+        self.block_logits = torch.randn(batch, shape.depth, vocab, generator=generator).bfloat16()
+        self.head = MarkovHead(*(torch.randn(vocab, rank, generator=generator).bfloat16() for _ in range(2)))
         self.temperatures = torch.ones(batch)
-        self.budgets = torch.randint(rows // 2, rows + 1, (batch,), generator=generator)
+        self.budgets = torch.full((batch,), rows)
         self.prefix_lens = torch.randint(100, 8000, (batch,), generator=generator)
         self.logits = torch.randn(batch, rows, vocab, generator=generator)
         self.slots = torch.arange(batch * rows).view(batch, rows)
@@ -99,35 +92,17 @@ def timed_ms(step: Callable[[], object], repeats: int) -> dict[str, float]:
     return {"median_ms": round(middle, 2), "spread_ms": round(high - low, 2), "cpu_ms": round(cpu_ms, 2)}
 
 
-def main(argv: list[str]) -> None:
-    """Time each step of a round."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog="example: tree_step_cost.py --batch 32 --rows 32")
-    for name, value in (("batch", 32), ("rows", 32), ("vocab", 49152), ("rank", 64), ("repeats", 15), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    for name, value in (("depth", 7), ("parents", 4), ("children", 4)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--shortlist", type=int, default=256, help="0: the whole vocabulary")
-    options = parser.parse_args(argv)
-    shape = Shape(options.depth, options.parents, options.children)
-    size = {name: getattr(options, name) for name in ("batch", "rows", "vocab", "rank", "seed")}
-    work = Round(**size, shape=shape, shortlist=options.shortlist or None)
+def parts_ms(work: Round, repeats: int) -> dict[str, dict[str, float]]:
+    """Time each part of a round with targets that like what was drafted."""
     candidates = work.expand()
     selection = work.build(candidates)
     work.agreeable(selection)
     accepted = work.accept_greedy(selection)
-    steps: dict[str, Callable[[], object]] = {
+    parts: dict[str, Callable[[], object]] = {
         "expand": work.expand,
         "select_mask_positions": lambda: work.build(candidates),
         "accept_greedy": lambda: work.accept_greedy(selection),
         "accept_sampled": lambda: work.accept_sampled(selection),
         "compact": lambda: work.compact(accepted),
     }
-    rows = [{"step": name, **timed_ms(step, options.repeats)} for name, step in steps.items()]
-    accepted_mean = round(float(accepted.accepted.float().mean()), 2)
-    meta = {**vars(options), "accepted_mean": accepted_mean, "threads": torch.get_num_threads()}
-    meta["load_average"] = os.getloadavg()[0]
-    sys.stdout.write(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    return {name: timed_ms(part, repeats) for name, part in parts.items()}
