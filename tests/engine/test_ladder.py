@@ -18,6 +18,7 @@ pytestmark = pytest.mark.engine
 OFF, SHORT, CHAIN, TREE = 0, 1, 2, 3
 BLOCK = 5
 TREE_ROWS = 12
+CONTEXT = 8192
 NO_BOUNDS = {"sparktier_rung": TREE, "sparktier_rows": 0, "sparktier_tier0_cap": TREE_ROWS}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}, "required": ["a", "b"]}
 
@@ -41,7 +42,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     folder = tmp_path_factory.mktemp("ladder")
     model = make_tiny_moe(folder / "target", context_gain=0.2)
     draft = make_oracle_draft(folder / "draft", model, block_tokens=BLOCK)
-    wide = {"model.context_tokens": 4096, "replicas.kv_tokens": 16384, "replicas.chunked_prefill_tokens": 256}
+    wide = {"model.context_tokens": CONTEXT, "replicas.kv_tokens": 16384, "replicas.chunked_prefill_tokens": 256}
     single = {"replicas.tensor_parallel": 1, "replicas.expert_parallel": 1}
     tree = {"speculation.method": "tree", "speculation.draft_path": draft, "speculation.tree_rows": TREE_ROWS}
     with (
@@ -60,7 +61,9 @@ def accepted_length(answers: list[Answer]) -> float:
     return sum(a.meta["completion_tokens"] for a in answers) / sum(a.meta["spec_verify_ct"] for a in answers)
 
 
-@pytest.mark.parametrize(("count", "tokens"), [(10, 48), pytest.param(100, 128, marks=pytest.mark.prove)])
+@pytest.mark.parametrize(
+    ("count", "tokens"), [(10, 48), pytest.param(100, 128, marks=[pytest.mark.prove, pytest.mark.timeout(3600)])]
+)
 def test_every_rung_and_switching_between_them_gives_plain_greedy_tokens(
     engines: Engines, count: int, tokens: int
 ) -> None:
@@ -160,6 +163,17 @@ def test_long_prompts_in_chunks_and_shared_prefixes(engines: Engines) -> None:
     chains = generate_all(engines.drafting, prompts, tokens=24, at_once=1)
     assert_same_greedy(plain, tokens_of(chains), prompts, engines.model)
     assert any(answer.meta["cached_tokens"] > 0 for answer in chains)
+
+
+def test_a_context_that_is_full_beside_short_ones(engines: Engines) -> None:
+    """The long answer ends where the context does, in the middle of what was drafted."""
+    full = [token for prompt in random_prompts(400, seed=8) for token in prompt][: CONTEXT - 41]
+    prompts = [full, *random_prompts(3, seed=9)]
+    plain = tokens_of(generate_all(engines.plain, prompts, tokens=40, at_once=4))
+    for rung in (TREE, CHAIN):
+        engines.plan(rung=rung)
+        answers = generate_all(engines.drafting, prompts, tokens=40, at_once=4)
+        assert_same_greedy(plain, tokens_of(answers), prompts, engines.model)
 
 
 def test_acceptance_comes_back_after_a_spell_without_drafts(engines: Engines) -> None:

@@ -70,6 +70,7 @@ def ranks_of(replica: Deployment) -> list[psutil.Process]:
     return [psutil.Process(report["pid"]) for report in replica.ranks()]
 
 
+@pytest.mark.timeout(3600)
 def test_random_requests_with_aborts_leave_nothing_behind(replica: Deployment, target: Path) -> None:
     url, ranks = replica.replica_url(), ranks_of(replica)
     asks = random_asks(REQUESTS, seed=1)
