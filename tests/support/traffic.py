@@ -62,7 +62,8 @@ def _random_ask(rng: random.Random, prompt: Tokens) -> Ask:
 async def send_all(url: str, asks: list[Ask], *, at_once: int, name: str = "soak") -> Outcome:
     """Send `asks`, `at_once` of them in flight; raises whatever was neither an answer nor an end asked for."""
     outcome, room = Outcome(), asyncio.Semaphore(at_once)
-    limits = httpx.Limits(max_connections=4 * at_once)
+    # A server closes a connection that was idle for some seconds, perhaps just as it is used again.
+    limits = httpx.Limits(max_connections=4 * at_once, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, timeout=300.0, limits=limits) as client, asyncio.TaskGroup() as group:
         for number, ask in enumerate(asks):
             await room.acquire()
