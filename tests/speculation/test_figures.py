@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparktier.serving.engine.speculation.figures import Figures, acceptance
 
@@ -56,3 +58,14 @@ def test_old_traffic_fades_and_totals_do_not() -> None:
     assert acceptance([tier])[0] > 0.99
     assert tier.recent_tokens / tier.recent_rounds > 1.99
     assert (tier.rounds, tier.tokens) == (40_000, 60_000)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
+def test_a_batch_counts_as_its_requests_one_by_one(rounds: list[tuple[int, int, int]]) -> None:
+    whole, single = Figures(block_tokens=4), Figures(block_tokens=4)
+    columns = [list(column) for column in zip(*((t, d + 1, d, min(a, d)) for t, d, a in rounds), strict=True)]
+    names = ("tiers", "rows", "depths", "accepted")
+    step(whole, **dict(zip(names, columns, strict=True)))
+    for one in zip(*columns, strict=True):
+        step(single, **{name: [value] for name, value in zip(names, one, strict=True)})
+    assert whole == single

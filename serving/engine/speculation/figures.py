@@ -7,6 +7,11 @@ so that old traffic fades.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
+Counts = NDArray[np.int64]
+"""[rounds] int64, an entry for each request of a step."""
 # The last few thousand weigh most.
 _WINDOW = 4096.0
 
@@ -27,26 +32,26 @@ class TierFigures:
     recent_rounds: float = 0.0
     recent_tokens: float = 0.0
 
-    def add(self, *, rows: int, depth: int, accepted: int) -> None:
-        """Count one round: `rows` verified, to `depth` drafts below the anchor, of which `accepted` stood."""
-        self.rounds += 1
-        self.rows += rows
-        self.tokens += accepted + 1
-        self.recent_rounds += 1
-        self.recent_tokens += accepted + 1
+    def add(self, *, rows: Counts, depths: Counts, accepted: Counts) -> None:
+        """Count rounds, an entry each: `rows` verified to `depths` drafts below the anchor; `accepted` stood."""
+        tokens = int(accepted.sum()) + len(accepted)
+        self.rounds += len(rows)
+        self.rows += int(rows.sum())
+        self.tokens += tokens
+        self.recent_rounds += len(rows)
+        self.recent_tokens += tokens
         if self.recent_rounds >= _WINDOW:
             self.recent_rounds /= 2
             self.recent_tokens /= 2
         # A position is only put to the test when all before it stood.
-        for position in range(min(depth, accepted + 1)):
-            self._test(position, stood=position < accepted)
-
-    def _test(self, position: int, *, stood: bool) -> None:
-        self.verified[position] += 1
-        self.accepted[position] += stood
-        if self.verified[position] >= _WINDOW:
-            self.verified[position] /= 2
-            self.accepted[position] /= 2
+        tested = _longer_than(np.minimum(depths, accepted + 1), len(self.verified))
+        stood = _longer_than(accepted, len(self.verified))
+        for position, (tests, passes) in enumerate(zip(tested, stood, strict=True)):
+            self.verified[position] += tests
+            self.accepted[position] += passes
+            if self.verified[position] >= _WINDOW:
+                self.verified[position] /= 2
+                self.accepted[position] /= 2
 
 
 @dataclass
@@ -72,13 +77,22 @@ class Figures:
         self.rung = rung
         for name, took_ms in phase_ms.items():
             self.phase_ms[name] = self.phase_ms.get(name, 0.0) + took_ms
-        for tier, verified, depth, stood in zip(tiers, rows, depths, accepted, strict=True):
-            self._of(tier).add(rows=verified, depth=depth, accepted=stood)
+        of_tier = np.asarray(tiers)
+        rounds = np.stack([np.asarray(counts) for counts in (rows, depths, accepted)])
+        for tier in set(tiers):
+            verified, depth, stood = rounds[:, of_tier == tier]
+            self._of(tier).add(rows=verified, depths=depth, accepted=stood)
 
     def _of(self, tier: int) -> TierFigures:
         if tier not in self.by_tier:
             self.by_tier[tier] = TierFigures([0.0] * self.block_tokens, [0.0] * self.block_tokens)
         return self.by_tier[tier]
+
+
+def _longer_than(lengths: Counts, positions: int) -> list[int]:
+    """How many of `lengths` exceed 0, 1, ... `positions` - 1."""
+    at = np.bincount(np.minimum(lengths, positions), minlength=positions + 1)
+    return [int(count) for count in at[::-1].cumsum()[::-1][1:]]
 
 
 def acceptance(figures: list[TierFigures]) -> list[float]:
