@@ -23,7 +23,7 @@ from sparktier.drafter.distributed import Place
 from sparktier.drafter.evaluate import evaluate
 from sparktier.drafter.feature_store import FeatureStore
 from sparktier.drafter.joined_stores import JoinedStores
-from sparktier.drafter.target import TargetModel, read_target
+from sparktier.drafter.target import Target, read_target
 from sparktier.drafter.train import train
 from sparktier.drafter.train_settings import DraftShape, TrainSettings
 from sparktier.serving.demo_drafter import DEMO_MASK_TOKEN
@@ -89,7 +89,7 @@ def trained(name: str, target: Path, stores: Sequence[Path], work: Path, steps: 
     return train(settings, JoinedStores(stores), Place(0, 1, torch.device("cpu")), Console(stderr=True), {})
 
 
-def compared(drafts: dict[str, Path], target: TargetModel, store: Path, seed: int) -> dict[str, Any]:
+def compared(drafts: dict[str, Path], target: Target, store: Path, seed: int) -> dict[str, Any]:
     """Evaluate both on the answers of `store` and return the gain of the first."""
     found = {}
     for name, folder in drafts.items():
