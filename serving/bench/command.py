@@ -12,7 +12,7 @@ from sparktier.configs.speculation_settings import LADDERS
 from sparktier.drafter.prompts import read_prompts
 from sparktier.drafter.report import report_meta, write_report
 from sparktier.serving.bench.report import draw, show
-from sparktier.serving.bench.speculation import RUNGS, Case, Load, measure
+from sparktier.serving.bench.speculation import RUNGS, Case, Load, Rows, measure
 from sparktier.serving.bench.target import deployed
 from sparktier.serving.engine.speculation.plan import Rung
 
@@ -45,12 +45,15 @@ def run(
     console = Console(stderr=True)
     meta = report_meta("bench speculation", load.seed)
     console.print(f"load average {meta['load_average'][0]:.2f}; anything else running blurs what follows")
+
+    def keep(rows: Rows) -> None:
+        if report is not None:
+            write_report(report, meta, rows)
+            draw(rows, report.with_suffix(".png"))
+
     with deployed(config, overrides) as target:
-        rows = measure(target, cases, rungs, texts, load, say=console.print)
+        rows = measure(target, cases, rungs, texts, load, say=console.print, keep=keep)
     show(rows, Console(width=_TABLE_CHARACTERS) if not sys.stdout.isatty() else Console())
-    if report is not None:
-        write_report(report, meta, rows)
-        draw(rows, report.with_suffix(".png"))
     return 0
 
 

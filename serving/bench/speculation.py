@@ -29,6 +29,7 @@ _LADDER = ("ladder", "ladder")
 _Way = Rung | None
 """A fixed rung, or None for whichever the ladder chooses."""
 Say = Callable[[str], None]
+Rows = list[dict[str, Any]]
 
 
 class Engine(climb.Engine, Protocol):
@@ -64,8 +65,11 @@ def measure(
     prompts: Mapping[str, Sequence[str]],
     load: Load,
     say: Say,
-) -> list[dict[str, Any]]:
+    keep: Callable[[Rows], None] = lambda _: None,
+) -> Rows:
     """Return a row per case and rung, and one for the ladder: medians over the repeats, and the spread of the speed.
+
+    `keep` gets the rows so far after each repeat, so that a run that is cut off loses the last one only.
 
     Within a repeat all of a case follow each other in random order on the same prompts, so that drift of the machine
     hits all alike; ratios are medians of the ratios within repeats. The ladder learns from every fixed rung's steps on
@@ -92,7 +96,10 @@ def measure(
                 climb.learn(ladder, way, totals)
             found.setdefault((case, way), []).append(totals)
         say(f"{number + 1} of {len(runs)}: batch {case.batch}, temperature {case.temperature:g}, {case.prompts}")
-    return [_row(case, way, found, chosen[case]) for case in cases for way in (*rungs, None)]
+        if case == cases[-1]:
+            rows = [_row(case, way, found, chosen[case]) for case in cases for way in (*rungs, None)]
+            keep(rows)
+    return rows
 
 
 def _some(prompts: Sequence[str], count: int, repeat: int) -> list[str]:

@@ -87,6 +87,15 @@ def test_the_ladder_runs_the_rung_that_is_faster_here() -> None:
     assert measured(slow)[2]["chosen"] == {"off": 4}
 
 
+def test_what_was_measured_is_kept_after_each_repeat() -> None:
+    kept: list[list[dict[str, object]]] = []
+    load = Load(turns=1, max_tokens=50, repeats=3, seed=1)
+    cases = [Case(1, 0.0, "set"), Case(2, 0.0, "set")]
+    rows = measure(KnownEngine(), cases, (0, 2), {"set": ["a", "b"]}, load, say=lambda _: None, keep=kept.append)
+    assert [[row["repeats"] for row in part] for part in kept] == [[1] * 6, [2] * 6, [3] * 6]
+    assert kept[-1] == rows
+
+
 def test_no_more_users_than_the_batch() -> None:
     engine = KnownEngine()
     measured(engine, batch=3)
