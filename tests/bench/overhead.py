@@ -33,11 +33,13 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=48, help="length of each answer")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--draft", type=Path)
+    parser.add_argument("--rung", action="append", choices=list(RUNGS), help="repeatable (default: all)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     load = os.getloadavg()[0]
     with both(options.draft) as (plain, ladder):
-        rows = measure(plain, ladder, batch=options.batch, tokens=options.tokens, repeats=options.repeats)
+        size = {"batch": options.batch, "tokens": options.tokens, "repeats": options.repeats}
+        rows = measure(plain, ladder, rungs=options.rung or list(RUNGS), **size)
     for row in rows:
         print(row)
     if options.json:
@@ -59,9 +61,11 @@ def both(draft: Path | None) -> Iterator[tuple[Target, Target]]:
         yield plain, ladder
 
 
-def measure(plain: Target, ladder: Target, *, batch: int, tokens: int, repeats: int) -> list[dict[str, Any]]:
+def measure(
+    plain: Target, ladder: Target, *, rungs: Sequence[str], batch: int, tokens: int, repeats: int
+) -> list[dict[str, Any]]:
     """Return a row a rung: medians and extremes over `repeats` rounds in which every rung and plain take turns."""
-    found: dict[str, list[Totals]] = {name: [] for name in ("plain", *RUNGS)}
+    found: dict[str, list[Totals]] = {name: [] for name in ("plain", *rungs)}
     for repeat in range(-1, repeats):
         for name in found:
             engine = plain if name == "plain" else ladder
@@ -70,7 +74,7 @@ def measure(plain: Target, ladder: Target, *, batch: int, tokens: int, repeats: 
             totals = loaded(engine, batch=batch, tokens=tokens)
             if repeat >= 0:  # the first round warms up
                 found[name].append(totals)
-    return [row(name, found[name], found["plain"]) for name in RUNGS]
+    return [row(name, found[name], found["plain"]) for name in rungs]
 
 
 def loaded(engine: Target, *, batch: int, tokens: int) -> Totals:

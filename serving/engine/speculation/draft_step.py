@@ -47,13 +47,14 @@ class DraftStep:
         self._head = _markov_head(worker.draft_model) if needs_trees else None
 
     def chain(self, batch: Any, window: Any, *, drafted: int, row_counts: Tensor) -> Drafted:
-        """Greedy chains of `drafted` tokens, each request's cut to its `row_counts` [batch]."""
+        """Greedy chains of `drafted` tokens, each request's cut to its `row_counts` [batch]; none for 0."""
         worker, anchors = self._worker, batch.spec_info.bonus_tokens.view(-1)
-        drafts = anchors.new_zeros(len(anchors), worker.gamma)
+        # No wider than drafted: the draft's context is fed for every column, accepted or not.
+        drafts = anchors.new_zeros(len(anchors), drafted)
         if drafted > 0:
             with worker._draft_context():
                 base, hidden = self._block(batch, window)
-                drafts[:, :drafted], _ = draft_markov_block(
+                drafts, _ = draft_markov_block(
                     markov_head=worker.draft_model.markov_head,
                     base_logits=base[:, :drafted],
                     anchor_tokens=anchors,
