@@ -55,6 +55,7 @@ def draw(rows: Rows, path: Path) -> None:
             axes.errorbar(batches, middle, yerr=[below, above], marker="o", capsize=3, label=rung)
         axes.set(title=f"{prompts}, temperature {temperature:g}", xlabel="users at once", ylabel="speed over off")
         axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes := sorted({row["batch"] for row in shown}), [str(size) for size in sizes])
         axes.legend(fontsize="small")
     with staged(path) as part:
         figure.savefig(part, format="png", dpi=120)
