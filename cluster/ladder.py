@@ -59,8 +59,9 @@ class Ladder:
         """
         rates = self.rates(users)
         best = max(rates, key=lambda rung: (rates[rung], -rung), default=0)
-        stays = now is not None and now in rates and rates[best] <= rates[now] * (1.0 + _MARGIN_FRAC)
-        return now if stays and now is not None else best
+        if now is not None and now in rates and rates[best] <= rates[now] * (1.0 + _MARGIN_FRAC):
+            return now
+        return best
 
 
 def _between(times: Mapping[int, _Average], users: float) -> float:

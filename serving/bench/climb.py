@@ -29,19 +29,13 @@ class Engine(Protocol):
 def learn(ladder: Ladder, rung: int, seen: Totals) -> None:
     """Teach `ladder` what the engine did on `rung`."""
     if seen.steps > 0:
-        ladder.observe(
-            rung,
-            users=seen.rounds / seen.steps,
-            steps=seen.steps,
-            step_ms=seen.step_ms,
-            round_tokens=seen.tokens / seen.rounds,
-        )
+        ladder.observe(rung, users=seen.users, steps=seen.steps, step_ms=seen.step_ms, round_tokens=seen.round_tokens)
 
 
 @contextmanager
 def climbing(engine: Engine, ladder: Ladder, *, users: int, tick_s: float = TICK_S) -> Iterator[Counter[int]]:
-    """Keep `engine` on the rung that `ladder` chooses, for `users` users at first, then each
-    `tick_s` for as many as there are.
+    """Keep `engine` on the rung that `ladder` chooses, for `users` users at first, then every `tick_s` for as many
+    as there are.
 
     Yields how many times each rung was chosen, complete once the body has ended.
     """
@@ -56,7 +50,7 @@ def climbing(engine: Engine, ladder: Ladder, *, users: int, tick_s: float = TICK
             seen, before = after.since(before), after
             learn(ladder, now, seen)
             if seen.steps > 0:
-                best = ladder.choose(users=seen.rounds / seen.steps, now=now)
+                best = ladder.choose(users=seen.users, now=now)
                 chosen[best] += 1
                 if best != now:
                     engine.set_plan(rung=best, rows=0)

@@ -141,7 +141,7 @@ def _row(
     own, off = found[case, way], found.get((case, Rung.OFF))
     speeds = [_tok_s(totals) for totals in own]
     to_off, to_best = _ratios(own, off), _ratios(own, _best(case, found))
-    lengths = [totals.tokens / totals.rounds for totals in own]
+    lengths = [totals.round_tokens for totals in own]
     mode, name = _LADDER if way is None else RUNGS[way]
     ideal = [
         length * plain.step_ms / _forward_ms(totals)
@@ -165,7 +165,7 @@ def _row(
         "draft_ms": statistics.median(_draft_ms(totals) for totals in own),
         "verify_ms": statistics.median(_part(totals, "verify") for totals in own),
         "overhead_ms": statistics.median(totals.step_ms - _forward_ms(totals) for totals in own),
-        "users": statistics.median(totals.rounds / totals.steps for totals in own),
+        "users": statistics.median(totals.users for totals in own),
         "chosen": {RUNGS[Rung(rung)][1]: count for rung, count in sorted(chosen.items())} if way is None else None,
         "repeats": len(own),
     }

@@ -40,6 +40,16 @@ class Totals:
         """Mean time of a decode step."""
         return sum(self.part_ms.values()) / self.steps
 
+    @property
+    def users(self) -> float:
+        """Mean number of requests in a decode step."""
+        return self.rounds / self.steps
+
+    @property
+    def round_tokens(self) -> float:
+        """Mean number of tokens that a request gets of a step: the accepted length."""
+        return self.tokens / self.rounds
+
     def since(self, before: "Totals") -> "Totals":
         """Return what was added after `before`."""
         parts = {part: ms - before.part_ms.get(part, 0.0) for part, ms in self.part_ms.items()}

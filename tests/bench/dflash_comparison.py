@@ -6,7 +6,6 @@ tells the gain. A call that was cut off goes on where it stopped. Run it alone, 
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from step_time import meta
 
 from sparktier.drafter import demo_recipe
 from sparktier.drafter.checkpoint import load_draft
@@ -23,6 +21,7 @@ from sparktier.drafter.distributed import Place
 from sparktier.drafter.evaluate import evaluate
 from sparktier.drafter.feature_store import FeatureStore
 from sparktier.drafter.joined_stores import JoinedStores
+from sparktier.drafter.report import report_meta, write_report
 from sparktier.drafter.target import Target, read_target
 from sparktier.drafter.train import train
 from sparktier.drafter.train_settings import DraftShape, TrainSettings
@@ -42,7 +41,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    load = os.getloadavg()[0]
+    meta = report_meta("dflash_comparison", seed=1)
     torch.set_flush_denormal(True)
     target = read_target(options.target)
     rows: list[dict[str, Any]] = []
@@ -54,8 +53,7 @@ def main() -> int:
             rows.append(compared(drafts, target, store, seed))
             print(rows[-1], flush=True)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"meta": meta(load), "rows": rows}, indent=2))
+        write_report(options.json, meta, rows)
     return 0
 
 

@@ -64,7 +64,7 @@ def both(draft: Path | None) -> Iterator[tuple[Target, Target]]:
 def measure(
     plain: Target, ladder: Target, *, rungs: Sequence[str], batch: int, tokens: int, repeats: int
 ) -> list[dict[str, Any]]:
-    """Return a row a rung: medians and extremes over `repeats` rounds in which every rung and plain take turns."""
+    """Return a row a rung: medians and quartiles over `repeats` rounds in which every rung and plain take turns."""
     found: dict[str, list[Totals]] = {name: [] for name in ("plain", *rungs)}
     for repeat in range(-1, repeats):
         for name in found:

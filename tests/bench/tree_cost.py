@@ -5,15 +5,13 @@ parts are timed here on as many threads, at the same sizes, once the engine has 
 """
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 
 from overhead import loaded
-from step_time import meta
 from tree_parts import Round, parts_ms
 
+from sparktier.drafter.report import report_meta, write_report
 from sparktier.kernels.expand import Shape
 from sparktier.serving.bench.target import deployed
 from sparktier.serving.engine.speculation.plan import Rung
@@ -33,7 +31,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    load = os.getloadavg()[0]
+    meta = report_meta("tree_cost", SEED)
     verify_ms, rows = verify_pass(options.requests, options.rows, options.tokens)
     size = {"batch": options.requests, "rows": options.rows, "vocab": VOCAB, "rank": MARKOV_RANK, "seed": SEED}
     parts = parts_ms(Round(**size, shape=Shape(BLOCK, PARENTS, CHILDREN), shortlist=SHORTLIST), options.repeats)
@@ -48,8 +46,7 @@ def main() -> int:
     }
     print(row)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"meta": meta(load), "rows": [row]}, indent=2))
+        write_report(options.json, meta, [row])
     return 0 if row["kept"] else 1
 
 

@@ -1,11 +1,9 @@
 """While an engine runs under the ladder its rung follows its load, and the ladder goes on learning."""
 
-import time
-from collections.abc import Callable
-
 from sparktier.cluster.ladder import Ladder
 from sparktier.serving.bench.climb import climbing
 from sparktier.serving.bench.target import Totals
+from support.deployment import wait_until
 
 TREE_MS = {1: 120.0, 16: 420.0}
 
@@ -29,23 +27,16 @@ class Crowding:
         return self._totals
 
 
-def wait_for(met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_the_rung_follows_the_load() -> None:
     ladder, engine = Ladder(), Crowding()
     for users, tree_ms in TREE_MS.items():
         ladder.observe(0, users=users, steps=50, step_ms=100 + 2 * (users - 1), round_tokens=1.0)
         ladder.observe(3, users=users, steps=50, step_ms=tree_ms, round_tokens=2.0)
     with climbing(engine, ladder, users=1, tick_s=0.01) as chosen:
-        wait_for(lambda: chosen[3] > 2)
+        wait_until(lambda: chosen[3] > 2, timeout_s=30, what=lambda: f"trees: {chosen}")
         assert engine.plans == [3]
         engine.users = 16
-        wait_for(lambda: chosen[0] > 2)
+        wait_until(lambda: chosen[0] > 2, timeout_s=30, what=lambda: f"off: {chosen}")
     assert engine.plans == [3, 0]
 
 
@@ -55,5 +46,5 @@ def test_what_it_runs_teaches_the_ladder() -> None:
     ladder.observe(0, users=16, steps=50, step_ms=130.0, round_tokens=1.0)
     ladder.observe(3, users=16, steps=5, step_ms=100.0, round_tokens=2.0)  # a lucky five
     with climbing(engine, ladder, users=16, tick_s=0.01) as chosen:
-        wait_for(lambda: chosen[0] > 0)
+        wait_until(lambda: chosen[0] > 0, timeout_s=30, what=lambda: f"off: {chosen}")
     assert engine.plans[:2] == [3, 0]
