@@ -52,7 +52,7 @@ def draw(*, weights: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
         from sparktier.kernels.noise_triton import draw_triton
 
         return draw_triton(weights=weights, seeds=seeds, positions=positions)
-    return best_token(scores=_race(weights, seeds, positions))
+    return _race_winner(weights, _hash(seeds, positions, torch.arange(weights.shape[-1])))
 
 
 def draw_distinct(*, weights: Tensor, count: int, seeds: Tensor, positions: Tensor) -> Tensor:
@@ -70,14 +70,36 @@ def exponentials(*, seeds: Tensor, positions: Tensor, columns: Tensor) -> Tensor
 
     SGLang's mapping hash / (2^32 - 1), with both ends moved inside by less than one step of the hash.
     """
-    scaled = _unsigned(_hash(seeds, positions, columns)).clamp_(min=0.5).div_(_WORD)
-    return scaled.log_().neg_().clamp_(min=_SMALLEST_EXPONENTIAL)
+    return _exponential(_hash(seeds, positions, columns))
 
 
 def _race(weights: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     columns = torch.arange(weights.shape[-1], device=weights.device)
     # float64: a float32 uniform cannot resolve the upper tail, where the winners are.
     return weights.double() / exponentials(seeds=seeds, positions=positions, columns=columns)
+
+
+def _race_winner(weights: Tensor, hashed: Tensor) -> Tensor:
+    """argmax(weight / exponential) of each row, lowest token among ties: [n, V], hashes [n, V] int32 -> [n] int64.
+
+    Exponentials, in float64, only of tokens that may beat the heaviest one's score s: since -log u >= 1 - u, a token
+    wins with 1 - u <= weight / s or not at all. The bounds below are loose by far more than float32 can be wrong.
+    """
+    heaviest = best_token(scores=weights).unsqueeze(1)
+    score = weights.gather(1, heaviest).double() / _exponential(hashed.gather(1, heaviest))
+    reach = (2.0**32 * (1 + 1e-5) / score).float()
+    # The hash's distance from its largest value, 2^32 (1 - u), is the complement of its bits.
+    distance = (hashed ^ _signed(0x7FFFFFFF)).float()
+    rows, tokens = (distance <= (weights.float() * reach).add_(512.0 - 2.0**31)).nonzero(as_tuple=True)
+    scores = weights[rows, tokens].double() / _exponential(hashed[rows, tokens])
+    best = scores.new_zeros(len(weights)).scatter_reduce_(0, rows, scores, "amax")
+    won = scores == best[rows]
+    return heaviest.squeeze(1).scatter_reduce_(0, rows[won], tokens[won], "amin", include_self=False)
+
+
+def _exponential(hashed: Tensor) -> Tensor:
+    scaled = _unsigned(hashed).clamp_(min=0.5).div_(_WORD)
+    return scaled.log_().neg_().clamp_(min=_SMALLEST_EXPONENTIAL)
 
 
 def _hash(seeds: Tensor, positions: Tensor, columns: Tensor) -> Tensor:

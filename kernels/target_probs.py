@@ -60,7 +60,10 @@ def target_probs(*, logits: Tensor, sampling: SamplingRows) -> Tensor:
         floor = probs.amax(dim=-1, keepdim=True) * sampling.min_ps.unsqueeze(1)
         probs = probs.masked_fill(probs < floor, 0.0)
     probs = probs / probs.sum(dim=-1, keepdim=True)
-    return _one_hot_where(probs, greedy_tokens(logits=logits), _greedy_rows(sampling))
+    greedy = _greedy_rows(sampling)
+    if probs.device.type == "cpu" and not greedy.any():  # elsewhere asking would cost a wait for the device
+        return probs
+    return _one_hot_where(probs, greedy_tokens(logits=logits), greedy)
 
 
 def _greedy_rows(sampling: SamplingRows) -> Tensor:

@@ -57,6 +57,18 @@ def test_draw_equals_the_reference_and_each_row_alone(keys: list[tuple[int, int]
         assert draw(weights=weights[here], seeds=seeds[here], positions=positions[here]).tolist() == together[here]
 
 
+@pytest.mark.parametrize("vocab", [1, 64, 5000, 50_000])
+@pytest.mark.parametrize("peaked", [0, 4, 60])
+def test_draw_is_the_winner_of_the_whole_race(vocab: int, peaked: int) -> None:
+    chance = torch.Generator().manual_seed(vocab + peaked)
+    weights = torch.rand(64, vocab, generator=chance) ** peaked
+    weights[::2] /= 1e6  # unnormalised
+    seeds = torch.randint(-(2**62), 2**62, (64,), generator=chance)
+    positions = torch.randint(9000, (64,), generator=chance)
+    race = weights.double() / exponentials(seeds=seeds, positions=positions, columns=torch.arange(vocab))
+    assert torch.equal(draw(weights=weights, seeds=seeds, positions=positions), race.argmax(dim=1))
+
+
 def keys_along(axis: str, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """(seeds [n], positions [n], columns [m]) with `count` neighbouring values along one axis."""
     run, one = torch.arange(count), torch.full((count,), 12345)
