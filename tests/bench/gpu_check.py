@@ -2,7 +2,7 @@
 
 Kernels against their oracles, tree attention against plain attention with the oracle's mask, kernel times, then the
 operator's own model: the same tokens on every rung, and the speed of every rung. One line per check; exit 1 when one
-fails. Needs a GPU; nothing here was measured on one yet.
+fails. Needs a GPU. What of this has run on one is in docs/log.md: the kernels, not yet the model.
 """
 
 import argparse
