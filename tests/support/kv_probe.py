@@ -1,7 +1,7 @@
 """Records what target and draft hold of requests in mid-run, and again after a fresh prefill of the same tokens.
 
-Run as a program: `python -m support.kv_probe MODEL DRAFT OUT [BROKEN]`, where BROKEN names a part of the worker that is
-left out, so that a test can see whether it would be noticed. Knows nothing of pytest.
+Run as a program, once for each rank: `python -m support.kv_probe MODEL DRAFT OUT RANK RANKS PORT [BROKEN]`, where BROKEN
+names a part of the worker that is left out, so that a test can see whether it would be noticed. Knows nothing of pytest.
 """
 
 import random
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from support.generation import random_prompts
-from support.stepped_engine import SteppedEngine
+from support.stepped_engine import Place, SteppedEngine
 
 NEW_TOKENS = 48
 # A snapshot at every third step that drafts.
@@ -124,9 +124,10 @@ def leave_out(worker: Any, broken: str) -> None:
 
 def main() -> None:
     """Write the pairs of snapshots that the command line asks for."""
-    model, draft, out, *broken = sys.argv[1:]
+    model, draft, out, rank, ranks, port, *broken = sys.argv[1:]
     torch.set_num_threads(1)
-    engine = SteppedEngine(Path(model), Path(draft), chunk_tokens=64, tree_rows=10)
+    place = Place(int(rank), int(ranks), int(port))
+    engine = SteppedEngine(Path(model), Path(draft), chunk_tokens=64, tree_rows=10, place=place)
     probe = Probe(engine)
     for part in broken:
         leave_out(engine.worker, part)

@@ -1,11 +1,12 @@
-"""SGLang's scheduler with our worker in this process, one rank, driven step by step: for looking inside between steps.
+"""SGLang's scheduler with our worker in this process, driven step by step: for looking inside between steps.
 
-It changes this process for good (groups, environment), so it is for programs of their own. Knows nothing of pytest.
+One rank of several is a process of its own; all must be given the same requests and steps, in the same order. It changes this process for good (groups, environment), so it is for programs of their own. Knows nothing of pytest.
 """
 
 import os
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,25 @@ from sparktier.serving.engine_args import engine_kwargs
 from sparktier.serving.replica import rank_env
 
 
-class SteppedEngine:
-    """One rank that decodes `model` with trees of `draft`, in float32, prefilling in chunks."""
+@dataclass(frozen=True)
+class Place:
+    """Which of how many ranks a process is, and the port on which they meet; None lets a lone rank choose."""
 
-    def __init__(self, model: Path, draft: Path, *, chunk_tokens: int, tree_rows: int) -> None:
+    rank: int = 0
+    ranks: int = 1
+    port: int | None = None
+
+
+class SteppedEngine:
+    """A rank that decodes `model` with trees of `draft`, in float32, prefilling in chunks."""
+
+    def __init__(self, model: Path, draft: Path, *, chunk_tokens: int, tree_rows: int, place: Place) -> None:
         settings = settings_from(
             {
                 "model": {"path": str(model), "dtype": "float32", "context_tokens": 1024},
                 "replicas": {
-                    "tensor_parallel": 1,
-                    "expert_parallel": 1,
+                    "tensor_parallel": place.ranks,
+                    "expert_parallel": place.ranks,
                     "max_running_requests": 8,
                     "kv_tokens": 8192,
                     "chunked_prefill_tokens": chunk_tokens,
@@ -34,9 +44,10 @@ class SteppedEngine:
             }
         )
         os.environ.update(rank_env(settings, device="cpu"))
-        os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join([cores] * place.ranks)
         arguments = engine_kwargs(settings, replica=0, device="cpu", model_path=str(model))
-        self.scheduler = _scheduler(arguments)
+        self.scheduler = _scheduler(arguments, place)
 
     @property
     def worker(self) -> Any:
@@ -87,7 +98,7 @@ class SteppedEngine:
             pass
 
 
-def _scheduler(arguments: dict[str, Any]) -> Any:
+def _scheduler(arguments: dict[str, Any], place: Place) -> Any:
     """SGLang's scheduler as its Ray actor makes one (`sglang/srt/ray/scheduler_actor.py`)."""
     from sglang.srt.plugins import load_plugins
 
@@ -96,8 +107,8 @@ def _scheduler(arguments: dict[str, Any]) -> Any:
     from sglang.srt.runtime_context import SpawnRanks, publish
     from sglang.srt.server_args import PortArgs, ServerArgs
 
-    server_args = ServerArgs(**{**arguments, "use_ray": False, "enable_metrics": False})
+    server_args = ServerArgs(**{**arguments, "use_ray": False, "enable_metrics": False, "nccl_port": place.port})
     ports = PortArgs.init_new(server_args)
-    publish(server_args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
-    configure_scheduler_process(server_args, 0)
+    publish(server_args, role="scheduler", ranks=SpawnRanks(world_rank=place.rank, gpu_id=place.rank))
+    configure_scheduler_process(server_args, place.rank)
     return Scheduler(server_args=server_args, port_args=ports)
