@@ -50,6 +50,18 @@ def save_draft(
         write_json(part / NOTE, note)
 
 
+def shift_confidence(folder: Path, shift: float) -> None:
+    """Add `shift` to the bias of a checkpoint's confidence head, in place and not in one step: see `files.staged`."""
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        biases = [name for name in tensors if name.endswith("confidence_head.proj.bias")]
+        if biases:
+            save_file(tensors | {name: tensors[name].float() + shift for name in biases}, file)
+    if (folder / NOTE).exists():
+        note = read_json(folder / NOTE, "a drafter's note")
+        write_json(folder / NOTE, note | {"weights_sha256": sha256_of(folder / WEIGHTS)})
+
+
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     kept = torch.float32 if name.startswith("confidence_head.") else dtype
     return tensor.detach().to("cpu", kept).contiguous()

@@ -1,4 +1,4 @@
-"""`sparktier calibrate`: fits a drafter's confidences and children on the calibration split and writes the files.
+"""`sparktier calibrate`: fits a drafter's confidences and children on the calibration split and writes it calibrated.
 
 Knows nothing of the fits.
 """
@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
+from sparktier.configs.errors import ArtifactError
 from sparktier.configs.settings import Settings
-from sparktier.drafter.calibrate import CHILDREN_FILE, STS_FILE, calibrate
+from sparktier.drafter.calibrate import calibrate
 from sparktier.drafter.child_calibration import ChildCalibrator
 from sparktier.drafter.report import report_meta, write_report
 from sparktier.drafter.sts import StsCalibration
@@ -23,7 +24,7 @@ def run(settings: Settings, *, draft: Path | None, wanted: Wanted, out: Path | N
         settings: name the target, and the drafter unless `draft` does.
         draft: another drafter's folder.
         wanted: the answers, of the calibration split.
-        out: folder for the files; None: the drafter's own.
+        out: a new folder for the calibrated drafter; None: the drafter's own.
         report: a JSON file for the fits' figures.
 
     Raises:
@@ -32,14 +33,15 @@ def run(settings: Settings, *, draft: Path | None, wanted: Wanted, out: Path | N
     meta, console = report_meta("calibrate", wanted.seed), Console(stderr=True)
     who = subject(settings, draft)
     folder = out or who.folder
+    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ArtifactError(f"{out}: the calibrated drafter needs a new or empty folder (found files). Give another.")
     made = list(sources(who, wanted, console))
     console.print("fitting")
-    sts, children = calibrate(who.folder, who.target, made, wanted.seed, folder)
-    rows = ([] if sts is None else _sts_rows(sts)) + [_child_row(fit) for fit in children]
+    fitted = calibrate(who.folder, who.target, made, wanted.seed, folder)
+    rows = ([] if fitted.sts is None else _sts_rows(fitted.sts)) + [_child_row(fit) for fit in fitted.children]
     for row in rows:
         Console().print("  ".join(f"{name} {_shown(value)}" for name, value in row.items()), soft_wrap=True)
-    files = [CHILDREN_FILE] if sts is None else [STS_FILE, CHILDREN_FILE]
-    Console().print("wrote " + ", ".join(str(folder / name) for name in files), soft_wrap=True)
+    Console().print(f"wrote {folder}, its confidence head's bias moved by {fitted.shift:+.3f}", soft_wrap=True)
     if report:
         write_report(report, meta, rows)
     return 0

@@ -46,7 +46,9 @@ def add_commands(add: Add) -> None:
     )
     _add_answers(calibrate, split=" of the calibration split")
     calibrate.add_argument("--seed", type=whole_number(0, SEEDS), default=1, help="of answers and coins (default 1)")
-    calibrate.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go (default: the drafter's)")
+    calibrate.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="a new folder for the calibrated drafter (default: its own)"
+    )
 
 
 def _add_features(command: argparse.ArgumentParser) -> None:

@@ -138,16 +138,20 @@ def test_report_and_figures_are_written(world: Path, model: DraftModel, tmp_path
 def test_calibration_files_fit_the_drafter_they_were_made_for(world: Path, model: DraftModel, tmp_path: Path) -> None:
     draft, store = world / "run/checkpoints/step-00000080/draft", FeatureStore(world / "store")
     sources = [store, AsIfSampled(store)]
-    sts, fits = calibrate(draft, read_target(world / "target"), sources, seed=1, folder=tmp_path)
+    made, target = tmp_path / "calibrated", read_target(world / "target")
+    shift, sts, fits = calibrate(draft, target, sources, seed=1, folder=made)
     assert sts is not None
-    assert read_sts(tmp_path / "sts.json", gamma=4) == sts
+    assert read_sts(made / "sts.json", gamma=4) == sts
     assert np.mean(sts.ece_after) <= np.mean(sts.ece_before)
-    children = read_children(tmp_path / "children.json", sha256_of(draft / "model.safetensors"))
+    children = read_children(made / "children.json", sha256_of(made / "model.safetensors"))
     assert [fit.temperature_class for fit in children.fits] == ["greedy", "warm"]
     assert list(children.fits) == fits
     assert fits[0].auc > 0.9
-    (greedy,) = evaluate(model, store, "trained", [1], sts.temperatures)
-    (sampled,) = evaluate(model, sources[1], "trained", [1], sts.temperatures)
+    moved = load_draft(made, target)
+    biases = [one.confidence_head.proj.bias.item() for one in (model, moved)]
+    assert biases[1] - biases[0] == pytest.approx(shift, abs=1e-6)
+    (greedy,) = evaluate(moved, store, "trained", [1], sts.temperatures)
+    (sampled,) = evaluate(moved, sources[1], "trained", [1], sts.temperatures)
     tables = [evaluation.predictions() for evaluation in (greedy, sampled)]
     predicted, outcomes = (np.concatenate(column) for column in zip(*tables, strict=True))
     after = [ece_frac(predicted[:, row], outcomes[:, row]) for row in range(4)]

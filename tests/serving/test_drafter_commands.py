@@ -94,7 +94,9 @@ def test_evaluate_replays_stored_features(folder: Path, tmp_path: Path) -> None:
     assert json.loads(report.read_text())["rows"] == [expected]
 
 
-def test_calibrate_writes_what_evaluate_then_applies(folder: Path, tmp_path: Path) -> None:
+def test_calibrate_writes_what_evaluate_then_applies(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert CALIBRATE, "the prompts must have some of this split"
     report = tmp_path / "fits.json"
     options = ["--prompts", folder / "asked.jsonl", "--temperature", 0, "--temperature", 1, "--tokens", 16]
@@ -106,6 +108,9 @@ def test_calibrate_writes_what_evaluate_then_applies(folder: Path, tmp_path: Pat
     assert [row["temperature"] for row in rows[:3]] == sts["temperatures"]
     children = json.loads((tmp_path / "fits" / "children.json").read_text())
     assert [fit["temperature_class"] for fit in children["fits"]] == ["greedy", "warm"]
+    load_draft(tmp_path / "fits", read_target(folder / "model"))
+    assert exit_code(command) == 2, "what is there is never replaced"
+    assert "needs a new or empty folder" in capsys.readouterr().err
 
 
 def test_calibrate_takes_no_prompt_that_may_train(
