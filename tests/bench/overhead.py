@@ -30,8 +30,8 @@ MOST_OFF_RATIO, MOST_OVERHEAD_FRAC = 1.03, 0.10
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=12, help="length of each answer")
-    parser.add_argument("--repeats", type=int, default=24, help="turns of each kind, short ones")
+    parser.add_argument("--tokens", type=int, default=48, help="length of each answer")
+    parser.add_argument("--repeats", type=int, default=10, help="turns of each kind")
     parser.add_argument("--draft", type=Path)
     parser.add_argument("--rung", action="append", choices=list(RUNGS), help="repeatable (default: all)")
     parser.add_argument("--json", type=Path)
