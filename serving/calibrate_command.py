@@ -18,7 +18,7 @@ from sparktier.serving.drafter_sources import Wanted, sources, subject
 
 
 def run(settings: Settings, *, draft: Path | None, wanted: Wanted, out: Path | None, report: Path | None) -> int:
-    """Calibrate, say how good the fits are, and name the files.
+    """Calibrate, and say how good the fits are and where the drafter went.
 
     Args:
         settings: name the target, and the drafter unless `draft` does.

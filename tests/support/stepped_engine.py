@@ -20,11 +20,11 @@ from sparktier.serving.replica import rank_env
 
 @dataclass(frozen=True)
 class Place:
-    """Which of how many ranks a process is, and the port on which they meet; None lets a lone rank choose."""
+    """Which of how many ranks a process is, and the port on which they meet."""
 
-    rank: int = 0
-    ranks: int = 1
-    port: int | None = None
+    rank: int
+    ranks: int
+    port: int
 
 
 class SteppedEngine:
