@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.stats import bootstrap
 from step_time import meta
 
 from sparktier.serving.bench.speculation import RUNGS as LADDER
@@ -51,7 +53,8 @@ def main() -> int:
 @contextmanager
 def both(draft: Path | None) -> Iterator[tuple[Target, Target]]:
     """Yield an engine without speculation and one with every rung."""
-    single = ["replicas.tensor_parallel=1", "replicas.expert_parallel=1"]
+    # A health probe of the one that idles is a forward pass beside the other's steps.
+    single = ["replicas.tensor_parallel=1", "replicas.expert_parallel=1", "supervision.probe_interval_s=3600"]
     none = ["speculation.method=none", "speculation.draft_path=null"]
     tree = ["speculation.method=tree", f"speculation.draft_path={draft or 'demo'}"]
     with (
@@ -96,27 +99,26 @@ def full_answer(engine: Target, number: int, tokens: int) -> None:
 def row(rung: str, own: Sequence[Totals], plain: Sequence[Totals]) -> dict[str, Any]:
     """Judge `rung`: the ratio to plain is promised for `off`, the overhead for all.
 
-    The ratio is that of the lower quartiles over all turns: what else a machine does only ever slows a turn down.
+    The ratio is the median over rounds, each of which timed both within seconds; its 95% interval resamples rounds.
     """
-    ratios = [mine.step_ms / theirs.step_ms for mine, theirs in zip(own, plain, strict=True)]
     overheads = [totals.part_ms["overhead"] / sum(totals.part_ms.values()) for totals in own]
-    ratio, overhead = least_disturbed_ms(own) / least_disturbed_ms(plain), statistics.median(overheads)
+    times = np.array([[totals.step_ms for totals in turns] for turns in (own, plain)])
+    ratios = times[0] / times[1]
+    ratio, overhead = float(np.median(ratios)), statistics.median(overheads)
+    spread = bootstrap([ratios], np.median, method="percentile", rng=np.random.default_rng(0))
     return {
         "rung": rung,
-        "step_ms": round(statistics.median(t.step_ms for t in own), 2),
-        "plain_step_ms": round(statistics.median(t.step_ms for t in plain), 2),
+        "step_ms": round(float(np.median(times[0])), 2),
+        "plain_step_ms": round(float(np.median(times[1])), 2),
         "ratio_to_plain": round(ratio, 3),
-        "ratio_in_pairs": [round(value, 3) for value in statistics.quantiles(ratios, n=4)],
+        "ratio_interval": [round(float(end), 3) for end in spread.confidence_interval],
+        "ratio_quartiles": [round(float(value), 3) for value in np.quantile(ratios, [0.25, 0.75])],
         "overhead_frac": round(overhead, 3),
         "parts_ms": {
             part: round(statistics.median(t.part_ms[part] / t.steps for t in own), 2) for part in own[0].part_ms
         },
         "kept": overhead <= MOST_OVERHEAD_FRAC and (rung != "off" or ratio <= MOST_OFF_RATIO),
     }
-
-
-def least_disturbed_ms(turns: Sequence[Totals]) -> float:
-    return statistics.quantiles([totals.step_ms for totals in turns], n=4)[0]
 
 
 if __name__ == "__main__":
