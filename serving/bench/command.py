@@ -12,7 +12,8 @@ from sparktier.configs.speculation_settings import LADDERS
 from sparktier.drafter.prompts import read_prompts
 from sparktier.drafter.report import report_meta, write_report
 from sparktier.serving.bench.report import draw, show
-from sparktier.serving.bench.speculation import RUNGS, Case, Load, Rows, measure
+from sparktier.serving.bench.rows import RUNGS, Case, Rows
+from sparktier.serving.bench.speculation import Load, measure
 from sparktier.serving.bench.target import deployed
 from sparktier.serving.engine.speculation.plan import Rung
 

@@ -29,13 +29,13 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def show(rows: Rows, console: Console) -> None:
-    """Print a line per case and rung: medians, with the range of the ratios."""
+    """Print a line per case and rung: medians, with the 95% interval of the ratios."""
     table = Table(*_COLUMNS)
     for row in rows:
         cells = ["" if row[key] is None else form.format(row[key]) for key, form in _COLUMNS.items()]
-        for key in ("ratio_to_off", "ratio_to_best"):
+        for key in ("ratio_to_off", "ratio_to_best", "realised_frac"):
             if row[key] is not None:
-                cells[list(_COLUMNS).index(key)] += f" ({row[f'{key}_min']:.2f}-{row[f'{key}_max']:.2f})"
+                cells[list(_COLUMNS).index(key)] += f" ({row[f'{key}_low']:.2f}-{row[f'{key}_high']:.2f})"
         table.add_row(*cells)
     console.print(table)
 
@@ -49,8 +49,8 @@ def draw(rows: Rows, path: Path) -> None:
         for rung in dict.fromkeys(row["rung"] for row in shown):
             line = [row for row in shown if row["rung"] == rung and row["ratio_to_off"] is not None]
             middle = [row["ratio_to_off"] for row in line]
-            below = [row["ratio_to_off"] - row["ratio_to_off_min"] for row in line]
-            above = [row["ratio_to_off_max"] - row["ratio_to_off"] for row in line]
+            below = [row["ratio_to_off"] - row["ratio_to_off_low"] for row in line]
+            above = [row["ratio_to_off_high"] - row["ratio_to_off"] for row in line]
             batches = [row["batch"] for row in line]
             axes.errorbar(batches, middle, yerr=[below, above], marker="o", capsize=3, label=rung)
         axes.set(title=f"{prompts}, temperature {temperature:g}", xlabel="users at once", ylabel="speed over off")

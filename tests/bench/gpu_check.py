@@ -25,7 +25,7 @@ from sparktier.kernels.flashinfer_verify import (
 )
 from sparktier.kernels.mask import ancestor_words, dense_mask, packed_mask
 from sparktier.kernels.noise import draw
-from sparktier.serving.bench.speculation import RUNGS
+from sparktier.serving.bench.rows import RUNGS
 from sparktier.serving.bench.target import Target, deployed
 from support.random_trees import random_tree
 

@@ -16,11 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.stats import bootstrap
 from step_time import meta
 
-from sparktier.serving.bench.speculation import RUNGS as LADDER
+from sparktier.serving.bench.rows import RUNGS as LADDER
+from sparktier.serving.bench.rows import median_interval
 from sparktier.serving.bench.target import Target, Totals, deployed
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
@@ -102,17 +101,15 @@ def row(rung: str, own: Sequence[Totals], plain: Sequence[Totals]) -> dict[str, 
     The ratio is the median over rounds, each of which timed both within seconds; its 95% interval resamples rounds.
     """
     overheads = [totals.part_ms["overhead"] / sum(totals.part_ms.values()) for totals in own]
-    times = np.array([[totals.step_ms for totals in turns] for turns in (own, plain)])
-    ratios = times[0] / times[1]
-    ratio, overhead = float(np.median(ratios)), statistics.median(overheads)
-    spread = bootstrap([ratios], np.median, method="percentile", rng=np.random.default_rng(0))
+    ratios = [mine.step_ms / theirs.step_ms for mine, theirs in zip(own, plain, strict=True)]
+    ratio, overhead = statistics.median(ratios), statistics.median(overheads)
     return {
         "rung": rung,
-        "step_ms": round(float(np.median(times[0])), 2),
-        "plain_step_ms": round(float(np.median(times[1])), 2),
+        "step_ms": round(statistics.median(t.step_ms for t in own), 2),
+        "plain_step_ms": round(statistics.median(t.step_ms for t in plain), 2),
         "ratio_to_plain": round(ratio, 3),
-        "ratio_interval": [round(float(end), 3) for end in spread.confidence_interval],
-        "ratio_quartiles": [round(float(value), 3) for value in np.quantile(ratios, [0.25, 0.75])],
+        "ratio_interval": [round(end, 3) for end in median_interval(ratios)],
+        "ratio_quartiles": [round(value, 3) for value in statistics.quantiles(ratios, n=4)[::2]],
         "overhead_frac": round(overhead, 3),
         "parts_ms": {
             part: round(statistics.median(t.part_ms[part] / t.steps for t in own), 2) for part in own[0].part_ms

@@ -1,13 +1,17 @@
 """The benchmark's arithmetic against an engine whose speed is known, and what a page of metrics says."""
 
+import random
+import statistics
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
-from sparktier.serving.bench.speculation import Case, Load, measure
+from sparktier.serving.bench.rows import Case, Found, median_interval, report_row
+from sparktier.serving.bench.speculation import Load, measure
 from sparktier.serving.bench.target import Totals, totals_in
+from sparktier.serving.engine.speculation.plan import Rung
 
 LENGTHS = {0: 1.0, 2: 2.5}
 STEP_MS = {0: 100.0, 2: 125.0}
@@ -85,6 +89,32 @@ def test_the_ladder_runs_the_rung_that_is_faster_here() -> None:
     assert off["ratio_to_best"] == pytest.approx(0.5)
     slow = KnownEngine(step_ms={0: 100.0, 2: 300.0})
     assert measured(slow)[2]["chosen"] == {"off": 4}
+
+
+def totals_at(step_ms: float) -> Totals:
+    return Totals(10, 10, 10, 10, {"draft": 0.0, "verify": 10 * step_ms, "overhead": 0.0})
+
+
+def test_a_machine_that_drifts_does_not_move_ratios_nor_the_best_rung() -> None:
+    case, drift = Case(1, 0.0, "set"), [1.0, 3.0, 1.0, 2.0, 9.0]
+    found: Found = {
+        (case, Rung.OFF): [totals_at(100 * slow) for slow in drift],
+        (case, Rung.CHAIN): [totals_at(80 * slow) for slow in drift],
+        # Best in three repeats of five, though its median speed over all of them is not.
+        (case, Rung.TREE): [totals_at(ms * slow) for ms, slow in zip((90, 75, 200, 75, 75), drift, strict=True)],
+    }
+    chain, tree = (report_row(case, rung, found, {}) for rung in (Rung.CHAIN, Rung.TREE))
+    assert (chain["ratio_to_off"], chain["ratio_to_off_low"]) == pytest.approx((1.25, 1.25))
+    assert tree["tok_s"] < chain["tok_s"]
+    assert (tree["ratio_to_best"], chain["ratio_to_best"]) == pytest.approx((1.0, 75 / 80))
+
+
+def test_an_interval_holds_the_true_median_about_as_often_as_it_says() -> None:
+    rng = random.Random(7)
+    intervals = [median_interval([rng.gauss(1.0, 0.1) for _ in range(25)]) for _ in range(200)]
+    assert 0.88 <= statistics.mean(low <= 1.0 <= high for low, high in intervals) <= 0.99
+    assert statistics.mean(high - low for low, high in intervals) < 0.12
+    assert median_interval([2.0, 1.0, 4.0]) == (1.0, 4.0)
 
 
 def test_what_was_measured_is_kept_after_each_repeat() -> None:
