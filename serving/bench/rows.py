@@ -65,7 +65,7 @@ def report_row(case: Case, way: Way, found: Found, chosen: Mapping[int, int]) ->
         "accepted_length": statistics.median(lengths),
         **_middle("ratio_to_off", to_off),
         **_middle("ratio_to_best", to_best),
-        **_middle("realised_frac", [r / i for r, i in zip(to_off, ideal, strict=True)] if to_off else []),
+        **_middle("realised_frac", [r / i for r, i in zip(to_off, ideal, strict=True)]),
         "draft_ms": statistics.median(_draft_ms(totals) for totals in own),
         "verify_ms": statistics.median(_part(totals, "verify") for totals in own),
         "overhead_ms": statistics.median(totals.step_ms - _forward_ms(totals) for totals in own),
