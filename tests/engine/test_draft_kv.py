@@ -74,8 +74,9 @@ def test_mid_run_is_like_a_fresh_prefill(checkpoints: tuple[Path, Path], tmp_pat
     assert heads == {KV_HEADS}, "each rank holds its share"
 
 
-def test_rows_that_were_not_injected_are_seen(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
-    (pairs,) = probed(checkpoints, tmp_path / "pairs", "injection")
+@pytest.mark.parametrize("broken", ["injection", "release"])
+def test_rows_that_were_not_injected_are_seen(checkpoints: tuple[Path, Path], tmp_path: Path, broken: str) -> None:
+    (pairs,) = probed(checkpoints, tmp_path / "pairs", broken)
     assert furthest(pairs, "target") < TOLERANCE
     assert furthest(pairs, "draft") > 100 * TOLERANCE
     assert furthest(same_anchor(pairs), "logits") > 100 * TOLERANCE

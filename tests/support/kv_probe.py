@@ -19,6 +19,8 @@ from support.stepped_engine import Place, SteppedEngine
 NEW_TOKENS = 48
 # A snapshot at every third step that drafts.
 _EVERY = 3
+# Longer than features are held back (`serving/engine/speculation/held_features.py`).
+_OFF_STEPS = 11
 
 
 @dataclass(frozen=True)
@@ -85,21 +87,30 @@ def _held(pool: Any, slots: Tensor) -> Tensor:
 
 def mid_run(engine: SteppedEngine, probe: Probe) -> None:
     """Decode greedy and sampled requests of all lengths on changing rungs, some after another's cached tokens."""
-    from sparktier.serving.engine.speculation.plan import Plan, Rung
-
     rng = random.Random(0)
     prompts = random_prompts(6, seed=1, longest=200)
     for number, prompt in enumerate(prompts):
         law = {"temperature": 0.8, "sampling_seed": number} if number % 3 == 2 else {}
         engine.add(f"first-{number}", prompt, new_tokens=NEW_TOKENS, cache_key=None, **law)
-    while engine.step():
-        engine.worker.set_plan(Plan(rung=rng.choice(list(Rung))))
+    _wander(engine, rng)
     # What a conversation's next turn finds in the cache was partly written by decode steps.
     finished = {snapshot.request: (*snapshot.tokens, snapshot.anchor) for snapshot in probe.taken}
     for request, tokens in list(finished.items())[:3]:
         engine.add(f"next-{request}", [*tokens, 7, 8, 9], new_tokens=NEW_TOKENS // 2, cache_key=None)
+    _wander(engine, rng)
+
+
+def _wander(engine: SteppedEngine, rng: random.Random) -> None:
+    """Step to the end, mostly on another rung each time; some spells without drafts are longer."""
+    from sparktier.serving.engine.speculation.plan import Plan, Rung
+
+    steps_left = 0
     while engine.step():
-        engine.worker.set_plan(Plan(rung=rng.choice(list(Rung))))
+        steps_left -= 1
+        if steps_left <= 0:
+            rung = rng.choice(list(Rung))
+            steps_left = rng.choice((1, _OFF_STEPS)) if rung == Rung.OFF else 1
+            engine.worker.set_plan(Plan(rung=rung))
 
 
 def fresh(engine: SteppedEngine, probe: Probe, snapshots: list[Snapshot]) -> list[Snapshot]:
@@ -118,8 +129,12 @@ def fresh(engine: SteppedEngine, probe: Probe, snapshots: list[Snapshot]) -> lis
 
 def leave_out(worker: Any, broken: str) -> None:
     """Make the worker skip what it does with rows that were accepted."""
-    skipped = {"injection": "_inject", "compaction": "_move_kv"}[broken]
-    setattr(worker, skipped, lambda *_: None)
+    owner, skipped = {
+        "injection": (worker, "_inject"),
+        "compaction": (worker, "_move_kv"),
+        "release": (worker._held, "release"),
+    }[broken]
+    setattr(owner, skipped, lambda *_: None)
 
 
 def main() -> None:

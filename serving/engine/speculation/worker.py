@@ -35,6 +35,7 @@ from sparktier.serving.engine.speculation import verify_pass
 from sparktier.serving.engine.speculation.draft_step import Bounds, Drafted, DraftStep
 from sparktier.serving.engine.speculation.edges import read_edges
 from sparktier.serving.engine.speculation.figures import Figures
+from sparktier.serving.engine.speculation.held_features import HeldFeatures
 from sparktier.serving.engine.speculation.penalties import PenaltyTable
 from sparktier.serving.engine.speculation.phases import Phases
 from sparktier.serving.engine.speculation.plan import Plan, Rung
@@ -62,6 +63,7 @@ class LadderWorker(DSparkWorkerV2):
         self._spans = spans_of_rank(self._target_tp_rank)
         # An overlapped scheduler launches a step before it has seen the last one's results.
         self._uncounted: deque[tuple[Phases, int, Tensor, Tensor, Tensor]] = deque()
+        self._held = HeldFeatures(self._write_features)
         draft_path = Path(str(kwargs["server_args"].speculative_draft_model_path))
         self._draft_step = DraftStep(
             self,
@@ -91,6 +93,7 @@ class LadderWorker(DSparkWorkerV2):
         self.penalties.leave(rid)
 
     def _forward_prefill(self, batch: Any, on_publish: Any, pp_proxy_tensors: Any = None) -> Any:
+        self._held.release()
         if not batch.forward_mode.is_idle():
             self.slots.enter(batch.reqs, batch.req_pool_indices)
             self.penalties.enter(batch.reqs, batch.req_pool_indices.tolist())
@@ -131,7 +134,7 @@ class LadderWorker(DSparkWorkerV2):
         if branching:
             self._move_kv(window, accepted.path)
         with phases.of("inject"):
-            self._inject(window, verified, accepted)
+            self._inject(batch, window, verified, accepted)
         of_tier = self.slots.tier[batch.req_pool_indices]
         self._uncounted.append((phases, int(self.plan.rung), of_tier, tree.row_counts, tree.depths.amax(dim=1)))
         return self._commit(batch, verified, tree, accepted, on_publish)
@@ -178,6 +181,8 @@ class LadderWorker(DSparkWorkerV2):
             # A tree's rows may outnumber its depth; who has a use for none gets none.
             useful=torch.where(useful > 0, drafted, 0) if rung == Rung.TREE else useful,
         )
+        if drafted > 0:
+            self._held.release()
         bounds = Bounds(self._shape(min(drafted, self.gamma)), counts, useful, width=drafted + 1)
         if drafted > 0 and options.accept_rule == "ratio":
             return self._draft_step.drawn_tree(batch, window, bounds), rung == Rung.TREE
@@ -208,6 +213,10 @@ class LadderWorker(DSparkWorkerV2):
         tree = drafted.tree
         if drafted.draft_probs is not None:
             return self._accept_drawn(law, batch, drafted)
+        if tree.tokens.shape[1] == 1:
+            chosen = law.choose(verified.requests, verified.rows)
+            rows = chosen.unsqueeze(1)
+            return TreeAcceptance(torch.zeros_like(chosen), torch.zeros_like(rows), rows, chosen)
         if branching or law.by_level:
             return walk_matching(tree=tree, choose=law.choose, max_depth=self.gamma)
         chosen = torch.zeros_like(tree.tokens)
@@ -283,18 +292,27 @@ class LadderWorker(DSparkWorkerV2):
         plan = compaction_plan(path=path, slots=window.verify_cache_loc_2d)
         self.model_runner.token_to_kv_pool.move_kv_cache(plan.destination.flatten(), plan.source.flatten())
 
-    def _inject(self, window: Any, verified: Verified, accepted: TreeAcceptance) -> None:
-        """Write the target's features of accepted rows into the draft's KV."""
+    def _inject(self, batch: Any, window: Any, verified: Verified, accepted: TreeAcceptance) -> None:
+        """Write the target's features of accepted rows into the draft's KV; where nothing was drafted, later."""
         places = _kept(verified, accepted)
         path = places.shape[1]
+        hidden = verified.hidden[places.flatten()]
         slots = self._kv_injector.ids_for(window.kv_loc_plan).view(len(places), -1)[:, :path]
+        positions = window.positions_2d[:, :path].flatten()
+        if path == 1:
+            # The window's tensors may be written again by the next step.
+            self._held.hold(batch.reqs, hidden, slots.flatten().clone(), positions.clone())
+            return
         self._kv_injector.inject_target_hidden(
-            target_hidden=verified.hidden[places.flatten()],
+            target_hidden=hidden,
             cache_loc=slots.flatten(),
             cache_loc_2d=slots,
-            positions=window.positions_2d[:, :path].flatten(),
+            positions=positions,
             commit_lens=accepted.accepted + 1,
         )
+
+    def _write_features(self, hidden: Tensor, slots: Tensor, positions: Tensor) -> None:
+        self._kv_injector.inject_target_hidden(target_hidden=hidden, cache_loc=slots, positions=positions)
 
 
 def _kept(verified: Verified, accepted: TreeAcceptance) -> Tensor:
