@@ -19,6 +19,7 @@ from sparktier.drafter.distributed import Place
 from sparktier.drafter.features import FeatureSource
 from sparktier.drafter.losses import LossSums, LossWeights, loss_sums, weight_sum
 from sparktier.drafter.model import BlockOutput, DraftModel
+from sparktier.drafter.optimiser import Optimiser
 from sparktier.drafter.packing import FeatureRecord, PackedRow, block_labels, pack, sample_anchors
 from sparktier.drafter.progress import TrainingProgress
 from sparktier.drafter.run_dir import RunDir, TrainingState
@@ -26,7 +27,6 @@ from sparktier.drafter.schedule import generator, learning_rate_scale, rows_fore
 from sparktier.drafter.target import Target
 from sparktier.drafter.train_settings import TrainSettings
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 # Keeps the held-out blocks apart from every training step's.
 _HELD_OUT_STREAM = 1 << 40
 # Keeps the draw of columns apart from the draw of anchors.
@@ -47,9 +47,7 @@ class Trainer:
             settings.cross_entropy, settings.total_variation, settings.confidence, settings.decay_rows
         )
         self._own = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        self._optimiser = torch.optim.AdamW(
-            self._own.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        self._optimiser = Optimiser(self._own, settings.weight_decay)
         self._parallel: nn.Module = DistributedDataParallel(self.model) if place.world > 1 else self.model
         # Drawn, not the last ones: a source may well be sorted by length or kind.
         count, stream = len(source.lengths_tokens), generator(settings.seed, _HELD_OUT_STREAM)
@@ -63,21 +61,19 @@ class Trainer:
         Raises:
             ArtifactError: it is of another model.
         """
-        wanted = {f"{kind}.{name}": value for kind in ("weight", *MOMENTS) for name, value in self._own.items()}
-        if wanted.keys() != state.tensors.keys():
+        wanted = {f"weight.{name}" for name in self._own} | self._optimiser.moment_names
+        if wanted != state.tensors.keys():
             raise ArtifactError(f"{self.settings.run_dir}: its checkpoint is of another draft. Use a new run_dir.")
-        for name, parameter in self._own.items():
-            with torch.no_grad():
+        with torch.no_grad():
+            for name, parameter in self._own.items():
                 parameter.copy_(state.tensors[f"weight.{name}"])
-            moments = {kind: state.tensors[f"{kind}.{name}"].to(self.place.device) for kind in MOMENTS}
-            self._optimiser.state[parameter] = {"step": torch.tensor(float(state.step)), **moments}
+        self._optimiser.restore(state.tensors, state.step)
         self.step = state.step
 
     def state(self) -> TrainingState:
         """Return what `restore` takes."""
         tensors = {f"weight.{name}": value.detach() for name, value in self._own.items()}
-        for name, parameter in self._own.items():
-            tensors |= {f"{kind}.{name}": self._optimiser.state[parameter][kind] for kind in MOMENTS}
+        tensors |= self._optimiser.moments()
         return TrainingState(self.step, {name: value.contiguous().cpu() for name, value in tensors.items()})
 
     def run(self, run: RunDir, progress: TrainingProgress) -> None:
@@ -127,10 +123,7 @@ class Trainer:
         settings = self.settings
         nn.utils.clip_grad_norm_(self._own.values(), settings.grad_clip)
         rate = settings.learning_rate * learning_rate_scale(self.step, settings.steps, settings.warmup_frac)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
-        self._optimiser.step()
-        self._optimiser.zero_grad()
+        self._optimiser.step(rate)
         self.step += 1
         return rate
 
