@@ -1,4 +1,4 @@
-"""What the demo model's drafter is made of: its prompts, and the two runs that train it, as numbers.
+"""What the demo model's drafter is made of: its prompts, and the run that trains it, as numbers.
 
 Knows nothing of where the demo model lies. The figures it reached are in the log (docs/log.md).
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from sparktier.configs.errors import ArtifactError
 from sparktier.drafter.files import sha256_of
 from sparktier.drafter.local_target import LocalTarget
-from sparktier.drafter.prompt_making import make_prompts
+from sparktier.drafter.prompt_making import functions_to_complete, make_prompts
 from sparktier.drafter.prompts import Prompt, distinct, of_split
 from sparktier.drafter.self_prompts import self_written
 from sparktier.drafter.train_settings import DraftShape, TrainSettings
@@ -21,35 +21,36 @@ from sparktier.drafter.train_settings import DraftShape, TrainSettings
 QUESTIONS_SHA256 = "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"
 # Every sixth batch is answered at temperature 1, the others greedily.
 SAMPLED_EVERY = 6
-LONGEST_PROMPT_TOKENS, LONGEST_OWN_PROMPT_TOKENS = 320, 60
-BATCH = 128
+LONGEST_PROMPT_TOKENS = 320
+BATCH = 64
 # How benchmarks ask, DeepSpec's evaluation sets among them.
-_MADE_CODE = "Complete the following Python function.\n\n"
 _ASKED_CODE = "Write a solution to the following problem and make sure that it passes the tests:\n"
 _ASKED_SUM = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+# What the model goes on from when it writes prompts, and the tokens it may take.
+_OWN_QUESTIONS = ("", 60)
+_OWN_PROBLEMS = (_ASKED_CODE + "```python\nfrom typing import List\n\n\ndef ", 180)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything: prompts of each family, answer length, steps of each run."""
+    """How much of everything: prompts of each family (sampled ones, fewer are kept), answer length, steps."""
 
-    plain: int = 512
-    worded: int = 512
-    self_written: int = 896
+    functions: int = 2400
+    everyday: int = 1000
+    questions: int = 1800
+    own_questions: int = 2400
+    own_problems: int = 1000
     calibrate: int = 96
-    answer_tokens: int = 160
-    first_steps: int = 800
-    second_steps: int = 900
-    held_out: int = 32
+    answer_tokens: int = 224
+    steps: int = 3600
+    held_out: int = 48
 
 
 @dataclass(frozen=True)
 class Families:
-    """Prompts by what they are for: `plain` for the first run, `worded` and `self_written` beside them for the second,
-    and `calibrate` of all families, which trains nothing."""
+    """Prompts by what they are for: `made` and `self_written` train, `calibrate` of all families does not."""
 
-    plain: list[Prompt]
-    worded: list[Prompt]
+    made: list[Prompt]
     self_written: list[Prompt]
     calibrate: list[Prompt]
 
@@ -71,26 +72,26 @@ def read_questions(path: Path) -> list[str]:
 def families(target: LocalTarget, questions: Sequence[str], scale: Scale, done: Callable[[int], None]) -> Families:
     """Make all prompts; the target writes its own ones here, `done` counts them."""
     rng = random.Random(1)
-    asked = list(questions)
-    rng.shuffle(asked)
-    made = make_prompts(6000, seed=7)
-    rng.shuffle(made)
-    plain = distinct([*made, *(Prompt((text,)) for text in asked[:2500])])
-    worded = distinct([*map(_worded, made), *(Prompt((text + _ASKED_SUM,)) for text in asked[2500:4000])])
-    own = distinct(self_written(target, scale.self_written, "", LONGEST_OWN_PROMPT_TOKENS, 0.8, 1, done))
-    for part in (plain, worded):
+    functions = functions_to_complete(_ASKED_CODE)
+    everyday = make_prompts(scale.everyday, seed=7)
+    asked = [Prompt((text + _ASKED_SUM,)) for text in questions]
+    for part in (functions, asked):
         rng.shuffle(part)
-    judged = of_split(distinct([*plain, *worded, *own]), "calibrate")
+    made = distinct([*functions[: scale.functions], *everyday, *asked[: scale.questions]])
+    rng.shuffle(made)
+    own = distinct(
+        prompt
+        for seed, (count, (beginning, tokens)) in enumerate(
+            ((scale.own_questions, _OWN_QUESTIONS), (scale.own_problems, _OWN_PROBLEMS))
+        )
+        for prompt in self_written(target, count, beginning, tokens, 0.8, seed, done)
+    )
+    judged = of_split(distinct([*made, *own]), "calibrate")
     return Families(
-        plain=of_split(plain, "train")[: scale.plain],
-        worded=of_split(worded, "train")[: scale.worded],
+        made=of_split(made, "train"),
         self_written=of_split(own, "train"),
         calibrate=rng.sample(judged, min(scale.calibrate, len(judged))),
     )
-
-
-def _worded(prompt: Prompt) -> Prompt:
-    return Prompt((prompt.turns[0].replace(_MADE_CODE, _ASKED_CODE),))
 
 
 def batches(target: LocalTarget, prompts: Sequence[Prompt]) -> list[list[list[int]]]:
@@ -117,36 +118,19 @@ def shape(mask_token_id: int, heads: int = 8, head_dim: int = 64, intermediate_s
     )
 
 
-def first_run(target: Path, folder: Path, draft: DraftShape, scale: Scale) -> TrainSettings:
-    """Return the run on plain prompts, which scores the whole vocabulary."""
+def course(target: Path, folder: Path, draft: DraftShape, scale: Scale) -> TrainSettings:
+    """Return the run on everything, which scores some columns of the vocabulary a step to save time."""
     return TrainSettings(
         target=target,
         run_dir=folder,
         draft=draft,
-        steps=scale.first_steps,
-        row_tokens=2048,
-        rows_per_step=1,
-        anchors_per_row=64,
-        learning_rate=1e-3,
-        held_out_sequences=scale.held_out,
-        evaluate_every_steps=100,
-        checkpoint_every_steps=100,
-    )
-
-
-def second_run(target: Path, folder: Path, start: Path, scale: Scale) -> TrainSettings:
-    """Return the run that goes on with the draft `start` on all prompts, scoring some columns to save time."""
-    return TrainSettings(
-        target=target,
-        run_dir=folder,
-        init_from=start,
-        steps=scale.second_steps,
+        steps=scale.steps,
         row_tokens=512,
         rows_per_step=4,
         anchors_per_row=40,
         loss_columns=6144,
-        learning_rate=7e-4,
+        learning_rate=1e-3,
         held_out_sequences=scale.held_out,
-        evaluate_every_steps=150,
-        checkpoint_every_steps=150,
+        evaluate_every_steps=200,
+        checkpoint_every_steps=200,
     )

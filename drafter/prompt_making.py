@@ -91,40 +91,44 @@ def make_prompts(count: int, seed: int) -> list[Prompt]:
     return prompts
 
 
+def functions_to_complete(request: str) -> list[Prompt]:
+    """Return `request` followed by signature and docstring of a function, for each function of the standard library."""
+    return distinct(Prompt((f"{request}```python\n{_head(node)}\n```",)) for node in _functions())
+
+
 def _code_prompts(rng: random.Random) -> Iterator[Prompt]:
-    library = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(library.rglob("*.py")):
-        if SKIPPED_PARTS.isdisjoint(path.relative_to(library).parts):
-            yield from _prompts_of(path.read_text(encoding="utf-8", errors="replace"), rng)
-
-
-def _prompts_of(source: str, rng: random.Random) -> Iterator[Prompt]:
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and (text := _function_prompt(node, rng)):
-            yield Prompt((text,))
-
-
-def _function_prompt(node: ast.FunctionDef, rng: random.Random) -> str | None:
-    docstring = ast.get_docstring(node) or ""
-    if len(docstring) not in DOCSTRING_CHARS:
-        return None
-    body = ast.unparse(node)
-    if body.count("\n") + 1 not in FUNCTION_LINES:
-        return None
-    head = ast.unparse(ast.FunctionDef(**{**vars(node), "body": node.body[:1], "decorator_list": []}))
-    first = docstring.split("\n\n")[0].replace("\n", " ")
-    return rng.choice(
-        (
+    for node in _functions():
+        head, body = _head(node), ast.unparse(node)
+        first = (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")
+        texts = (
             f"Complete the following Python function.\n\n```python\n{head}\n```",
             f"Write a Python function `{node.name}`. {first}",
             f"Explain what this Python function does.\n\n```python\n{body}\n```",
             f"Write unit tests for this Python function.\n\n```python\n{body}\n```",
         )
-    )
+        yield Prompt((rng.choice(texts),))
+
+
+def _functions() -> Iterator[ast.FunctionDef]:
+    """Yield functions of the standard library."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(library.rglob("*.py")):
+        if not SKIPPED_PARTS.isdisjoint(path.relative_to(library).parts):
+            continue
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
+        except SyntaxError:
+            continue
+        yield from (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and _tells_enough(node))
+
+
+def _tells_enough(node: ast.FunctionDef) -> bool:
+    """Has a docstring, and is neither trivial nor long."""
+    return len(ast.get_docstring(node) or "") in DOCSTRING_CHARS and ast.unparse(node).count("\n") + 1 in FUNCTION_LINES
+
+
+def _head(node: ast.FunctionDef) -> str:
+    return ast.unparse(ast.FunctionDef(**{**vars(node), "body": node.body[:1], "decorator_list": []}))
 
 
 def _arithmetic(rng: random.Random) -> Prompt:

@@ -29,6 +29,7 @@ from sparktier.drafter.train import train
 from sparktier.drafter.train_settings import DraftShape, TrainSettings
 from sparktier.serving.demo_model import ensure_demo_model
 
+FAMILIES = ("made", "self_written", "calibrate")
 DEMO_LAYERS = (1, 7, 14, 20, 27)
 # <jupyter_script> in the demo model's vocabulary: never written in a chat.
 DEMO_MASK_TOKEN = 15
@@ -46,15 +47,12 @@ def make(
     """
     local = LocalTarget(target, layers)
     _write_prompt_files(local, questions, work, scale, console)
-    stores = {
-        name: _stores(local, work, name, scale, console) for name in ("plain", "worded", "self_written", "calibrate")
-    }
-    first = _train(demo_recipe.first_run(target, work / "first", draft, scale), stores["plain"], console)
-    everything = [store for name, folders in stores.items() if name != "calibrate" for store in folders]
-    second = _train(demo_recipe.second_run(target, work / "second", first, scale), everything, console)
+    stores = {name: _stores(local, work, name, scale, console) for name in FAMILIES}
+    everything = [*stores["made"], *stores["self_written"]]
+    trained = _train(demo_recipe.course(target, work / "run", draft, scale), everything, console)
     made = work / "draft"
     shutil.rmtree(made, ignore_errors=True)
-    shutil.copytree(second, made)
+    shutil.copytree(trained, made)
     calibrate(made, read_target(target), [FeatureStore(folder) for folder in stores["calibrate"]], SEED, made)
     return made
 
@@ -65,7 +63,7 @@ def _write_prompt_files(local: LocalTarget, questions: Path, work: Path, scale: 
     texts = demo_recipe.read_questions(questions)
     made = demo_recipe.families(local, texts, scale, lambda count: console.print(f"self-written prompts: {count} more"))
     # `calibrate` last: with it there, all are.
-    for name in ("plain", "worded", "self_written", "calibrate"):
+    for name in FAMILIES:
         write_prompts(work / f"{name}.jsonl", getattr(made, name))
 
 

@@ -18,13 +18,14 @@ from sparktier.serving.demo_drafter import make
 from support.tiny_moe import make_tiny_moe
 
 SCALE = Scale(
-    plain=60,
-    worded=40,
-    self_written=4,
+    functions=40,
+    everyday=40,
+    questions=40,
+    own_questions=4,
+    own_problems=2,
     calibrate=40,
     answer_tokens=12,
-    first_steps=60,
-    second_steps=6,
+    steps=60,
     held_out=4,
 )
 
@@ -53,9 +54,9 @@ def test_the_recipe_makes_a_calibrated_drafter_and_repeats_nothing(tmp_path: Pat
     assert classes == ["greedy", "warm"]
     splits = {
         name: {prompt.split for prompt in read_prompts(tmp_path / "work" / f"{name}.jsonl")}
-        for name in ("plain", "worded", "calibrate")
+        for name in ("made", "calibrate")
     }
-    assert splits == {"plain": {"train"}, "worded": {"train"}, "calibrate": {"calibrate"}}
+    assert splits == {"made": {"train"}, "calibrate": {"calibrate"}}
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "features").rglob("*")}
     weights = sha256_of(folder / "model.safetensors")
     assert sha256_of(made() / "model.safetensors") == weights
