@@ -33,6 +33,12 @@ class DraftTree(NamedTuple):
         return torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.row_counts.unsqueeze(1)
 
 
+def anchors_alone(anchors: Tensor) -> DraftTree:
+    """Trees of one row, for requests that draft nothing: anchors [batch] int64."""
+    tokens = anchors.unsqueeze(1)
+    return DraftTree(tokens, torch.full_like(tokens, NO_ROW), torch.zeros_like(tokens), torch.ones_like(anchors))
+
+
 def chain_tree(*, anchors: Tensor, drafts: Tensor, row_counts: Tensor) -> DraftTree:
     """A chain as a tree of one branch: anchors [batch], drafts [batch, gamma], row_counts [batch], all int64."""
     tokens = torch.cat([anchors.unsqueeze(1), drafts], dim=1)

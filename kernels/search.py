@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 _BLOCK = 64
+# Of fewer rows torch's own argmax is faster: one pass over little memory, and one operator instead of ten.
+_FEW_ROWS = 4
 
 
 def best_token(*, scores: Tensor) -> Tensor:
     """The argmax of the last axis, lowest index among ties: [..., V] -> [...] int64."""
-    if scores.shape[-1] <= _BLOCK:
-        return scores.argmax(dim=-1)
+    if scores.shape[-1] <= _BLOCK or scores.numel() <= _FEW_ROWS * scores.shape[-1]:
+        return scores.argmax(dim=-1)  # documented to return the first of equals
     blocks = _block_maxima(scores).argmax(dim=-1, keepdim=True)
     found, tokens = _inside(scores, blocks)
     return tokens.gather(-1, found.argmax(dim=-1, keepdim=True)).squeeze(-1)

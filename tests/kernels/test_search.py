@@ -9,9 +9,18 @@ from sparktier.kernels.search import best_token, leading_tokens, top_tokens
 VOCAB = st.one_of(st.integers(1, 9), st.sampled_from([63, 64, 65, 127, 128, 200, 1000]))
 
 
-@given(VOCAB, st.integers(0, 2**31), st.sampled_from([3, 1000]), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_best_token_is_the_first_of_the_largest(vocab: int, chance: int, levels: int, dtype: torch.dtype) -> None:
-    scores = torch.randint(-levels, levels, (2, 3, vocab), generator=torch.Generator().manual_seed(chance)).to(dtype)
+@given(
+    st.integers(1, 2),
+    VOCAB,
+    st.integers(0, 2**31),
+    st.sampled_from([3, 1000]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_best_token_is_the_first_of_the_largest(
+    groups: int, vocab: int, chance: int, levels: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(chance)
+    scores = torch.randint(-levels, levels, (groups, 3, vocab), generator=generator).to(dtype)
     rows = scores.tolist()
     assert best_token(scores=scores).tolist() == [[row.index(max(row)) for row in group] for group in rows]
 
@@ -50,3 +59,9 @@ def test_nan_wins_as_in_torch() -> None:
     scores = torch.zeros(2, 200)
     scores[1, 150] = torch.nan
     assert best_token(scores=scores).tolist() == scores.argmax(dim=1).tolist() == [0, 150]
+
+
+def test_best_token_of_one_wide_row_is_the_first_whichever_thread_finds_it() -> None:
+    scores = torch.zeros(1, 200_000)
+    scores[0, 70_000:] = 1.0
+    assert best_token(scores=scores).tolist() == [70_000]

@@ -9,7 +9,7 @@ from torch import Tensor
 from sparktier.configs.errors import SparktierError
 from sparktier.kernels import tree_reference as reference
 from sparktier.kernels.compact import compaction_plan
-from sparktier.kernels.draft_tree import DraftTree, chain_tree, check_tree
+from sparktier.kernels.draft_tree import DraftTree, anchors_alone, chain_tree, check_tree
 from sparktier.kernels.layout import row_links, row_positions
 from sparktier.kernels.mask import ancestor_words, dense_mask, flat_mask, mask_byte_indptr, packed_mask, unpacked
 from support.random_trees import random_tree
@@ -136,6 +136,14 @@ def test_a_one_branch_tree_is_a_causal_chain(batch: int, gamma: int, chance: int
     for i, count in enumerate(counts.tolist()):
         assert torch.equal(dense[i, :count], causal[:count])
         assert row_positions(tree=tree, prefix_lens=prefix)[i, :count].tolist() == [5 + row for row in range(count)]
+
+
+@given(BATCH)
+def test_anchors_alone_are_chains_without_drafts(batch: int) -> None:
+    anchors = torch.arange(batch)
+    chains = chain_tree(anchors=anchors, drafts=anchors.new_zeros(batch, 0), row_counts=torch.ones_like(anchors))
+    for alone, chain in zip(anchors_alone(anchors), chains, strict=True):
+        assert torch.equal(alone, chain)
 
 
 @given(BATCH, ROWS, CHANCE)

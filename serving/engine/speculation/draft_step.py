@@ -47,23 +47,21 @@ class DraftStep:
         self._head = _markov_head(worker.draft_model) if needs_trees else None
 
     def chain(self, batch: Any, window: Any, *, drafted: int, row_counts: Tensor) -> Drafted:
-        """Greedy chains of `drafted` tokens, each request's cut to its `row_counts` [batch]; none for 0."""
+        """Greedy chains of `drafted` tokens, at least 1, each request's cut to its `row_counts` [batch]."""
         worker, anchors = self._worker, batch.spec_info.bonus_tokens.view(-1)
-        # No wider than drafted: the draft's context is fed for every column, accepted or not.
-        drafts = anchors.new_zeros(len(anchors), drafted)
-        if drafted > 0:
-            with worker._draft_context():
-                base, hidden = self._block(batch, window)
-                drafts, _ = draft_markov_block(
-                    markov_head=worker.draft_model.markov_head,
-                    base_logits=base[:, :drafted],
-                    anchor_tokens=anchors,
-                    draft_hidden=hidden[:, :drafted],
-                    step_temperatures=torch.zeros(len(anchors), device=anchors.device),
-                    noise=worker._proposer.noise,
-                    tp_sync=worker._tp_sync,
-                    greedy_draft=True,
-                )
+        with worker._draft_context():
+            base, hidden = self._block(batch, window)
+            # No wider than drafted: the draft's context is fed for every column, accepted or not.
+            drafts, _ = draft_markov_block(
+                markov_head=worker.draft_model.markov_head,
+                base_logits=base[:, :drafted],
+                anchor_tokens=anchors,
+                draft_hidden=hidden[:, :drafted],
+                step_temperatures=torch.zeros(len(anchors), device=anchors.device),
+                noise=worker._proposer.noise,
+                tp_sync=worker._tp_sync,
+                greedy_draft=True,
+            )
         return Drafted(chain_tree(anchors=anchors, drafts=drafts, row_counts=row_counts))
 
     def top_tree(self, batch: Any, window: Any, bounds: Bounds) -> Drafted:

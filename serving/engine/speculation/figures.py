@@ -4,14 +4,15 @@ Counts what it is told; reads no clock and no engine. Totals only grow; windows 
 so that old traffic fades.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
 
-Counts = NDArray[np.int64]
-"""[rounds] int64, an entry for each request of a step."""
+Counts = Sequence[int]
+"""An entry for each request of a step."""
 # The last few thousand weigh most.
 _WINDOW = 4096.0
 
@@ -34,18 +35,21 @@ class TierFigures:
 
     def add(self, *, rows: Counts, depths: Counts, accepted: Counts) -> None:
         """Count rounds, an entry each: `rows` verified to `depths` drafts below the anchor; `accepted` stood."""
-        tokens = int(accepted.sum()) + len(accepted)
+        tokens = sum(accepted) + len(accepted)
         self.rounds += len(rows)
-        self.rows += int(rows.sum())
+        self.rows += sum(rows)
         self.tokens += tokens
         self.recent_rounds += len(rows)
         self.recent_tokens += tokens
         if self.recent_rounds >= _WINDOW:
             self.recent_rounds /= 2
             self.recent_tokens /= 2
+        if not any(depths):
+            return
+        lengths = np.asarray(accepted)
         # A position is only put to the test when all before it stood.
-        tested = _longer_than(np.minimum(depths, accepted + 1), len(self.verified))
-        stood = _longer_than(accepted, len(self.verified))
+        tested = _longer_than(np.minimum(depths, lengths + 1), len(self.verified))
+        stood = _longer_than(lengths, len(self.verified))
         for position, (tests, passes) in enumerate(zip(tested, stood, strict=True)):
             self.verified[position] += tests
             self.accepted[position] += passes
@@ -77,11 +81,11 @@ class Figures:
         self.rung = rung
         for name, took_ms in phase_ms.items():
             self.phase_ms[name] = self.phase_ms.get(name, 0.0) + took_ms
-        of_tier = np.asarray(tiers)
-        rounds = np.stack([np.asarray(counts) for counts in (rows, depths, accepted)])
-        for tier in set(tiers):
-            verified, depth, stood = rounds[:, of_tier == tier]
-            self._of(tier).add(rows=verified, depths=depth, accepted=stood)
+        found = set(tiers)
+        for tier in found:
+            # Nearly always all are of one tier.
+            own = (rows, depths, accepted) if len(found) == 1 else _of_tier(tier, tiers, rows, depths, accepted)
+            self._of(tier).add(rows=own[0], depths=own[1], accepted=own[2])
 
     def _of(self, tier: int) -> TierFigures:
         if tier not in self.by_tier:
@@ -89,7 +93,12 @@ class Figures:
         return self.by_tier[tier]
 
 
-def _longer_than(lengths: Counts, positions: int) -> list[int]:
+def _of_tier(tier: int, tiers: list[int], *columns: list[int]) -> list[list[int]]:
+    mine = np.asarray(tiers) == tier
+    return [list(compress(column, mine)) for column in columns]
+
+
+def _longer_than(lengths: NDArray[np.int64], positions: int) -> list[int]:
     """How many of `lengths` exceed 0, 1, ... `positions` - 1."""
     at = np.bincount(np.minimum(lengths, positions), minlength=positions + 1)
     return [int(count) for count in at[::-1].cumsum()[::-1][1:]]

@@ -3,6 +3,7 @@
 Owns what SGLang's attention is told; knows nothing of drafting or of what is accepted.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from sparktier.kernels.draft_tree import DraftTree
 from sparktier.kernels.mask import ancestor_words, flat_mask
+
+_MOST_PACKINGS = 64
 
 
 @dataclass
@@ -51,6 +54,15 @@ class Verified(NamedTuple):
     rows: Tensor
 
 
+class _Packing(NamedTuple):
+    """Where every live row is, as in `Verified`; shared between steps, so nobody may write to it."""
+
+    layout: RaggedVerifyLayout
+    requests: Tensor
+    rows: Tensor
+    first: Tensor
+
+
 def run(*, executor: Any, batch: Any, window: Any, tree: DraftTree, branching: bool) -> Verified:
     """Verify `tree`, whose rows take the first slots of each request's `window`.
 
@@ -58,9 +70,7 @@ def run(*, executor: Any, batch: Any, window: Any, tree: DraftTree, branching: b
     knows chains only. `branching` says whether the tree may have more than one branch.
     """
     counts = tree.row_counts.tolist()
-    device = tree.tokens.device
-    layout = RaggedVerifyLayout.from_verify_lens(verify_lens_cpu=counts, device=device, grid=[sum(counts)])
-    requests, rows = _all_rows(tree.row_counts, total=sum(counts))
+    layout, requests, rows, first = _packed(tuple(counts), tree.tokens.device)
     width = window.verify_cache_loc_2d.shape[1]
     verify_input = RaggedVerifyInput(
         draft_token=tree.tokens[requests, rows],
@@ -81,18 +91,20 @@ def run(*, executor: Any, batch: Any, window: Any, tree: DraftTree, branching: b
     result = _forward(executor, batch, verify_input, counts)
     if epilogue is not None and result.can_run_cuda_graph:
         # SGLang's graphs scatter their rows to full width themselves.
-        first = torch.arange(len(counts), device=device) * width
+        first = torch.arange(len(counts), device=first.device) * width
         return Verified(result, epilogue.strided_logits, epilogue.strided_hidden, first, requests, rows)
-    output, first = result.logits_output, layout.extend_start_loc.long()
+    output = result.logits_output
     return Verified(result, output.next_token_logits, output.hidden_states, first, requests, rows)
 
 
-def _all_rows(row_counts: Tensor, *, total: int) -> tuple[Tensor, Tensor]:
-    """Every live row, request by request: requests and rows, both [total] int64; `total` is their sum."""
-    each = torch.arange(len(row_counts), device=row_counts.device)
-    requests = torch.repeat_interleave(each, row_counts, output_size=total)
-    first = row_counts.cumsum(0) - row_counts
-    return requests, torch.arange(total, device=row_counts.device) - first[requests]
+@functools.lru_cache(maxsize=_MOST_PACKINGS)
+def _packed(counts: tuple[int, ...], device: torch.device) -> _Packing:
+    """How `counts` rows of each request are packed. Small batches, and steps that draft nothing, repeat it."""
+    layout = RaggedVerifyLayout.from_verify_lens(verify_lens_cpu=counts, device=device, grid=[sum(counts)])
+    first = layout.extend_start_loc.long()
+    each = torch.arange(len(counts), device=device)
+    requests = torch.repeat_interleave(each, layout.verify_lens.long(), output_size=sum(counts))
+    return _Packing(layout, requests, torch.arange(sum(counts), device=device) - first[requests], first)
 
 
 def _forward(executor: Any, batch: Any, verify_input: RaggedVerifyInput, counts: list[int]) -> Any:

@@ -26,7 +26,7 @@ from torch import Tensor
 from sparktier.kernels.accept import PAD_TOKEN, accept_matching
 from sparktier.kernels.accept_tree import TreeAcceptance, walk_drawn, walk_matching
 from sparktier.kernels.compact import compaction_plan
-from sparktier.kernels.draft_tree import NO_ROW, DraftTree
+from sparktier.kernels.draft_tree import NO_ROW, DraftTree, anchors_alone
 from sparktier.kernels.expand import Shape
 from sparktier.kernels.layout import row_links
 from sparktier.serving.engine import tiers
@@ -173,6 +173,8 @@ class LadderWorker(DSparkWorkerV2):
         rung, options = self.plan.rung, self.options
         rows = options.tree.rows if options.tree else 1
         drafted = rung_tokens(rung, block_tokens=self.gamma, short_tokens=options.short_tokens, tree_rows=rows)
+        if drafted == 0:
+            return Drafted(anchors_alone(batch.spec_info.bonus_tokens.view(-1))), False
         useful = self.slots.room(batch.req_pool_indices, batch.seq_lens) - 1
         counts = row_counts(
             draft_tokens=drafted,
@@ -181,10 +183,9 @@ class LadderWorker(DSparkWorkerV2):
             # A tree's rows may outnumber its depth; who has a use for none gets none.
             useful=torch.where(useful > 0, drafted, 0) if rung == Rung.TREE else useful,
         )
-        if drafted > 0:
-            self._held.release()
+        self._held.release()
         bounds = Bounds(self._shape(min(drafted, self.gamma)), counts, useful, width=drafted + 1)
-        if drafted > 0 and options.accept_rule == "ratio":
+        if options.accept_rule == "ratio":
             return self._draft_step.drawn_tree(batch, window, bounds), rung == Rung.TREE
         if rung == Rung.TREE:
             return self._draft_step.top_tree(batch, window, bounds), True
