@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparktier.serving.engine.speculation.held_features import MOST_STEPS
 from support.generation import random_prompts
 from support.stepped_engine import Place, SteppedEngine
 
 NEW_TOKENS = 48
 # A snapshot at every third step that drafts.
 _EVERY = 3
-# Longer than features are held back (`serving/engine/speculation/held_features.py`).
-_OFF_STEPS = 11
+# Longer than features are held back.
+_OFF_STEPS = MOST_STEPS + 3
 
 
 @dataclass(frozen=True)

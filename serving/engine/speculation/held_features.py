@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Bounds what is held and how long the one step takes that puts it all away.
-MOST_STEPS = 8
+MOST_STEPS = 16
 
 # hidden [n, features], slots [n], positions [n]
 Inject = Callable[[Tensor, Tensor, Tensor], None]

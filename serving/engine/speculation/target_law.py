@@ -12,6 +12,7 @@ from sparktier.kernels.noise import draw
 from sparktier.kernels.target_probs import greedy_tokens, target_probs
 from sparktier.serving.engine.speculation.penalties import PenaltyTable
 from sparktier.serving.engine.speculation.sampling import sampling_rows
+from sparktier.serving.engine.speculation.verify_pass import Verified
 
 
 class TargetLaw:
@@ -21,8 +22,7 @@ class TargetLaw:
     of each request at a time: a row's own token counts as emitted once the row is read.
 
     Args:
-        logits: [packed rows, V]; rows that were read hold the adjusted logits afterwards, as logprobs need them.
-        first: [batch] int64, where each request's rows start in `logits`.
+        verified: the pass; rows of its logits that were read are adjusted afterwards, as logprobs need them.
         batch: SGLang's batch, lengths as before the pass.
         tree: what was verified.
         prompt_lens: [batch] int64.
@@ -31,21 +31,19 @@ class TargetLaw:
 
     def __init__(
         self,
-        logits: Tensor,
+        verified: Verified,
         *,
-        first: Tensor,
         batch: Any,
         tree: DraftTree,
         prompt_lens: Tensor,
         penalties: PenaltyTable,
         grammar: Any,
     ) -> None:
-        self._logits, self._first, self._tree, self._grammar = logits, first, tree, grammar
+        self._verified, self._tree, self._grammar = verified, tree, grammar
         self._info, self._slots, self._lengths = batch.sampling_info, batch.req_pool_indices, batch.seq_lens
         self._prompt_lens = prompt_lens
         self._penalties = penalties
         self._seen = None if penalties.idle else penalties.seen(self._slots)
-        self._sampling = sampling_rows(self._info)
 
     @property
     def by_level(self) -> bool:
@@ -57,18 +55,22 @@ class TargetLaw:
         logits = self._adjusted(requests, rows)
         if self._info.is_all_greedy:
             return greedy_tokens(logits=logits)
-        law = target_probs(logits=logits, sampling=self._sampling.take(requests))
+        law = target_probs(logits=logits, sampling=sampling_rows(self._info).take(requests))
         positions = self._lengths[requests] + self._tree.depths[requests, rows]
         return draw(weights=law, seeds=self._info.sampling_seed[requests], positions=positions)
 
     def probs(self, requests: Tensor, rows: Tensor) -> Tensor:
         """p in each of the n rows: [n, V] float32."""
-        return target_probs(logits=self._adjusted(requests, rows), sampling=self._sampling.take(requests))
+        sampling = sampling_rows(self._info).take(requests)
+        return target_probs(logits=self._adjusted(requests, rows), sampling=sampling)
 
     def _adjusted(self, requests: Tensor, rows: Tensor) -> Tensor:
         """Logits [n, V] with everything applied that changes the law, in plain decoding's order."""
-        places = self._first[requests] + rows
-        logits = self._logits[places]
+        verified = self._verified
+        # All live rows, packed as they are, need no copy of vocabulary-wide rows.
+        packed = rows is verified.rows and len(rows) == len(verified.logits)
+        places = slice(None) if packed else verified.first[requests] + rows
+        logits = verified.logits[places]
         if self._seen is None and self._grammar is None and self._info.logit_bias is None:
             return logits
         if self._seen is not None:
@@ -78,7 +80,8 @@ class TargetLaw:
             self._grammar.grammar.apply_vocab_mask(logits=logits, vocab_mask=mask)
         if self._info.logit_bias is not None:
             logits.add_(self._info.logit_bias[requests])
-        self._logits[places] = logits
+        if not packed:
+            verified.logits[places] = logits
         return logits
 
     def _penalise(self, logits: Tensor, seen: Tensor, requests: Tensor, rows: Tensor) -> None:

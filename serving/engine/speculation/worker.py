@@ -122,8 +122,7 @@ class LadderWorker(DSparkWorkerV2):
                 executor=self._verify_executor, batch=batch, window=window, tree=tree, branching=branching
             )
         law = TargetLaw(
-            verified.logits,
-            first=verified.first,
+            verified,
             batch=batch,
             tree=tree,
             prompt_lens=self.slots.prompt[batch.req_pool_indices],
@@ -295,20 +294,18 @@ class LadderWorker(DSparkWorkerV2):
 
     def _inject(self, batch: Any, window: Any, verified: Verified, accepted: TreeAcceptance) -> None:
         """Write the target's features of accepted rows into the draft's KV; where nothing was drafted, later."""
-        places = _kept(verified, accepted)
-        path = places.shape[1]
-        hidden = verified.hidden[places.flatten()]
-        slots = self._kv_injector.ids_for(window.kv_loc_plan).view(len(places), -1)[:, :path]
-        positions = window.positions_2d[:, :path].flatten()
+        path = accepted.path.shape[1]
+        slots = self._kv_injector.ids_for(window.kv_loc_plan).view(len(accepted.path), -1)[:, :path]
         if path == 1:
             # The window's tensors may be written again by the next step.
-            self._held.hold(batch.reqs, hidden, slots.flatten().clone(), positions.clone())
+            positions = window.positions_2d[:, 0].clone()
+            self._held.hold(batch.reqs, verified.hidden[verified.first], slots.flatten().clone(), positions)
             return
         self._kv_injector.inject_target_hidden(
-            target_hidden=hidden,
+            target_hidden=verified.hidden[_kept(verified, accepted).flatten()],
             cache_loc=slots.flatten(),
             cache_loc_2d=slots,
-            positions=positions,
+            positions=window.positions_2d[:, :path].flatten(),
             commit_lens=accepted.accepted + 1,
         )
 
