@@ -1,11 +1,11 @@
 """DSpark against DFlash: accepted length at temperature 1 on held-out answers, same data, steps and parameters.
 
-DFlash gets what DSpark's Markov head holds as a wider MLP. One pair of drafters a seed; a paired bootstrap over answers
-tells the gain. A call that was cut off goes on where it stopped. Run it alone, on one thread.
+Both grow from one DFlash backbone that was trained first: early on most blocks end at their first token, where a
+sequential head has nothing to repair. DSpark adds its heads, DFlash what the Markov head holds as a wider MLP. One pair
+of drafters a seed; a paired bootstrap over answers tells the gain. A call that was cut off goes on where it stopped.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,18 +15,23 @@ import torch
 from rich.console import Console
 
 from sparktier.drafter import demo_recipe
-from sparktier.drafter.checkpoint import load_draft
+from sparktier.drafter.checkpoint import load_draft, save_draft
 from sparktier.drafter.compare import compare
 from sparktier.drafter.distributed import Place
 from sparktier.drafter.evaluate import evaluate
 from sparktier.drafter.feature_store import FeatureStore
 from sparktier.drafter.joined_stores import JoinedStores
+from sparktier.drafter.model import FROZEN, DraftModel
 from sparktier.drafter.report import report_meta, write_report
+from sparktier.drafter.schedule import generator
 from sparktier.drafter.target import Target, read_target
 from sparktier.drafter.train import train
-from sparktier.drafter.train_settings import DraftShape, TrainSettings
+from sparktier.drafter.train_settings import TrainSettings
 from sparktier.serving.demo_drafter import DEMO_MASK_TOKEN
 
+# A DFlash draft, as a shape to train afresh and as changes to a draft's config.
+PLAIN_SHAPE = {"markov_rank": 0, "confidence_head": False}
+PLAIN = {"markov_rank": 0, "enable_confidence_head": False, "confidence_head_with_markov": False}
 # DSpark's losses and DFlash's, which knows cross entropy alone.
 LOSSES = {"dspark": {}, "dflash": {"cross_entropy": 1.0, "total_variation": 0.0, "confidence": 0.0}}
 
@@ -37,18 +42,20 @@ def main() -> int:
     parser.add_argument("--features", type=Path, action="append", required=True, help="stores to train on")
     parser.add_argument("--answers", type=Path, action="append", required=True, help="stores to evaluate on")
     parser.add_argument("--work", type=Path, default=Path("out/dflash"))
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--start", type=Path, help="a draft whose backbone the common one starts from (default: none)")
+    parser.add_argument("--common-steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=400, help="of each draft after the common ones")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     meta = report_meta("dflash_comparison", seed=1)
     torch.set_flush_denormal(True)
     target = read_target(options.target)
+    course = Course(options.target, target, options.features, options.work)
+    common = course.common(options.start, options.common_steps)
     rows: list[dict[str, Any]] = []
     for seed in range(1, options.seeds + 1):
-        drafts = {
-            name: trained(name, options.target, options.features, options.work, options.steps, seed) for name in LOSSES
-        }
+        drafts = {name: course.branch(common, name, options.steps, seed) for name in LOSSES}
         for store in options.answers:
             rows.append(compared(drafts, target, store, seed))
             print(rows[-1], flush=True)
@@ -57,34 +64,74 @@ def main() -> int:
     return 0
 
 
-def shapes(vocab: int, hidden: int) -> dict[str, DraftShape]:
-    """The two drafts; DFlash's MLP takes up the two tables of the Markov head."""
-    dspark = demo_recipe.shape(DEMO_MASK_TOKEN)
-    wider = 2 * vocab * dspark.markov_rank // (3 * hidden * dspark.num_hidden_layers)
-    plain = {"markov_rank": 0, "confidence_head": False, "intermediate_size": dspark.intermediate_size + wider}
-    return {"dspark": dspark, "dflash": dspark.model_copy(update=plain)}
+class Course:
+    """The runs of a comparison, all on the stores `features`, in folders under `work`."""
+
+    def __init__(self, folder: Path, target: Target, features: Sequence[Path], work: Path) -> None:
+        self._folder, self._target, self._features, self._work = folder, target, features, work
+
+    def common(self, start: Path | None, steps: int) -> Path:
+        """Train the backbone that both drafts grow from, and return its folder."""
+        if start is None:
+            shape = demo_recipe.shape(DEMO_MASK_TOKEN).model_copy(update=PLAIN_SHAPE)
+            return self._train("common", "dflash", 1, steps, draft=shape)
+        stripped = self._grown(start, PLAIN, self._work / "start", seed=1)
+        return self._train("common", "dflash", 1, steps, init_from=stripped)
+
+    def branch(self, common: Path, name: str, steps: int, seed: int) -> Path:
+        """Train one draft that starts as `common`, and return its folder."""
+        start = self._grown(common, self._additions()[name], self._work / f"{name}-{seed}-start", seed)
+        return self._train(f"{name}-{seed}", name, seed, steps, init_from=start)
+
+    def _additions(self) -> dict[str, dict[str, Any]]:
+        dspark = demo_recipe.shape(DEMO_MASK_TOKEN)
+        tables = 2 * self._target.vocab_size * dspark.markov_rank
+        wider = tables // (3 * self._target.hidden_size * dspark.num_hidden_layers)
+        heads = {"enable_confidence_head": True, "confidence_head_with_markov": True}
+        return {
+            "dspark": {"markov_rank": dspark.markov_rank, **heads},
+            "dflash": {"intermediate_size": dspark.intermediate_size + wider},
+        }
+
+    def _grown(self, parent: Path, changes: dict[str, Any], folder: Path, seed: int) -> Path:
+        if not folder.exists():
+            model = grown(load_draft(parent, self._target), changes, seed)
+            save_draft(model, folder, self._target.binding, torch.float32)
+        return folder
+
+    def _train(self, run: str, losses: str, seed: int, steps: int, **start: Any) -> Path:
+        settings = TrainSettings(
+            target=self._folder,
+            run_dir=self._work / run,
+            seed=seed,
+            steps=steps,
+            row_tokens=512,
+            rows_per_step=4,
+            anchors_per_row=40,
+            loss_columns=6144,
+            learning_rate=1e-3,
+            held_out_sequences=16,
+            evaluate_every_steps=steps,
+            checkpoint_every_steps=100,
+            **LOSSES[losses],
+            **start,
+        )
+        place = Place(0, 1, torch.device("cpu"))
+        return train(settings, JoinedStores(self._features), place, Console(stderr=True), {})
 
 
-def trained(name: str, target: Path, stores: Sequence[Path], work: Path, steps: int, seed: int) -> Path:
-    """Train one draft, or go on with it, and return its folder."""
-    config = json.loads((target / "config.json").read_text())
-    settings = TrainSettings(
-        target=target,
-        run_dir=work / f"{name}-{seed}",
-        draft=shapes(config["vocab_size"], config["hidden_size"])[name],
-        seed=seed,
-        steps=steps,
-        row_tokens=512,
-        rows_per_step=4,
-        anchors_per_row=40,
-        loss_columns=6144,
-        learning_rate=1e-3,
-        held_out_sequences=16,
-        evaluate_every_steps=steps,
-        checkpoint_every_steps=max(1, steps // 2),
-        **LOSSES[name],
-    )
-    return train(settings, JoinedStores(stores), Place(0, 1, torch.device("cpu")), Console(stderr=True), {})
+def grown(parent: DraftModel, changes: dict[str, Any], seed: int) -> DraftModel:
+    """Return `parent` with parts added or left out. What is added changes no logits until it is trained."""
+    model = DraftModel(parent.config.model_copy(update=changes))
+    model.initialise(generator(seed))
+    old = dict(parent.named_parameters())
+    with torch.no_grad():
+        for name, own in model.named_parameters():
+            if name.endswith(("mlp.down_proj.weight", "markov_w2.weight")):
+                own.zero_()
+            if name in old and not name.startswith(FROZEN):
+                own[tuple(slice(size) for size in old[name].shape)] = old[name]
+    return model
 
 
 def compared(drafts: dict[str, Path], target: Target, store: Path, seed: int) -> dict[str, Any]:
