@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 64
-# Of fewer rows torch's own argmax is faster: one pass over little memory, and one operator instead of ten.
+# Of no more rows than these torch's own argmax is faster: one pass over little memory, and one operator instead of ten.
 _FEW_ROWS = 4
 
 

@@ -117,20 +117,21 @@ def judged(rung: str, pairs: Sequence[Pair]) -> dict[str, Any]:
     own = [totals for pair in pairs for totals in pair[rung]]
     plain = [totals for pair in pairs for totals in pair["plain"]]
     each = [statistics.median(ratios(pair, rung)) for pair in pairs]
+    ratio = statistics.fmean(each)
     interval = mean_interval(each) if len(each) > 1 else median_interval(ratios(pairs[0], rung))
     overhead = statistics.median(totals.part_ms["overhead"] / sum(totals.part_ms.values()) for totals in own)
     return {
         "rung": rung,
         "step_ms": round(statistics.median(t.step_ms for t in own), 2),
         "plain_step_ms": round(statistics.median(t.step_ms for t in plain), 2),
-        "ratio_to_plain": round(statistics.fmean(each), 3),
+        "ratio_to_plain": round(ratio, 3),
         "ratio_interval": [round(end, 3) for end in interval],
-        "ratio_of_pairs": [round(ratio, 3) for ratio in each],
+        "ratio_of_pairs": [round(one, 3) for one in each],
         "overhead_frac": round(overhead, 3),
         "parts_ms": {
             part: round(statistics.median(t.part_ms[part] / t.steps for t in own), 2) for part in own[0].part_ms
         },
-        "kept": overhead <= MOST_OVERHEAD_FRAC and (rung != "off" or statistics.fmean(each) <= MOST_OFF_RATIO),
+        "kept": overhead <= MOST_OVERHEAD_FRAC and (rung != "off" or ratio <= MOST_OFF_RATIO),
     }
 
 

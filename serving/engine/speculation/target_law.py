@@ -3,13 +3,14 @@
 Rows are worked on only where an accept rule reads them. Knows nothing of how rows were drafted or verified.
 """
 
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from sparktier.kernels.draft_tree import DraftTree
 from sparktier.kernels.noise import draw
-from sparktier.kernels.target_probs import greedy_tokens, target_probs
+from sparktier.kernels.target_probs import SamplingRows, greedy_tokens, target_probs
 from sparktier.serving.engine.speculation.penalties import PenaltyTable
 from sparktier.serving.engine.speculation.sampling import sampling_rows
 from sparktier.serving.engine.speculation.verify_pass import Verified
@@ -55,14 +56,18 @@ class TargetLaw:
         logits = self._adjusted(requests, rows)
         if self._info.is_all_greedy:
             return greedy_tokens(logits=logits)
-        law = target_probs(logits=logits, sampling=sampling_rows(self._info).take(requests))
+        law = target_probs(logits=logits, sampling=self._sampling.take(requests))
         positions = self._lengths[requests] + self._tree.depths[requests, rows]
         return draw(weights=law, seeds=self._info.sampling_seed[requests], positions=positions)
 
     def probs(self, requests: Tensor, rows: Tensor) -> Tensor:
         """p in each of the n rows: [n, V] float32."""
-        sampling = sampling_rows(self._info).take(requests)
-        return target_probs(logits=self._adjusted(requests, rows), sampling=sampling)
+        return target_probs(logits=self._adjusted(requests, rows), sampling=self._sampling.take(requests))
+
+    @cached_property
+    def _sampling(self) -> SamplingRows:
+        # Greedy batches have no use for it, sampled trees one at every level.
+        return sampling_rows(self._info)
 
     def _adjusted(self, requests: Tensor, rows: Tensor) -> Tensor:
         """Logits [n, V] with everything applied that changes the law, in plain decoding's order."""
