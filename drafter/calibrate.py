@@ -9,8 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from sparktier.drafter.checkpoint import WEIGHTS, load_draft, shift_confidence
-from sparktier.drafter.child_calibration import ChildCalibrator, fit_children, write_children
+from sparktier.drafter.child_calibration import (
+    ChildCalibrator,
+    TemperatureClass,
+    fit_children,
+    temperature_class,
+    write_children,
+)
 from sparktier.drafter.evaluate import child_samples, evaluate
 from sparktier.drafter.features import FeatureSource
 from sparktier.drafter.files import sha256_of, staged
@@ -37,20 +45,18 @@ def calibrate(draft: Path, target: Target, sources: Sequence[FeatureSource], see
     Args:
         draft: the checkpoint's folder.
         target: its target.
-        sources: stored answers of the calibration split, one per temperature class. The confidence head, of which a
-            drafter has only one, is fitted on the rounds of all of them; children get a fit each.
+        sources: stored answers of the calibration split. The confidence head, of which a drafter has only one, is
+            fitted on the rounds of all of them; children get a fit for each temperature class among them.
         seed: of coins and draws.
         folder: `draft` itself, or one whose content may be replaced.
 
     Raises:
         ArtifactError: the checkpoint is not a draft of this target's, or can't be written.
     """
-    model, name = load_draft(draft, target), "+".join(source.spec.dataset for source in sources)
+    model, name = load_draft(draft, target), "+".join(dict.fromkeys(source.spec.dataset for source in sources))
     for source in sources:
         target.binding.require(source.spec.binding, f"features {source.spec.dataset}")
-    children = [
-        fit_children(*child_samples(model, source), "target_match", source.spec.temperature) for source in sources
-    ]
+    children = _children(model, sources)
     shift, sts = _confidences(model, sources, seed, name)
     with staged(folder) as part:
         shutil.copytree(draft, part)
@@ -59,6 +65,17 @@ def calibrate(draft: Path, target: Target, sources: Sequence[FeatureSource], see
             write_sts(part / STS_FILE, sts)
         write_children(part / CHILDREN_FILE, sha256_of(part / WEIGHTS), name, children)
     return Calibrated(shift, sts, children)
+
+
+def _children(model: DraftModel, sources: Sequence[FeatureSource]) -> list[ChildCalibrator]:
+    by_class: dict[TemperatureClass, list[FeatureSource]] = {}
+    for source in sources:
+        by_class.setdefault(temperature_class(source.spec.temperature), []).append(source)
+    fits = []
+    for alike in by_class.values():
+        q, stood = zip(*(child_samples(model, source) for source in alike), strict=True)
+        fits.append(fit_children(np.concatenate(q), np.concatenate(stood), "target_match", alike[0].spec.temperature))
+    return fits
 
 
 def _confidences(

@@ -12,6 +12,7 @@ from pathlib import Path
 from sparktier.configs.errors import ArtifactError
 from sparktier.drafter.files import sha256_of
 from sparktier.drafter.local_target import LocalTarget
+from sparktier.drafter.open_questions import open_questions
 from sparktier.drafter.prompt_making import functions_to_complete, make_prompts
 from sparktier.drafter.prompts import Prompt, distinct, of_split
 from sparktier.drafter.self_prompts import self_written
@@ -33,7 +34,10 @@ _OWN_PROBLEMS = (_ASKED_CODE + "```python\nfrom typing import List\n\n\ndef ", 1
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything: prompts of each family (sampled ones, fewer are kept), answer length, steps."""
+    """How much of everything: prompts of each family (sampled ones, fewer are kept), answer length, steps.
+
+    `calibrate` are held out from the families that train, `open_questions` are of a kind that trains nothing.
+    """
 
     functions: int = 2400
     everyday: int = 1000
@@ -41,6 +45,7 @@ class Scale:
     own_questions: int = 2400
     own_problems: int = 1000
     calibrate: int = 96
+    open_questions: int = 64
     answer_tokens: int = 224
     steps: int = 3600
     held_out: int = 48
@@ -48,7 +53,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Families:
-    """Prompts by what they are for: `made` and `self_written` train, `calibrate` of all families does not."""
+    """Prompts by what they are for: `made` and `self_written` train; `calibrate`, of all families, does not."""
 
     made: list[Prompt]
     self_written: list[Prompt]
@@ -90,7 +95,10 @@ def families(target: LocalTarget, questions: Sequence[str], scale: Scale, done: 
     return Families(
         made=of_split(made, "train"),
         self_written=of_split(own, "train"),
-        calibrate=rng.sample(judged, min(scale.calibrate, len(judged))),
+        calibrate=[
+            *rng.sample(judged, min(scale.calibrate, len(judged))),
+            *open_questions(scale.open_questions, seed=1),
+        ],
     )
 
 

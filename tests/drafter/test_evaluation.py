@@ -156,3 +156,12 @@ def test_calibration_files_fit_the_drafter_they_were_made_for(world: Path, model
     predicted, outcomes = (np.concatenate(column) for column in zip(*tables, strict=True))
     after = [ece_frac(predicted[:, row], outcomes[:, row]) for row in range(4)]
     assert after == pytest.approx(sts.ece_after, abs=1e-6)
+
+
+def test_stores_of_one_temperature_class_are_fitted_as_one(world: Path, tmp_path: Path) -> None:
+    draft, store = world / "run/checkpoints/step-00000080/draft", FeatureStore(world / "store")
+    target = read_target(world / "target")
+    once = calibrate(draft, target, [store], seed=1, folder=tmp_path / "once").children
+    twice = calibrate(draft, target, [store, store], seed=1, folder=tmp_path / "twice").children
+    assert [fit.samples for fit in twice] == [2 * once[0].samples]
+    assert twice[0].slope == pytest.approx(once[0].slope, rel=1e-4)

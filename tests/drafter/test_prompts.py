@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.drafter.answers import Answer, append_answer, read_answers
+from sparktier.drafter.open_questions import open_questions
 from sparktier.drafter.prompt_making import make_prompts
 from sparktier.drafter.prompts import Prompt, distinct, of_split, read_prompts, write_prompts
 
@@ -61,6 +62,16 @@ def test_made_prompts_are_many_distinct_mixed_and_made_again() -> None:
     kinds = Counter("code" if "Python" in prompt.turns[0] else "text" for prompt in prompts)
     assert 400 < kinds["code"] < 600
     assert max(len(prompt.turns[0]) for prompt in prompts) < 4000
+
+
+def test_open_questions_judge_only_and_are_of_many_kinds() -> None:
+    prompts = open_questions(64, seed=1)
+    assert prompts == open_questions(64, seed=1)
+    assert prompts != open_questions(64, seed=2)
+    assert len({prompt.digest for prompt in prompts}) == 64
+    assert {prompt.split for prompt in prompts} == {"calibrate"}
+    assert len({prompt.turns[0].split()[0] for prompt in prompts}) > 10
+    assert not [prompt for prompt in prompts if "{" in prompt.turns[0]]
 
 
 def test_answers_read_back_without_a_cut_line_and_without_stubs(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ SCALE = Scale(
     own_questions=4,
     own_problems=2,
     calibrate=40,
+    open_questions=70,  # more than a batch: a class of temperature is fitted once all the same
     answer_tokens=12,
     steps=60,
     held_out=4,
