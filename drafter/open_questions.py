@@ -7,7 +7,7 @@ confidence must be judged on a kind that did not. The same seed gives the same p
 import itertools
 import random
 
-from sparktier.drafter.prompts import Prompt, distinct, of_split
+from sparktier.drafter.prompts import Prompt, of_split
 
 _WHO = (
     "a museum guide", "a nervous job applicant", "a retired sailor", "a strict editor", "a village doctor",
@@ -53,7 +53,7 @@ def open_questions(count: int, seed: int) -> list[Prompt]:
     rng = random.Random(seed)
     kinds = [_kind(form, rng) for form in _FORMS]
     evenly = [prompt for row in itertools.zip_longest(*kinds) for prompt in row if prompt is not None]
-    return distinct(evenly)[:count]
+    return evenly[:count]
 
 
 def _kind(form: str, rng: random.Random) -> list[Prompt]:

@@ -104,8 +104,7 @@ def test_requests_are_counted_where_they_are_and_by_tier(replica: Replica) -> No
             time.sleep(0.2)
         answers = [done.result() for done in work]
     assert {len(answer.tokens) for answer in answers} == {160}
-    # In a third of such waves only seven run until one of them ends; why is not known yet (docs/log.md, 2026-11-23).
-    assert max(sum(signals.ranks[0].running.values()) for signals in seen) in {AT_ONCE - 1, AT_ONCE}
+    assert max(sum(signals.ranks[0].running.values()) for signals in seen) == AT_ONCE
     everybody = [rank for signals in seen for rank in signals.ranks if held(rank) == len(tiers)]
     assert everybody
     for rank in everybody:
