@@ -20,6 +20,10 @@ DEFAULT_CPU_KV_TOKENS = 16384
 # (the only one that SGLang lets a CPU have). All of SGLang's ignore a request's seed.
 KEYED_SAMPLER = "pytorch"
 
+# Where blocks are drafted SGLang lets nobody in until two to four slots are free (min_free_slots_delayer.py): fewer draft
+# prefills, and users who wait beside free slots for as long as others' answers last. 1: no such wait.
+FREE_SLOTS_TO_ADMIT = 1
+
 _DISPATCH_ROWS_ENV = {
     "deepep": "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
     "mooncake": "SGLANG_MOONCAKE_EP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
@@ -103,6 +107,7 @@ def _layout(settings: Settings) -> dict[str, Any]:
         # Not dp_size with enable_dp_attention: SGLang drops that spelling after 2026 (parallel_hook.py).
         "attn_dp_size": replicas.attention_data_parallel,
         "max_running_requests": replicas.max_running_requests,
+        "min_free_slots_delay": FREE_SLOTS_TO_ADMIT,
         "max_total_tokens": replicas.kv_tokens,
         "mem_fraction_static": replicas.memory_frac,
         "chunked_prefill_size": replicas.chunked_prefill_tokens,

@@ -98,6 +98,19 @@ def test_a_passthrough_argument_cannot_undo_what_the_cpu_needs() -> None:
     assert kwargs["log_level"] == "info"
 
 
+@pytest.mark.parametrize("speculation", [{"method": "none"}, DSPARK], ids=["plain", "dspark"])
+def test_no_request_waits_beside_a_free_slot_unless_asked_for(speculation: dict[str, Any]) -> None:
+    from sglang.srt.managers.min_free_slots_delayer import resolve_min_free_slots
+
+    def threshold(sglang_args: dict[str, Any]) -> int | None:
+        data = {"model": {"path": "/m"}, "replicas": {"sglang_args": sglang_args}, "speculation": speculation}
+        return resolve_min_free_slots(kwargs_of(data)["min_free_slots_delay"], 16, is_dflash_family=True)
+
+    assert resolve_min_free_slots(None, 16, is_dflash_family=True) == 3
+    assert threshold({}) is None
+    assert threshold({"min_free_slots_delay": 4}) == 4
+
+
 def test_auto_that_comes_to_cpu_is_checked_as_cpu() -> None:
     data = {"model": {"path": "/m", "quantization": "fp8"}, "speculation": {"method": "dspark_native"}}
     with pytest.raises(ConfigError) as caught:
