@@ -20,8 +20,8 @@ DEFAULT_CPU_KV_TOKENS = 16384
 # (the only one that SGLang lets a CPU have). All of SGLang's ignore a request's seed.
 KEYED_SAMPLER = "pytorch"
 
-# Where blocks are drafted SGLang lets nobody in until two to four slots are free (min_free_slots_delayer.py): fewer draft
-# prefills, and users who wait beside free slots for as long as others' answers last. 1: no such wait.
+# Where blocks are drafted SGLang lets nobody in until two to four slots are free (min_free_slots_delayer.py): fewer
+# draft prefills, and users who wait beside free slots for as long as others' answers last. 1: no such wait.
 FREE_SLOTS_TO_ADMIT = 1
 
 _DISPATCH_ROWS_ENV = {
