@@ -42,8 +42,7 @@ def walk_matching(*, tree: DraftTree, choose: RowReader, max_depth: int) -> Tree
         requests = walk.requests()
         if not len(requests):
             break
-        chosen = torch.zeros_like(walk.node)
-        chosen[requests] = choose(requests, walk.node[requests])
+        chosen = walk.spread(requests, choose(requests, walk.node[requests]))
         found = walk.children() & (tree.tokens == chosen.unsqueeze(1))
         walk.step(level, chosen, found.any(dim=1), found.long().argmax(dim=1))
     return walk.result()
@@ -75,43 +74,71 @@ def walk_drawn(
     """
     accept_seeds = stream_seeds(seeds=seeds, stream=Stream.ACCEPT, rounds=anchor_positions)
     residual_seeds = stream_seeds(seeds=seeds, stream=Stream.RESIDUAL, rounds=anchor_positions)
-    walk, everyone = _Walk(tree, max_depth), torch.arange(len(seeds), device=seeds.device)
+    walk = _Walk(tree, max_depth)
     for level in range(max_depth + 1):
-        siblings = _Siblings(tree, walk.children(), target_probs(everyone, walk.node), draft_probs(everyone, walk.node))
+        requests = walk.requests()
+        if not len(requests):
+            break
+        rows = walk.node[requests]
+        laws = target_probs(requests, rows), draft_probs(requests, rows)
+        siblings = _Siblings(tree.tokens[requests], walk.children()[requests], *laws)
         for rank in range(max_children if level < max_depth else 0):
-            siblings.verify(rank, accept_seeds)
-        leftover = draw(weights=siblings.target, seeds=residual_seeds, positions=walk.node)
-        token = torch.where(siblings.found, siblings.token, leftover)
-        walk.step(level, token, siblings.found, siblings.row)
+            siblings.verify(rank, accept_seeds[requests])
+        token = siblings.token_or_leftover(residual_seeds[requests], rows)
+        walk.step(level, *(walk.spread(requests, values) for values in (token, siblings.found, siblings.row)))
     return walk.result()
 
 
 class _Siblings:
-    """The children of one node per request, verified one after the other."""
+    """The children of one node for each of n requests, verified one after the other.
 
-    def __init__(self, tree: DraftTree, children: Tensor, target: Tensor, draft: Tensor) -> None:
-        self.tree, self.children, self.target, self.draft = tree, children, target, draft
+    What is as wide as the vocabulary is worked on only where a child fell, which is most of the cost on a CPU.
+    """
+
+    def __init__(self, tokens: Tensor, children: Tensor, target: Tensor, draft: Tensor) -> None:
+        self.tokens, self.children, self.target, self.draft = tokens, children, target, draft
         self.ranks = children.long().cumsum(dim=1) - 1
         self.found = torch.zeros_like(children[:, 0])
-        self.row = torch.zeros_like(tree.row_counts)
-        self.token = torch.zeros_like(tree.row_counts)
+        self.row = torch.zeros_like(tokens[:, 0])
+        self.token = torch.zeros_like(self.row)
 
     def verify(self, rank: int, accept_seeds: Tensor) -> None:
         """Accept or reject the child of this draw rank, where there is one and none stood before."""
         is_child = self.children & (self.ranks == rank)
         row = is_child.long().argmax(dim=1)
-        token = self.tree.tokens.gather(1, row.unsqueeze(1))
+        token = self.tokens.gather(1, row.unsqueeze(1))
         open_slot = is_child.any(dim=1) & ~self.found
-        undrawn = self.draft / self.draft.sum(dim=1, keepdim=True)
+        mass = self.draft.sum(dim=1, keepdim=True)
         coin = uniforms(seeds=accept_seeds, counters=row)
-        stands = coin * undrawn.gather(1, token).squeeze(1) < self.target.gather(1, token).squeeze(1)
-        accept, reject = open_slot & stands, (open_slot & ~stands).unsqueeze(1)
-        leftover = residual_weights(target_probs=self.target, draft_probs=undrawn)
-        self.target = torch.where(reject, leftover / leftover.sum(dim=1, keepdim=True), self.target)
-        self.draft = torch.where(reject, self.draft.scatter(1, token, 0.0), self.draft)
+        undrawn = (self.draft.gather(1, token) / mass).squeeze(1)
+        stands = coin * undrawn < self.target.gather(1, token).squeeze(1)
+        accept = open_slot & stands
+        self._reject(open_slot & ~stands, token, mass)
         self.found = self.found | accept
         self.row = torch.where(accept, row, self.row)
         self.token = torch.where(accept, token.squeeze(1), self.token)
+
+    def token_or_leftover(self, seeds: Tensor, positions: Tensor) -> Tensor:
+        """[n]: the child that stood; where none did, a token drawn from the p left over."""
+        at = _places(~self.found)
+        drawn = draw(weights=self.target[at], seeds=seeds[at], positions=positions[at])
+        return self.token.index_copy(0, at, torch.where(self.found[at], self.token[at], drawn))
+
+    def _reject(self, rejected: Tensor, token: Tensor, mass: Tensor) -> None:
+        """Take the child `token` [n, 1] out of q, and what q, of sum `mass` [n, 1], would have had out of p."""
+        at = _places(rejected)
+        target, draft = self.target[at], self.draft[at]
+        left = residual_weights(target_probs=target, draft_probs=draft / mass[at])
+        here = rejected[at].unsqueeze(1)
+        self.target = self.target.index_copy(0, at, torch.where(here, left / left.sum(dim=1, keepdim=True), target))
+        self.draft = self.draft.index_copy(0, at, torch.where(here, draft.scatter(1, token[at], 0.0), draft))
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where `mask` [n] is true; off the CPU every place, as the answer would cost a wait for the device."""
+    if mask.device.type == "cpu":
+        return mask.nonzero().squeeze(1)
+    return torch.arange(len(mask), device=mask.device)
 
 
 class _Walk:
@@ -127,10 +154,12 @@ class _Walk:
         self.tokens = tree.tokens.new_full(shape, PAD_TOKEN)
 
     def requests(self) -> Tensor:
-        """Who still walks; off the CPU everybody, as the answer would cost a wait for the device."""
-        if self.node.device.type == "cpu":
-            return self.walking.nonzero().squeeze(1)
-        return torch.arange(len(self.node), device=self.node.device)
+        """Who still walks; off the CPU everybody."""
+        return _places(self.walking)
+
+    def spread(self, requests: Tensor, values: Tensor) -> Tensor:
+        """[batch] from `values` of `requests`, both [n]; others get 0."""
+        return values.new_zeros(len(self.node)).index_copy(0, requests, values)
 
     def children(self) -> Tensor:
         """[batch, rows] bool: children of the rows where requests still walk."""

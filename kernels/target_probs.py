@@ -13,6 +13,8 @@ from sparktier.kernels.search import best_token
 
 # SGLang turns any lower temperature into top_k = 1 (srt/sampling/sampling_params.py).
 GREEDY_BELOW_TEMPERATURE = 1e-6
+# A CPU sorts a vocabulary many times slower than it finds this many of its largest, which hold nearly every kept set.
+_LEAD = 4096
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,18 @@ def _keep_leading_ranks(probs: Tensor, sampling: SamplingRows) -> Tensor:
     """Every filter keeps a leading run of the ranks, so a row's kept set is one count of ranks."""
     vocab = probs.shape[-1]
     limit = min(sampling.max_top_k or vocab, vocab)
-    ranked = (probs.topk(limit) if limit < vocab else probs.sort(descending=True)).values
+    if limit <= _LEAD or probs.device.type != "cpu":  # elsewhere asking who needs more would cost a wait
+        return _keep_counts(probs, *_kept_ranks(probs, sampling, limit))
+    ranked, counts = _kept_ranks(probs, sampling, _LEAD)
+    kept = _keep_counts(probs, ranked, counts)
+    for row in (counts.squeeze(1) == _LEAD).nonzero():
+        kept[row] = _keep_counts(probs[row], *_kept_ranks(probs[row], sampling.take(row), limit))
+    return kept
+
+
+def _kept_ranks(probs: Tensor, sampling: SamplingRows, limit: int) -> tuple[Tensor, Tensor]:
+    """The `limit` largest of each row, falling, and how many of them stay: [rows, limit], [rows, 1]."""
+    ranked = (probs.topk(limit) if limit < probs.shape[-1] else probs.sort(descending=True)).values
     kept = torch.ones_like(ranked, dtype=torch.bool)
     if sampling.top_ks is not None:
         kept &= torch.arange(limit, device=probs.device) < sampling.top_ks.unsqueeze(1)
@@ -91,7 +104,7 @@ def _keep_leading_ranks(probs: Tensor, sampling: SamplingRows) -> Tensor:
         kept &= ranked.cumsum(dim=-1) - ranked <= most
     if sampling.min_ps is not None:
         kept &= ranked >= ranked[:, :1] * sampling.min_ps.unsqueeze(1)
-    return _keep_counts(probs, ranked, kept.sum(dim=-1, keepdim=True))
+    return ranked, kept.sum(dim=-1, keepdim=True)
 
 
 def _keep_counts(probs: Tensor, ranked: Tensor, counts: Tensor) -> Tensor:

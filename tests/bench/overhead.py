@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,34 @@ MOST_OFF_RATIO, MOST_OVERHEAD_FRAC = 1.03, 0.10
 Pair = Mapping[str, Sequence[Totals]]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One turn: so many answers at once, each of so many tokens, at a temperature."""
+
+    batch: int
+    tokens: int
+    temperature: float
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=48, help="length of each answer")
     parser.add_argument("--repeats", type=int, default=10, help="turns of each kind and pair")
     parser.add_argument("--pairs", type=int, default=1, help="pairs of deployments, one after the other")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--accept-rule", choices=["match", "ratio"], default="match")
     parser.add_argument("--draft", type=Path)
     parser.add_argument("--rung", action="append", choices=list(RUNGS), help="repeatable (default: all)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     load = os.getloadavg()[0]
-    size = {"batch": options.batch, "tokens": options.tokens, "repeats": options.repeats}
+    asked = Asked(options.batch, options.tokens, options.temperature)
+    speculation = [f"draft_path={options.draft or 'demo'}", f"accept_rule={options.accept_rule}"]
     rungs, pairs = options.rung or list(RUNGS), []
     for number in range(options.pairs):
-        with both(options.draft, plain_first=number % 2 == 0) as (plain, ladder):
-            pairs.append(measure(plain, ladder, rungs=rungs, **size))
+        with both(speculation, plain_first=number % 2 == 0) as (plain, ladder):
+            pairs.append(measure(plain, ladder, asked, rungs=rungs, repeats=options.repeats))
         so_far = {name: round(statistics.median(ratios(pairs[-1], name)), 3) for name in rungs}
         print(f"pair {number + 1} of {options.pairs}:", so_far, flush=True)
     rows = [judged(name, pairs) for name in rungs]
@@ -54,24 +67,26 @@ def main() -> int:
         print(row)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"meta": meta(load), "rows": rows}, indent=2))
+        settings = {**asdict(asked), "accept_rule": options.accept_rule}
+        options.json.write_text(json.dumps({"meta": {**meta(load), **settings}, "rows": rows}, indent=2))
     return 0 if all(row["kept"] for row in rows) else 1
 
 
 @contextmanager
-def both(draft: Path | None, *, plain_first: bool) -> Iterator[tuple[Target, Target]]:
-    """Yield an engine without speculation and one with every rung."""
+def both(speculation: Sequence[str], *, plain_first: bool) -> Iterator[tuple[Target, Target]]:
+    """Yield an engine without speculation and one with every rung and the keys `speculation` set."""
     # A health probe of the one that idles is a forward pass beside the other's steps.
     single = ["replicas.tensor_parallel=1", "replicas.expert_parallel=1", "supervision.probe_interval_s=3600"]
     none = [*single, "speculation.method=none", "speculation.draft_path=null", "server.port=8280"]
-    tree = [*single, "speculation.method=tree", f"speculation.draft_path={draft or 'demo'}", "server.port=8281"]
+    ladder = [f"speculation.{key}" for key in ("method=tree", *speculation)]
+    tree = [*single, *ladder, "server.port=8281"]
     first, second = (none, tree) if plain_first else (tree, none)
     with deployed(CONFIG, first) as one, deployed(CONFIG, second) as other:
         yield (one, other) if plain_first else (other, one)
 
 
 def measure(
-    plain: Target, ladder: Target, *, rungs: Sequence[str], batch: int, tokens: int, repeats: int
+    plain: Target, ladder: Target, asked: Asked, *, rungs: Sequence[str], repeats: int
 ) -> dict[str, list[Totals]]:
     """Return what each rung and plain did in `repeats` rounds in which all take turns."""
     found: dict[str, list[Totals]] = {name: [] for name in ("plain", *rungs)}
@@ -81,24 +96,29 @@ def measure(
             engine = plain if name == "plain" else ladder
             if name != "plain":
                 ladder.set_plan(rung=RUNGS[name], rows=0)
-            totals = loaded(engine, batch=batch, tokens=tokens)
+            totals = loaded(engine, asked)
             if repeat >= 0:  # the first round warms up
                 found[name].append(totals)
     return found
 
 
-def loaded(engine: Target, *, batch: int, tokens: int) -> Totals:
-    """Answer `batch` prompts of equal length at once, and return what the engine did."""
+def loaded(engine: Target, asked: Asked) -> Totals:
+    """Answer prompts of equal length at once, and return what the engine did."""
     before = engine.totals()
-    with ThreadPoolExecutor(batch) as users:
-        for answer in [users.submit(full_answer, engine, number, tokens) for number in range(batch)]:
+    with ThreadPoolExecutor(asked.batch) as users:
+        for answer in [users.submit(full_answer, engine, number, asked) for number in range(asked.batch)]:
             answer.result()
     return engine.totals().since(before)
 
 
-def full_answer(engine: Target, number: int, tokens: int) -> None:
+def full_answer(engine: Target, number: int, asked: Asked) -> None:
     """Answer a prompt to its full length, so that the batch is whole in every step."""
-    params = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    params = {
+        "max_new_tokens": asked.tokens,
+        "temperature": asked.temperature,
+        "sampling_seed": number,
+        "ignore_eos": True,
+    }
     prompt = [100 + 7 * number + place for place in range(16)]
     engine._client.post("/generate", json={"input_ids": prompt, "sampling_params": params}).raise_for_status()
 

@@ -1,11 +1,13 @@
 """Batched accept rules equal their slow references on ragged batches; greedy rules by hand."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from sparktier.kernels import accept_reference as reference
+from sparktier.kernels import accept_tree
 from sparktier.kernels.accept import PAD_TOKEN, accept_matching, accept_ratio, residual_weights
 from sparktier.kernels.accept_tree import walk_drawn, walk_matching
 from sparktier.kernels.draft_tree import chain_tree, check_tree
@@ -83,23 +85,26 @@ def test_match_walk_equals_the_reference(batch: int, rows: int, vocab: int, chan
 
 
 @settings(max_examples=80)
-@given(BATCH, st.integers(1, 9), st.integers(2, 5), CHANCE)
-def test_drawn_walk_equals_the_reference(batch: int, rows: int, vocab: int, chance: int) -> None:
+@given(BATCH, st.integers(1, 9), st.integers(2, 5), CHANCE, st.booleans())
+def test_drawn_walk_equals_the_reference(batch: int, rows: int, vocab: int, chance: int, as_on_gpu: bool) -> None:
     generator = torch.Generator().manual_seed(chance)
     tree = random_tree(batch=batch, rows=rows, vocab=vocab, generator=generator)
     p, q = (torch.rand(batch, rows, vocab, generator=generator) ** 3 + 1e-3 for _ in range(2))
     p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
     seeds = torch.randint(-(2**62), 2**62, (batch,), generator=generator)
     anchors = torch.randint(9000, (batch,), generator=generator)
-    result = walk_drawn(
-        tree=tree,
-        target_probs=lambda *at: p[at],
-        draft_probs=lambda *at: q[at],
-        seeds=seeds,
-        anchor_positions=anchors,
-        max_depth=rows - 1,
-        max_children=vocab,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        if as_on_gpu:  # where a walk works on everybody
+            patch.setattr(accept_tree, "_places", lambda mask: torch.arange(len(mask)))
+        result = walk_drawn(
+            tree=tree,
+            target_probs=lambda *at: p[at],
+            draft_probs=lambda *at: q[at],
+            seeds=seeds,
+            anchor_positions=anchors,
+            max_depth=rows - 1,
+            max_children=vocab,
+        )
     for i in range(batch):
         parts = (tree.tokens, tree.parents, tree.row_counts, p, q, seeds, anchors)
         path, bonus = reference.walk_drawn(*(part[i].tolist() for part in parts))

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sparktier.kernels import target_probs as target_probs_module
 from sparktier.kernels.noise import draw
 from sparktier.kernels.target_probs import SamplingRows, greedy_tokens, target_probs
 
@@ -30,7 +31,8 @@ def one_row(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p:
             kept.append(token)
         before += probs[token]
     mass = sum(probs[token] for token in kept)
-    return [probs[token] / mass if token in kept else 0.0 for token in range(len(probs))]
+    stays = set(kept)
+    return [probs[token] / mass if token in stays else 0.0 for token in range(len(probs))]
 
 
 def as_rows(params: list[tuple[float, int, float, float]], *, filters: bool = True) -> SamplingRows:
@@ -64,6 +66,27 @@ def test_a_bound_on_top_k_changes_nothing(params: list[tuple[float, int, float, 
     )
     kept = target_probs(logits=logits, sampling=full), target_probs(logits=logits, sampling=bounded)
     torch.testing.assert_close(*kept, rtol=1e-6, atol=0)
+
+
+def test_kept_sets_longer_than_the_lead_are_whole() -> None:
+    """A large vocabulary is first looked at by its largest tokens alone, which some rows' kept sets outgrow."""
+    generator = torch.Generator().manual_seed(0)
+    knobs = [
+        (temperature, top_k, top_p, min_p)
+        for temperature in (0.3, 1.0)
+        for top_k in (40, 6000, 1 << 30)
+        for top_p in (0.3, 0.98, 1.0)
+        for min_p in (0.0, 0.1)
+    ]
+    logits = torch.randn(len(knobs), 9000, generator=generator).bfloat16()  # its steps: many ties
+    got = target_probs(logits=logits, sampling=as_rows(knobs))
+    kept = (got > 0).sum(dim=1)
+    assert kept.min() < 40
+    assert ((kept > 40) & (kept < target_probs_module._LEAD)).any()
+    assert ((kept > target_probs_module._LEAD) & (kept < 9000)).any()
+    assert kept.max() == 9000
+    expected = torch.tensor([one_row(row, *knob) for row, knob in zip(logits, knobs, strict=True)])
+    torch.testing.assert_close(got, expected, rtol=2e-6, atol=1e-9)
 
 
 def test_temperature_alone_and_min_p_alone_take_no_sort_and_agree_with_the_reference() -> None:

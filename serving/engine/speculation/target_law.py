@@ -48,8 +48,9 @@ class TargetLaw:
 
     @property
     def by_level(self) -> bool:
-        """Whether rows must be read level by level."""
-        return self._seen is not None
+        """Whether to read rows level by level: penalties need it, and a CPU's draws cost more than another read."""
+        drawn_on_cpu = not self._info.is_all_greedy and self._lengths.device.type == "cpu"
+        return self._seen is not None or drawn_on_cpu
 
     def choose(self, requests: Tensor, rows: Tensor) -> Tensor:
         """The target's own token in each of the n rows: argmax, or drawn with noise keyed by (seed, position)."""
