@@ -4,7 +4,7 @@ Batched over ragged trees, one level at a time. A walk reads target rows only wh
 p there alone. With accept.py the only place where sparktier decides which drafted tokens stand.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -38,10 +38,7 @@ def walk_matching(*, tree: DraftTree, choose: RowReader, max_depth: int) -> Tree
     `choose` is the argmax, or a draw by noise keyed by (seed, position), of the target in the given rows.
     """
     walk = _Walk(tree, max_depth)
-    for level in range(max_depth + 1):
-        requests = walk.requests()
-        if not len(requests):
-            break
+    for level, requests in walk.levels():
         chosen = walk.spread(requests, choose(requests, walk.node[requests]))
         found = walk.children() & (tree.tokens == chosen.unsqueeze(1))
         walk.step(level, chosen, found.any(dim=1), found.long().argmax(dim=1))
@@ -75,10 +72,7 @@ def walk_drawn(
     accept_seeds = stream_seeds(seeds=seeds, stream=Stream.ACCEPT, rounds=anchor_positions)
     residual_seeds = stream_seeds(seeds=seeds, stream=Stream.RESIDUAL, rounds=anchor_positions)
     walk = _Walk(tree, max_depth)
-    for level in range(max_depth + 1):
-        requests = walk.requests()
-        if not len(requests):
-            break
+    for level, requests in walk.levels():
         rows = walk.node[requests]
         laws = target_probs(requests, rows), draft_probs(requests, rows)
         siblings = _Siblings(tree.tokens[requests], walk.children()[requests], *laws)
@@ -153,9 +147,13 @@ class _Walk:
         self.path = tree.tokens.new_full(shape, NO_ROW)
         self.tokens = tree.tokens.new_full(shape, PAD_TOKEN)
 
-    def requests(self) -> Tensor:
-        """Who still walks; off the CPU everybody."""
-        return _places(self.walking)
+    def levels(self) -> Iterator[tuple[int, Tensor]]:
+        """Each level and who still walks there (off the CPU everybody), until nobody does."""
+        for level in range(self.path.shape[1]):
+            requests = _places(self.walking)
+            if not len(requests):
+                return
+            yield level, requests
 
     def spread(self, requests: Tensor, values: Tensor) -> Tensor:
         """[batch] from `values` of `requests`, both [n]; others get 0."""

@@ -87,8 +87,9 @@ def _keep_leading_ranks(probs: Tensor, sampling: SamplingRows) -> Tensor:
         return _keep_counts(probs, *_kept_ranks(probs, sampling, limit))
     ranked, counts = _kept_ranks(probs, sampling, _LEAD)
     kept = _keep_counts(probs, ranked, counts)
-    for row in (counts.squeeze(1) == _LEAD).nonzero():
-        kept[row] = _keep_counts(probs[row], *_kept_ranks(probs[row], sampling.take(row), limit))
+    longer = (counts.squeeze(1) == _LEAD).nonzero().squeeze(1)
+    rows = probs[longer]
+    kept[longer] = _keep_counts(rows, *_kept_ranks(rows, sampling.take(longer), limit))
     return kept
 
 
