@@ -56,6 +56,24 @@ class Candidates(NamedTuple):
     laws: Tensor
 
 
+class DraftLaws(NamedTuple):
+    """The distributions that drawn children came from, in the order of `Candidates.laws`.
+
+    tokens [batch, laws, listed] int64: what could be drawn; probs, same shape, float32: q of it. A token may stand
+    twice, then once with q = 0. vocabulary_size: of the rows that `dense` returns.
+    """
+
+    tokens: Tensor
+    probs: Tensor
+    vocabulary_size: int
+
+    def dense(self, requests: Tensor, laws: Tensor) -> Tensor:
+        """q over the whole vocabulary of law `laws[i]` of request `requests[i]`: both [n] -> [n, V]."""
+        at = (requests, laws)
+        empty = self.probs.new_zeros(len(requests), self.vocabulary_size)
+        return empty.scatter_add_(1, self.tokens[at], self.probs[at])
+
+
 class _Parents(NamedTuple):
     """The nodes expanded on one level, each [batch, parents]."""
 
@@ -91,18 +109,13 @@ def expand_top(
         shape: bounds of the tree.
         edge_acceptance: calibrated chance of each edge.
     """
-
-    listed = None if shortlist is None else _Shortlist(block_logits[:, : shape.depth], head, shortlist)
+    listed = _Listed(block_logits[:, : shape.depth], head, shortlist)
 
     def offspring(parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
-        if listed is None:
-            bias, row = _bias(head, parents), block_logits[:, depth - 1]
-        else:
-            bias, row = listed.bias(head.w1[parents.tokens], depth), listed.logits[:, depth - 1]
-        q, tokens = _top_children(bias, row, temperatures, shape.children)
-        if listed is not None:
-            tokens = listed.vocabulary(tokens, depth)
-        return tokens, edge_acceptance(q, depth).masked_fill(q <= 0, 0.0)
+        q, places = _top_children(
+            listed.bias(parents, depth), listed.logits[:, depth - 1], temperatures, shape.children
+        )
+        return listed.vocabulary(places, depth), edge_acceptance(q, depth).masked_fill(q <= 0, 0.0)
 
     return _grow(anchors, shape, offspring)
 
@@ -117,54 +130,63 @@ def expand_drawn(
     slot_acceptance: SlotAcceptance,
     seeds: Tensor,
     anchor_positions: Tensor,
-) -> tuple[Candidates, Tensor]:
+    shortlist: int | None = None,
+) -> tuple[Candidates, DraftLaws]:
     """Children drawn without replacement, in draw order, for `accept_tree.walk_drawn`; arguments as `expand_top`.
 
-    Also returns the distributions really sampled, [batch, expanded parents, V] float32: candidate i's children came
-    from row `laws[i]`. A slot's survival is its parent's times `slot_acceptance`, so neither its own token nor any
-    token below it can decide whether it is expanded or selected (DSpark paper, Appendix A).
+    Also returns the distributions really sampled: candidate i's children came from law `laws[i]`; with a `shortlist`
+    its other tokens have q = 0. The list is made of block logits alone, before any draw. A slot's survival is its
+    parent's times `slot_acceptance`, so neither its own token nor any token below it can decide whether it is expanded
+    or selected (DSpark paper, Appendix A).
 
     Args:
         seeds, anchor_positions: [batch] int64, keys of the draws.
     """
     keys = stream_seeds(seeds=seeds, stream=Stream.DRAFT, rounds=anchor_positions)
-    laws: list[Tensor] = []
+    listed = _Listed(block_logits[:, : shape.depth], head, shortlist)
+    laws: list[tuple[Tensor, Tensor]] = []
 
     def offspring(parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
-        q = torch.softmax(_conditioned(_bias(head, parents), block_logits[:, depth - 1], temperatures), dim=-1)
-        laws.append(q)
-        tokens = draw_distinct(
+        scores = _conditioned(listed.bias(parents, depth), listed.logits[:, depth - 1], temperatures)
+        q = torch.softmax(scores, dim=-1)
+        laws.append((listed.tokens[:, depth - 1].unsqueeze(1).expand_as(q), q))
+        places = draw_distinct(
             weights=q.flatten(0, 1),
             count=shape.children,
             seeds=keys.repeat_interleave(q.shape[1]),
             positions=parents.nodes.flatten(),
         ).view(*q.shape[:2], -1)
         slots = slot_acceptance(q, depth).cummin(dim=-1).values
-        return tokens.clamp(min=0), slots.masked_fill(tokens < 0, 0.0)
+        return listed.vocabulary(places.clamp(min=0), depth), slots.masked_fill(places < 0, 0.0)
 
     candidates = _grow(anchors, shape, offspring)
-    return candidates, torch.cat(laws, dim=1)
+    tokens, probs = (torch.cat(parts, dim=1) for parts in zip(*laws, strict=True))
+    return candidates, DraftLaws(tokens, probs, len(head.w2))
 
 
-class _Shortlist:
-    """The tokens of each block row that are worth conditioning: logits [batch, depth, count], and the head's part."""
+class _Listed:
+    """The tokens of each block row that are conditioned on parents: all, or the `count` that the row ranks highest.
 
-    def __init__(self, block_logits: Tensor, head: MarkovHead, count: int) -> None:
-        self.logits, self._tokens = leading_tokens(scores=block_logits, count=min(count, block_logits.shape[-1]))
-        self._w2 = head.w2[self._tokens]
+    logits [batch, depth, listed]; tokens, same shape: which they are.
+    """
 
-    def bias(self, latent: Tensor, depth: int) -> Tensor:
-        """[batch, parents, count] from the parents' w1 [batch, parents, rank]."""
-        return latent @ self._w2[:, depth - 1].transpose(1, 2)
+    def __init__(self, block_logits: Tensor, head: MarkovHead, count: int | None) -> None:
+        self._head, self._w2 = head, None
+        if count is None:
+            self.logits = block_logits
+            self.tokens = torch.arange(len(head.w2), device=block_logits.device).expand_as(block_logits)
+        else:
+            self.logits, self.tokens = leading_tokens(scores=block_logits, count=min(count, block_logits.shape[-1]))
+            self._w2 = head.w2[self.tokens]
+
+    def bias(self, parents: _Parents, depth: int) -> Tensor:
+        """What the head adds to `logits` under each parent, all in one product: [batch, parents, listed]."""
+        latent = self._head.w1[parents.tokens]
+        return latent @ (self._head.w2.T if self._w2 is None else self._w2[:, depth - 1].transpose(1, 2))
 
     def vocabulary(self, places: Tensor, depth: int) -> Tensor:
         """Token ids of `places` [batch, parents, children] in the list of this depth."""
-        return self._tokens[:, depth - 1].gather(1, places.flatten(1)).view_as(places)
-
-
-def _bias(head: MarkovHead, parents: _Parents) -> Tensor:
-    """[batch, parents, V], all parents in one product."""
-    return head.w1[parents.tokens] @ head.w2.T
+        return self.tokens[:, depth - 1].gather(1, places.flatten(1)).view_as(places)
 
 
 def _grow(anchors: Tensor, shape: Shape, offspring: _Offspring) -> Candidates:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparktier.kernels import tree_reference as reference
 from sparktier.kernels.draft_tree import chain_tree, check_tree
-from sparktier.kernels.expand import Candidates, MarkovHead, Shape, expand_drawn, expand_top
+from sparktier.kernels.expand import Candidates, DraftLaws, MarkovHead, Shape, expand_drawn, expand_top
 from sparktier.kernels.select import select_rows
 
 VOCAB, RANK, BLOCK = 11, 3, 4
@@ -51,7 +51,9 @@ class Draft:
             shortlist=shortlist,
         )
 
-    def drawn(self, shape: Shape, requests: slice = slice(None)) -> tuple[Candidates, Tensor]:
+    def drawn(
+        self, shape: Shape, requests: slice = slice(None), shortlist: int | None = None
+    ) -> tuple[Candidates, DraftLaws]:
         seeds = torch.arange(len(self.anchors))
         return expand_drawn(
             anchors=self.anchors[requests],
@@ -62,6 +64,7 @@ class Draft:
             slot_acceptance=slot(shape.children),
             seeds=seeds[requests],
             anchor_positions=seeds[requests] + 50,
+            shortlist=shortlist,
         )
 
 
@@ -202,21 +205,29 @@ def test_tokens_that_a_grammar_forbids_are_never_drafted() -> None:
         assert ((tree.parents == 0).sum(dim=1) == 3).all()
 
 
-@given(BATCH, SHAPE, CHANCE)
-def test_laws_are_the_distributions_the_children_came_from(batch: int, shape: Shape, chance: int) -> None:
+@given(BATCH, SHAPE, CHANCE, st.none() | st.integers(1, VOCAB))
+def test_laws_are_the_distributions_the_children_came_from(
+    batch: int, shape: Shape, chance: int, shortlist: int | None
+) -> None:
     draft = Draft(batch, chance)
-    candidates, laws = draft.drawn(shape)
+    shape = shape._replace(children=min(shape.children, shortlist or VOCAB))
+    candidates, laws = draft.drawn(shape, shortlist=shortlist)
+    kept = draft.block_logits.topk(shortlist or VOCAB, dim=-1).indices
+    possible = torch.full_like(draft.block_logits, -torch.inf).scatter_(-1, kept, 0.0)
+    block_logits = draft.block_logits + possible
     for i in range(batch):
         nodes = nodes_of(candidates, i)
         for node in nodes[1:]:
             law = int(candidates.laws[i, node.parent])
             q = reference.conditional(
-                draft.block_logits[i, node.depth - 1].tolist(),
+                block_logits[i, node.depth - 1].tolist(),
                 draft.head.w1[nodes[node.parent].token].tolist(),
                 draft.head.w2.tolist(),
                 float(draft.temperatures[i]),
             )
-            torch.testing.assert_close(laws[i, law].tolist(), q, rtol=1e-4, atol=1e-7)
+            dense = laws.dense(torch.tensor([i]), torch.tensor([law]))[0]
+            torch.testing.assert_close(dense.tolist(), q, rtol=1e-4, atol=1e-7)
+            assert dense[node.token] > 0
 
 
 def test_a_rising_slot_acceptance_cannot_skip_a_draw() -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sparktier.kernels.accept_tree import RowReader, walk_drawn, walk_matching
 from sparktier.kernels.draft_tree import DraftTree
-from sparktier.kernels.expand import Candidates, MarkovHead, Shape, expand_drawn, expand_top
+from sparktier.kernels.expand import Candidates, DraftLaws, MarkovHead, Shape, expand_drawn, expand_top
 from sparktier.kernels.noise import draw
 from sparktier.kernels.select import Selection, select_rows
 from support.sequence_law import EXACT_ABOVE_P, WRONG_BELOW_P, completed, p_value, sequence_law, toy_matrix
@@ -41,20 +41,21 @@ def drawn_by(tree: DraftTree) -> RowReader:
     return choose
 
 
-def drawn_candidates() -> tuple[Candidates, Tensor]:
+def drawn_candidates(shortlist: int | None = None) -> tuple[Candidates, DraftLaws]:
     return expand_drawn(
         **COMMON,
         slot_acceptance=lambda q, depth: q.topk(3, dim=-1).values,
         seeds=SEEDS,
         anchor_positions=ROUNDS,
+        shortlist=shortlist,
     )
 
 
-def verified(selection: Selection, laws: Tensor) -> Tensor:
+def verified(selection: Selection, laws: DraftLaws) -> Tensor:
     return walk_drawn(
         tree=selection.tree,
         target_probs=lambda *at: TARGET[selection.tree.tokens[at]],
-        draft_probs=lambda *at: laws[at[0], selection.laws[at].clamp(min=0)],
+        draft_probs=lambda *at: laws.dense(at[0], selection.laws[at].clamp(min=0)),
         seeds=SEEDS,
         anchor_positions=ROUNDS,
         max_depth=DEPTH,
@@ -68,12 +69,34 @@ def test_drawn_tree_under_budgets_emits_the_target() -> None:
     assert law_of(verified(selection, laws)) > EXACT_ABOVE_P
 
 
+def test_tree_drawn_from_a_shortlist_emits_the_target() -> None:
+    candidates, laws = drawn_candidates(shortlist=3)
+    selection = select_rows(candidates=candidates, row_budgets=BUDGETS, width=WIDTH)
+    assert law_of(verified(selection, laws)) > EXACT_ABOVE_P
+
+
+def test_a_shortlist_that_claims_the_whole_vocabulary_is_caught() -> None:
+    candidates, listed = drawn_candidates(shortlist=3)
+    selection = select_rows(candidates=candidates, row_budgets=BUDGETS, width=WIDTH)
+    owners = candidates.tokens.gather(1, _owners_of_laws(candidates, listed.probs.shape[1]))
+    whole = torch.arange(VOCAB).expand(*owners.shape, VOCAB)
+    claimed = DraftLaws(whole, DRAFT[owners], VOCAB)
+    assert law_of(verified(selection, claimed)) < WRONG_BELOW_P
+
+
+def _owners_of_laws(candidates: Candidates, laws: int) -> Tensor:
+    """The node whose children came from each law: [batch, laws]."""
+    each = torch.arange(candidates.laws.shape[1]).expand_as(candidates.laws)
+    places = candidates.laws.where(candidates.laws >= 0, laws)  # nodes without a law go to a place of no use
+    return torch.zeros(SAMPLES, laws + 1, dtype=torch.int64).scatter(1, places, each)[:, :laws]
+
+
 def test_ranking_drawn_tokens_by_their_own_probability_is_caught() -> None:
     candidates, laws = drawn_candidates()
     survival = candidates.survival.clone()
     for node in range(1, survival.shape[1]):
         parent = candidates.parents[:, node]
-        own = laws[EACH, candidates.laws[EACH, parent], candidates.tokens[:, node]]
+        own = laws.probs[EACH, candidates.laws[EACH, parent], candidates.tokens[:, node]]
         survival[:, node] = survival[EACH, parent] * own
     anticipating = candidates._replace(survival=survival)
     selection = select_rows(candidates=anticipating, row_budgets=BUDGETS, width=WIDTH)

@@ -12,22 +12,25 @@ from torch import Tensor
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.kernels.draft_tree import DraftTree, chain_tree
-from sparktier.kernels.expand import Candidates, MarkovHead, Shape, expand_drawn, expand_top
+from sparktier.kernels.expand import Candidates, DraftLaws, MarkovHead, Shape, expand_drawn, expand_top
 from sparktier.kernels.select import Selection, select_rows
 from sparktier.serving.engine.speculation.edges import EdgeTable, slot_acceptance
 
 # Conditioning tens of thousands of tokens on every parent costs as much as a verify pass of the demo model.
 # Fewer are conditioned all: a list made before any parent is known misses what a parent alone suggests.
 _SHORTLIST_TOKENS = 256
+# What isn't listed can't be drawn, though the target may: 256 tokens lose 2 to 10% of the demo's accepted draws, these
+# 1 to 5% (docs/log.md).
+_DRAWN_SHORTLIST_TOKENS = 1024
 _SMALL_VOCABULARY = 16 * _SHORTLIST_TOKENS
 
 
 class Drafted(NamedTuple):
-    """The tree of a step. laws [batch, rows], draft_probs [batch, laws, V]: from what children were drawn, if drawn."""
+    """The tree of a step; where its children were drawn also from what: laws [batch, rows] into `draft_laws`."""
 
     tree: DraftTree
     laws: Tensor | None = None
-    draft_probs: Tensor | None = None
+    draft_laws: DraftLaws | None = None
 
 
 class Bounds(NamedTuple):
@@ -45,6 +48,7 @@ class DraftStep:
     def __init__(self, worker: Any, edges: EdgeTable, *, needs_trees: bool) -> None:
         self._worker, self._edges = worker, edges
         self._head = _markov_head(worker.draft_model) if needs_trees else None
+        self._lists = self._head is not None and len(self._head.w2) > _SMALL_VOCABULARY
 
     def chain(self, batch: Any, window: Any, *, drafted: int, row_counts: Tensor) -> Drafted:
         """Greedy chains of `drafted` tokens, at least 1, each request's cut to its `row_counts` [batch]."""
@@ -78,7 +82,7 @@ class DraftStep:
             temperatures=temperatures,
             shape=bounds.shape,
             edge_acceptance=self._edges.of(temperatures, greedy=info.top_ks.view(-1) <= 1),
-            shortlist=_SHORTLIST_TOKENS if len(self._head.w2) > _SMALL_VOCABULARY else None,
+            shortlist=_SHORTLIST_TOKENS if self._lists else None,
         )
         return Drafted(self._agreed(_selected(candidates, bounds))[0])
 
@@ -88,7 +92,7 @@ class DraftStep:
         assert self._head is not None, "made with needs_trees"
         with self._worker._draft_context():
             base, _ = self._block(batch, window)
-        candidates, probs = expand_drawn(
+        candidates, draft_laws = expand_drawn(
             anchors=batch.spec_info.bonus_tokens.view(-1),
             block_logits=base,
             head=self._head,
@@ -97,10 +101,11 @@ class DraftStep:
             slot_acceptance=lambda q, _depth: slot_acceptance(q, bounds.shape.children),
             seeds=info.sampling_seed,
             anchor_positions=batch.seq_lens,
+            shortlist=_DRAWN_SHORTLIST_TOKENS if self._lists else None,
         )
         # The probabilities stay each rank's own: only rank 0's verdict counts.
         tree, laws = self._agreed(_selected(candidates, bounds))
-        return Drafted(tree, laws, probs)
+        return Drafted(tree, laws, draft_laws)
 
     def _block(self, batch: Any, window: Any) -> tuple[Tensor, Tensor]:
         """Logits [batch, gamma, V] before the Markov head, and the draft's hidden states [batch, gamma, hidden]."""

@@ -211,7 +211,7 @@ class LadderWorker(DSparkWorkerV2):
         self, law: TargetLaw, batch: Any, drafted: Drafted, verified: Verified, branching: bool
     ) -> TreeAcceptance:
         tree = drafted.tree
-        if drafted.draft_probs is not None:
+        if drafted.draft_laws is not None:
             return self._accept_drawn(law, batch, drafted)
         if tree.tokens.shape[1] == 1:
             chosen = law.choose(verified.requests, verified.rows)
@@ -227,14 +227,14 @@ class LadderWorker(DSparkWorkerV2):
         return TreeAcceptance(chain.accepted, path, chain.tokens, chain.bonus)
 
     def _accept_drawn(self, law: TargetLaw, batch: Any, drafted: Drafted) -> TreeAcceptance:
-        laws, probs = drafted.laws, drafted.draft_probs
+        laws, draft_laws = drafted.laws, drafted.draft_laws
         assert laws is not None, "drawn trees come with what they were drawn from"
-        assert probs is not None, "drawn trees come with what they were drawn from"
+        assert draft_laws is not None, "drawn trees come with what they were drawn from"
         return walk_drawn(
             tree=drafted.tree,
             target_probs=law.probs,
             # Rows without children have no law of their own; theirs is not read.
-            draft_probs=lambda requests, rows: probs[requests, laws[requests, rows].clamp(min=0)],
+            draft_probs=lambda requests, rows: draft_laws.dense(requests, laws[requests, rows].clamp(min=0)),
             seeds=batch.sampling_info.sampling_seed,
             anchor_positions=batch.seq_lens,
             max_depth=self.gamma,
