@@ -33,7 +33,10 @@ from sparktier.serving.demo_drafter import DEMO_MASK_TOKEN
 PLAIN_SHAPE = {"markov_rank": 0, "confidence_head": False}
 PLAIN = {"markov_rank": 0, "enable_confidence_head": False, "confidence_head_with_markov": False}
 # DSpark's losses and DFlash's, which knows cross entropy alone.
-LOSSES = {"dspark": {}, "dflash": {"cross_entropy": 1.0, "total_variation": 0.0, "confidence": 0.0}}
+LOSSES: dict[str, dict[str, Any]] = {
+    "dspark": {},
+    "dflash": {"cross_entropy": 1.0, "total_variation": 0.0, "confidence": 0.0},
+}
 
 
 def main() -> int:

@@ -108,7 +108,7 @@ class Layers:
         named = sum(p.numel() * p.element_size() for layer in self.moe for p in (layer.w13_weight, layer.w2_weight))
         count, chosen = self.moe[0].num_experts, self.moe[0].top_k
         read_frac = 1.0 - (1.0 - chosen / count) ** batch
-        return total - named + experts * read_frac
+        return float(total - named + experts * read_frac)
 
 
 def load_demo() -> tuple[Any, Layers]:
@@ -122,7 +122,7 @@ def load_demo() -> tuple[Any, Layers]:
     from sparktier.serving.engine.cpu_platform import CpuPlatform
 
     load_plugins()
-    CpuPlatform.post_load_model = lambda self, model: None
+    CpuPlatform.post_load_model = lambda self, model: None  # type: ignore[method-assign]
     arguments = ServerArgs(
         model_path=str(ensure_demo_model(progress=print)), device="cpu", dtype="bfloat16", max_total_tokens=8192,
         disable_overlap_schedule=True, mem_fraction_static=0.3, max_running_requests=32, random_seed=SEED,

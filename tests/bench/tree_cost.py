@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from overhead import loaded
+from overhead import Asked, loaded
 from tree_parts import Round, parts_ms
 
 from sparktier.drafter.report import report_meta, write_report
@@ -56,8 +56,9 @@ def verify_pass(requests: int, rows: int, tokens: int) -> tuple[float, float]:
     tree = ["speculation.method=tree", f"speculation.tree_rows={rows}", "server.port=8282"]
     with deployed(ROOT / "configs" / "demo.yaml", [*single, *tree]) as engine:
         engine.set_plan(rung=Rung.TREE, rows=0)
-        loaded(engine, batch=requests, tokens=tokens)
-        seen = loaded(engine, batch=requests, tokens=tokens)
+        asked = Asked(requests, tokens, temperature=0.0)
+        loaded(engine, asked)
+        seen = loaded(engine, asked)
     return seen.part_ms["verify"] / seen.steps, seen.rows / seen.rounds
 
 
