@@ -14,23 +14,24 @@ FOLDERS = ("configs", "kernels", "drafter", "cluster", "serving")
 
 
 def main() -> int:
-    """Return mypy's exit status."""
+    """Return the worse of mypy's two exit statuses."""
     links = ROOT / ".typecheck" / "sparktier"
     links.mkdir(parents=True, exist_ok=True)
     for folder in FOLDERS:
         link = links / folder
         if not link.is_symlink():
             link.symlink_to(ROOT / folder)
-    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")]
     # Scripts import each other by name, so they are a run of their own.
-    runs = {("-p", "sparktier"): [], (str(BENCH),): [ROOT / "tests", BENCH]}
-    codes = []
-    for what, beside in runs.items():
-        path = ":".join(map(str, [links.parent, *beside]))
-        codes.append(
-            subprocess.run([*command, *what], cwd=ROOT, env={"MYPYPATH": path, "PATH": ""}, check=False).returncode
-        )
-    return max(codes)
+    packages = mypy("-p", "sparktier", path=[links.parent])
+    scripts = mypy(str(BENCH), path=[links.parent, ROOT / "tests", BENCH])
+    return max(packages, scripts)
+
+
+def mypy(*what: str, path: list[Path]) -> int:
+    """Check `what`, imports looked for in `path`, and return mypy's exit status."""
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), *what]
+    env = {"MYPYPATH": ":".join(map(str, path)), "PATH": ""}
+    return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
 from torch import Tensor
 
 from sparktier.configs.errors import ArtifactError
+from sparktier.kernels.accept_tree import RowReader
 from sparktier.kernels.draft_tree import DraftTree, chain_tree
-from sparktier.kernels.expand import Candidates, DraftLaws, MarkovHead, Shape, expand_drawn, expand_top
+from sparktier.kernels.expand import Candidates, MarkovHead, Shape, expand_drawn, expand_top
 from sparktier.kernels.select import Selection, select_rows
 from sparktier.serving.engine.speculation.edges import EdgeTable, slot_acceptance
 
@@ -26,11 +27,10 @@ _SMALL_VOCABULARY = 16 * _SHORTLIST_TOKENS
 
 
 class Drafted(NamedTuple):
-    """The tree of a step; where its children were drawn also from what: laws [batch, rows] into `draft_laws`."""
+    """The tree of a step. draft_probs: q of the given rows, where their children were drawn from it."""
 
     tree: DraftTree
-    laws: Tensor | None = None
-    draft_laws: DraftLaws | None = None
+    draft_probs: RowReader | None = None
 
 
 class Bounds(NamedTuple):
@@ -105,7 +105,8 @@ class DraftStep:
         )
         # The probabilities stay each rank's own: only rank 0's verdict counts.
         tree, laws = self._agreed(_selected(candidates, bounds))
-        return Drafted(tree, laws, draft_laws)
+        # Rows without children have no law of their own; theirs is not read.
+        return Drafted(tree, lambda requests, rows: draft_laws.dense(requests, laws[requests, rows].clamp(min=0)))
 
     def _block(self, batch: Any, window: Any) -> tuple[Tensor, Tensor]:
         """Logits [batch, gamma, V] before the Markov head, and the draft's hidden states [batch, gamma, hidden]."""

@@ -24,7 +24,7 @@ from sglang.srt.speculative.spec_utils import GrammarTree, build_grammar_vocab_m
 from torch import Tensor
 
 from sparktier.kernels.accept import PAD_TOKEN, accept_matching
-from sparktier.kernels.accept_tree import TreeAcceptance, walk_drawn, walk_matching
+from sparktier.kernels.accept_tree import RowReader, TreeAcceptance, walk_drawn, walk_matching
 from sparktier.kernels.compact import compaction_plan
 from sparktier.kernels.draft_tree import NO_ROW, DraftTree, anchors_alone
 from sparktier.kernels.expand import Shape
@@ -211,8 +211,8 @@ class LadderWorker(DSparkWorkerV2):
         self, law: TargetLaw, batch: Any, drafted: Drafted, verified: Verified, branching: bool
     ) -> TreeAcceptance:
         tree = drafted.tree
-        if drafted.draft_laws is not None:
-            return self._accept_drawn(law, batch, drafted)
+        if drafted.draft_probs is not None:
+            return self._accept_drawn(law, batch, tree, drafted.draft_probs)
         if tree.tokens.shape[1] == 1:
             chosen = law.choose(verified.requests, verified.rows)
             rows = chosen.unsqueeze(1)
@@ -226,15 +226,11 @@ class LadderWorker(DSparkWorkerV2):
         path = places.masked_fill(places > chain.accepted.unsqueeze(1), NO_ROW)
         return TreeAcceptance(chain.accepted, path, chain.tokens, chain.bonus)
 
-    def _accept_drawn(self, law: TargetLaw, batch: Any, drafted: Drafted) -> TreeAcceptance:
-        laws, draft_laws = drafted.laws, drafted.draft_laws
-        assert laws is not None, "drawn trees come with what they were drawn from"
-        assert draft_laws is not None, "drawn trees come with what they were drawn from"
+    def _accept_drawn(self, law: TargetLaw, batch: Any, tree: DraftTree, draft_probs: RowReader) -> TreeAcceptance:
         return walk_drawn(
-            tree=drafted.tree,
+            tree=tree,
             target_probs=law.probs,
-            # Rows without children have no law of their own; theirs is not read.
-            draft_probs=lambda requests, rows: draft_laws.dense(requests, laws[requests, rows].clamp(min=0)),
+            draft_probs=draft_probs,
             seeds=batch.sampling_info.sampling_seed,
             anchor_positions=batch.seq_lens,
             max_depth=self.gamma,
