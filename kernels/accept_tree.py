@@ -69,7 +69,7 @@ def walk_drawn(
         seeds, anchor_positions: [batch] int64.
         max_depth, max_children: bounds over the batch, known on the host.
     """
-    accept_seeds = stream_seeds(seeds=seeds, stream=Stream.ACCEPT, rounds=anchor_positions)
+    coins = _coins(tree, stream_seeds(seeds=seeds, stream=Stream.ACCEPT, rounds=anchor_positions))
     residual_seeds = stream_seeds(seeds=seeds, stream=Stream.RESIDUAL, rounds=anchor_positions)
     walk = _Walk(tree, max_depth)
     for level, requests in walk.levels():
@@ -77,10 +77,16 @@ def walk_drawn(
         laws = target_probs(requests, rows), draft_probs(requests, rows)
         siblings = _Siblings(tree.tokens[requests], walk.children()[requests], *laws)
         for rank in range(max_children if level < max_depth else 0):
-            siblings.verify(rank, accept_seeds[requests])
+            siblings.verify(rank, coins[requests])
         token = siblings.token_or_leftover(residual_seeds[requests], rows)
         walk.step(level, *(walk.spread(requests, values) for values in (token, siblings.found, siblings.row)))
     return walk.result()
+
+
+def _coins(tree: DraftTree, seeds: Tensor) -> Tensor:
+    """One uniform for each row of each tree: seeds [batch] -> [batch, rows]. All at once, as each call has its cost."""
+    rows = torch.arange(tree.tokens.shape[1], device=seeds.device).expand_as(tree.tokens)
+    return uniforms(seeds=seeds.unsqueeze(1).expand_as(rows).flatten(), counters=rows.flatten()).view(rows.shape)
 
 
 class _Siblings:
@@ -96,14 +102,16 @@ class _Siblings:
         self.row = torch.zeros_like(tokens[:, 0])
         self.token = torch.zeros_like(self.row)
 
-    def verify(self, rank: int, accept_seeds: Tensor) -> None:
+    def verify(self, rank: int, coins: Tensor) -> None:
         """Accept or reject the child of this draw rank, where there is one and none stood before."""
         is_child = self.children & (self.ranks == rank)
+        open_slot = is_child.any(dim=1) & ~self.found
+        if not len(_places(open_slot)):
+            return
         row = is_child.long().argmax(dim=1)
         token = self.tokens.gather(1, row.unsqueeze(1))
-        open_slot = is_child.any(dim=1) & ~self.found
         mass = self.draft.sum(dim=1, keepdim=True)
-        coin = uniforms(seeds=accept_seeds, counters=row)
+        coin = coins.gather(1, row.unsqueeze(1)).squeeze(1)
         undrawn = (self.draft.gather(1, token) / mass).squeeze(1)
         stands = coin * undrawn < self.target.gather(1, token).squeeze(1)
         accept = open_slot & stands
@@ -115,13 +123,17 @@ class _Siblings:
     def token_or_leftover(self, seeds: Tensor, positions: Tensor) -> Tensor:
         """[n]: the child that stood; where none did, a token drawn from the p left over."""
         at = _places(~self.found)
-        drawn = draw(weights=self.target[at], seeds=seeds[at], positions=positions[at])
+        if not len(at):
+            return self.token
+        drawn = draw(weights=self.target.index_select(0, at), seeds=seeds[at], positions=positions[at])
         return self.token.index_copy(0, at, torch.where(self.found[at], self.token[at], drawn))
 
     def _reject(self, rejected: Tensor, token: Tensor, mass: Tensor) -> None:
         """Take the child `token` [n, 1] out of q, and what q, of sum `mass` [n, 1], would have had out of p."""
         at = _places(rejected)
-        target, draft = self.target[at], self.draft[at]
+        if not len(at):
+            return
+        target, draft = self.target.index_select(0, at), self.draft.index_select(0, at)
         left = residual_weights(target_probs=target, draft_probs=draft / mass[at])
         here = rejected[at].unsqueeze(1)
         self.target = self.target.index_copy(0, at, torch.where(here, left / left.sum(dim=1, keepdim=True), target))

@@ -177,7 +177,8 @@ class _Listed:
             self.tokens = torch.arange(len(head.w2), device=block_logits.device).expand_as(block_logits)
         else:
             self.logits, self.tokens = leading_tokens(scores=block_logits, count=min(count, block_logits.shape[-1]))
-            self._w2 = head.w2[self.tokens]
+            # Several times as fast on a CPU as indexing with brackets.
+            self._w2 = head.w2.index_select(0, self.tokens.flatten()).view(*self.tokens.shape, -1)
 
     def bias(self, parents: _Parents, depth: int) -> Tensor:
         """What the head adds to `logits` under each parent, all in one product: [batch, parents, listed]."""

@@ -9,7 +9,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from sparktier.kernels.search import best_token, top_tokens
+from sparktier.kernels.search import block_maxima, block_tokens, top_tokens
 
 _WORD = 0xFFFFFFFF
 _SMALLEST_EXPONENTIAL = 2.0**-32
@@ -82,19 +82,34 @@ def _race(weights: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
 def _race_winner(weights: Tensor, hashed: Tensor) -> Tensor:
     """argmax(weight / exponential) of each row, lowest token among ties: [n, V], hashes [n, V] int32 -> [n] int64.
 
-    Exponentials, in float64, only of tokens that may beat the heaviest one's score s: since -log u >= 1 - u, a token
-    wins with 1 - u <= weight / s or not at all. The bounds below are loose by far more than float32 can be wrong.
+    Logarithms, in float64, only where the winner may be: since -log u >= 1 - u, no score is above weight / (1 - u). The
+    block of the highest bound gives a score; blocks whose bounds are lower can't hold a better one.
     """
-    heaviest = best_token(scores=weights).unsqueeze(1)
-    score = weights.gather(1, heaviest).double() / _exponential(hashed.gather(1, heaviest))
-    reach = (2.0**32 * (1 + 1e-5) / score).float()
-    # The hash's distance from its largest value, 2^32 (1 - u), is the complement of its bits.
-    distance = (hashed ^ _signed(0x7FFFFFFF)).float()
-    rows, tokens = (distance <= (weights.float() * reach).add_(512.0 - 2.0**31)).nonzero(as_tuple=True)
-    scores = weights[rows, tokens].double() / _exponential(hashed[rows, tokens])
-    best = scores.new_zeros(len(weights)).scatter_reduce_(0, rows, scores, "amax")
+    bounds = _scores_at_most(weights, hashed)
+    first = bounds.argmax(dim=1, keepdim=True)
+    score, token = _best_of_blocks(weights, hashed, torch.arange(len(weights)), first.squeeze(1))
+    rows, blocks = (bounds >= score.float().unsqueeze(1)).nonzero(as_tuple=True)
+    scores, tokens = _best_of_blocks(weights, hashed, rows, blocks)
+    best = score.scatter_reduce(0, rows, scores, "amax")
     won = scores == best[rows]
-    return heaviest.squeeze(1).scatter_reduce_(0, rows[won], tokens[won], "amin", include_self=False)
+    return token.scatter_reduce(0, rows[won], tokens[won], "amin", include_self=False)
+
+
+def _scores_at_most(weights: Tensor, hashed: Tensor) -> Tensor:
+    """A bound on the scores of each block: [n, blocks] float32, too high by far more than float32 can be wrong."""
+    # 1 - u is the hash's distance from its largest value, the complement of its bits, in units of 2^-32.
+    complement = (hashed ^ _signed(0x7FFFFFFF)).float()
+    shift = complement.new_tensor(0.5 - 2.0**-24)
+    below = torch.add(shift, complement, alpha=2.0**-32, out=complement).clamp_(min=_SMALLEST_EXPONENTIAL)
+    return block_maxima(scores=torch.div(weights, below, out=below)).mul_(1 + 1e-5)
+
+
+def _best_of_blocks(weights: Tensor, hashed: Tensor, rows: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """The best score in block `blocks[i]` of row `rows[i]`, and its token, lowest among ties: both [n] -> two [n]."""
+    tokens = block_tokens(blocks=blocks.unsqueeze(1)).clamp(max=weights.shape[-1] - 1)
+    at = rows.unsqueeze(1), tokens
+    scores, places = (weights[at].double() / _exponential(hashed[at])).max(dim=1, keepdim=True)
+    return scores.squeeze(1), tokens.gather(1, places).squeeze(1)
 
 
 def _exponential(hashed: Tensor) -> Tensor:
@@ -112,26 +127,29 @@ def _hash(seeds: Tensor, positions: Tensor, columns: Tensor) -> Tensor:
         state = _absorb(state, _scramble(_low_word(word)))
     hashed = _absorb(state[:, None], _scramble(_low_word(columns))[None, :])
     hashed.bitwise_xor_(16)  # bytes hashed: four words
-    hashed.bitwise_xor_(_shift_right(hashed, 16)).mul_(_signed(0x85EBCA6B))
-    hashed.bitwise_xor_(_shift_right(hashed, 13)).mul_(_signed(0xC2B2AE35))
-    return hashed.bitwise_xor_(_shift_right(hashed, 16))
+    spare = torch.empty_like(hashed)  # fresh memory each time would cost more than the shifts
+    hashed.bitwise_xor_(_shift_right(hashed, 16, out=spare)).mul_(_signed(0x85EBCA6B))
+    hashed.bitwise_xor_(_shift_right(hashed, 13, out=spare)).mul_(_signed(0xC2B2AE35))
+    return hashed.bitwise_xor_(_shift_right(hashed, 16, out=spare))
 
 
 def _scramble(word: Tensor) -> Tensor:
-    return _rotate_left(word * _signed(0xCC9E2D51), 15).mul_(0x1B873593)
+    """The word as it enters the state, turned as the state is after it."""
+    return _rotate_left(_rotate_left(word * _signed(0xCC9E2D51), 15).mul_(0x1B873593), 13)
 
 
-def _absorb(state: Tensor, word: Tensor) -> Tensor:
-    return _rotate_left(state ^ word, 13).mul_(5).add_(_signed(0xE6546B64))
+def _absorb(state: Tensor, scrambled: Tensor) -> Tensor:
+    # Turned before they meet, which comes to the same: one of the two is a whole vocabulary wide only afterwards.
+    return (_rotate_left(state, 13) ^ scrambled).mul_(5).add_(_signed(0xE6546B64))
 
 
 def _rotate_left(word: Tensor, bits: int) -> Tensor:
     return (word << bits).bitwise_or_(_shift_right(word, 32 - bits))
 
 
-def _shift_right(word: Tensor, bits: int) -> Tensor:
+def _shift_right(word: Tensor, bits: int, *, out: Tensor | None = None) -> Tensor:
     """Logical shift of int32; torch's own keeps the sign."""
-    return (word >> bits).bitwise_and_((1 << (32 - bits)) - 1)
+    return torch.bitwise_right_shift(word, bits, out=out).bitwise_and_((1 << (32 - bits)) - 1)
 
 
 def _low_word(values: Tensor) -> Tensor:

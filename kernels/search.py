@@ -16,7 +16,7 @@ def best_token(*, scores: Tensor) -> Tensor:
     """The argmax of the last axis, lowest index among ties: [..., V] -> [...] int64."""
     if scores.shape[-1] <= _BLOCK or scores.numel() <= _FEW_ROWS * scores.shape[-1]:
         return scores.argmax(dim=-1)  # documented to return the first of equals
-    blocks = _block_maxima(scores).argmax(dim=-1, keepdim=True)
+    blocks = block_maxima(scores=scores).argmax(dim=-1, keepdim=True)
     found, tokens = _inside(scores, blocks)
     return tokens.gather(-1, found.argmax(dim=-1, keepdim=True)).squeeze(-1)
 
@@ -28,7 +28,7 @@ def top_tokens(*, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     breaks ties as its width and device please. For small counts: the search is repeated once per place.
     """
     assert count <= scores.shape[-1], "more tokens asked for than the vocabulary has"
-    maxima = _block_maxima(scores)
+    maxima = block_maxima(scores=scores)
     blocks = _falling(maxima, min(count, maxima.shape[-1])).sort(dim=-1).values
     found, tokens = _inside(scores, blocks)
     places = _falling(found, count)
@@ -45,12 +45,25 @@ def leading_tokens(*, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if scores.shape[-1] <= _BLOCK * count // 4:
         values, tokens = scores.topk(count, sorted=False)
         return values, tokens
-    maxima = _block_maxima(scores)
+    maxima = block_maxima(scores=scores)
     wanted = max(count // 4, -(-count // _BLOCK) + 1)  # one more than needed, as the last block may be short
     blocks = maxima.topk(min(wanted, maxima.shape[-1]), sorted=False).indices
     found, tokens = _inside(scores, blocks)
     values, places = found.topk(count, sorted=False)
     return values, tokens.gather(-1, places)
+
+
+def block_maxima(*, scores: Tensor) -> Tensor:
+    """The largest of each run of 64 entries of the last axis: [..., V] -> [..., blocks]; the last may be short."""
+    whole = scores.shape[-1] // _BLOCK
+    head, tail = scores[..., : whole * _BLOCK], scores[..., whole * _BLOCK :]
+    maxima = head.view(*head.shape[:-1], whole, _BLOCK).amax(dim=-1)
+    return torch.cat([maxima, tail.amax(dim=-1, keepdim=True)], dim=-1) if tail.shape[-1] else maxima
+
+
+def block_tokens(*, blocks: Tensor) -> Tensor:
+    """Indices of all entries of `blocks` [..., k] int64 -> [..., k * 64]; of a short block some lie beyond its end."""
+    return (blocks.unsqueeze(-1) * _BLOCK + torch.arange(_BLOCK, device=blocks.device)).flatten(-2)
 
 
 def _falling(values: Tensor, count: int) -> Tensor:
@@ -62,17 +75,9 @@ def _falling(values: Tensor, count: int) -> Tensor:
     return torch.cat(places, dim=-1)
 
 
-def _block_maxima(scores: Tensor) -> Tensor:
-    """[..., blocks]; the last block may be short."""
-    whole = scores.shape[-1] // _BLOCK
-    head, tail = scores[..., : whole * _BLOCK], scores[..., whole * _BLOCK :]
-    maxima = head.view(*head.shape[:-1], whole, _BLOCK).amax(dim=-1)
-    return torch.cat([maxima, tail.amax(dim=-1, keepdim=True)], dim=-1) if tail.shape[-1] else maxima
-
-
 def _inside(scores: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Scores and indices of all entries of the given blocks; beyond the end of a row -inf and the last index."""
-    tokens = (blocks.unsqueeze(-1) * _BLOCK + torch.arange(_BLOCK, device=scores.device)).flatten(-2)
+    tokens = block_tokens(blocks=blocks)
     last = scores.shape[-1] - 1
     within = tokens.clamp(max=last)
     return scores.gather(-1, within).masked_fill(tokens > last, -torch.inf), within

@@ -57,15 +57,18 @@ def target_probs(*, logits: Tensor, sampling: SamplingRows) -> Tensor:
     temperatures = sampling.temperatures.clamp(min=GREEDY_BELOW_TEMPERATURE).unsqueeze(1)
     probs = torch.softmax(logits.float() / temperatures, dim=-1)
     if sampling.top_ks is not None or sampling.top_ps is not None:
-        probs = _keep_leading_ranks(probs, sampling)
+        probs = _renormalised(_keep_leading_ranks(probs, sampling))
     elif sampling.min_ps is not None:
         floor = probs.amax(dim=-1, keepdim=True) * sampling.min_ps.unsqueeze(1)
-        probs = probs.masked_fill(probs < floor, 0.0)
-    probs = probs / probs.sum(dim=-1, keepdim=True)
+        probs = _renormalised(probs.masked_fill(probs < floor, 0.0))
     greedy = _greedy_rows(sampling)
     if probs.device.type == "cpu" and not greedy.any():  # elsewhere asking would cost a wait for the device
         return probs
     return _one_hot_where(probs, greedy_tokens(logits=logits), greedy)
+
+
+def _renormalised(probs: Tensor) -> Tensor:
+    return probs / probs.sum(dim=-1, keepdim=True)
 
 
 def _greedy_rows(sampling: SamplingRows) -> Tensor:

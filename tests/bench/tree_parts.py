@@ -31,7 +31,7 @@ class Round:
         self.temperatures = torch.ones(batch)
         self.budgets = torch.full((batch,), rows)
         self.prefix_lens = torch.randint(100, 8000, (batch,), generator=generator)
-        self.logits = torch.randn(batch, rows, vocab, generator=generator)
+        self.logits = torch.randn(batch * rows, vocab, generator=generator)
         self.slots = torch.arange(batch * rows).view(batch, rows)
 
     def expand(self) -> Candidates:
@@ -56,21 +56,27 @@ class Round:
         tree = selection.tree
         for row in range(self.rows - 1, 0, -1):
             drafted = tree.parents[:, row] >= 0
-            where = self.each[drafted], tree.parents[drafted, row], tree.tokens[drafted, row]
-            self.logits[where] += 30.0
+            parents = self._packed(self.each[drafted], tree.parents[drafted, row])
+            self.logits[parents, tree.tokens[drafted, row]] += 30.0
 
     def accept_greedy(self, selection: Selection) -> TreeAcceptance:
-        return self._walk(selection, lambda *at: greedy_tokens(logits=self.logits[at]))
+        return self._walk(selection, lambda *at: greedy_tokens(logits=self._read(*at)))
 
     def accept_sampled(self, selection: Selection) -> TreeAcceptance:
         sampling = SamplingRows(temperatures=self.temperatures)
 
         def choose(requests: Tensor, rows: Tensor) -> Tensor:
-            p = target_probs(logits=self.logits[requests, rows], sampling=sampling.take(requests))
+            p = target_probs(logits=self._read(requests, rows), sampling=sampling.take(requests))
             positions = self.prefix_lens[requests] + selection.tree.depths[requests, rows]
             return draw(weights=p, seeds=requests, positions=positions)
 
         return self._walk(selection, choose)
+
+    def _packed(self, requests: Tensor, rows: Tensor) -> Tensor:
+        return requests * self.rows + rows
+
+    def _read(self, requests: Tensor, rows: Tensor) -> Tensor:
+        return self.logits.index_select(0, self._packed(requests, rows))
 
     def _walk(self, selection: Selection, choose: RowReader) -> TreeAcceptance:
         return walk_matching(tree=selection.tree, choose=choose, max_depth=self.shape.depth)

@@ -4,7 +4,7 @@ The law is known exactly: four kept tokens a step, four steps, every path's prob
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +15,15 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM
 
 from support.deployment import deployed
-from support.generation import Tokens, random_prompts, set_plan
+from support.generation import Answer, Tokens, random_prompts, set_plan
 from support.oracle_draft import make_oracle_draft
 from support.planted_rules import LIKELIEST, OTHER_TEMPERATURE, install
 from support.tiny_moe import make_tiny_moe
 
 pytestmark = pytest.mark.engine
 KEPT, STEPS, ANSWERS, AT_ONCE = 4, 4, 1500, 500
-CHAIN, TREE = 2, 3
+GREEDY_TOKENS = 64
+OFF, CHAIN, TREE = 0, 2, 3
 Law = dict[tuple[int, ...], float]
 
 
@@ -84,6 +85,27 @@ def sampled(engine: Engine, *, rung: int, planted: int = 0) -> Counter[tuple[int
     return counts
 
 
+def greedy(engine: Engine, prompts: Sequence[Tokens], *, rung: int, seed: int, sampled_beside: bool) -> list[Answer]:
+    """Return greedy answers to the prompts, alone or in one batch with as many sampled ones."""
+    assert set_plan(engine.url, {"sparktier_rung": rung, "sparktier_plan_version": 0})
+    common = {"max_new_tokens": GREEDY_TOKENS, "ignore_eos": True}
+    temperatures = [0.0] * len(prompts) + [1.0] * len(prompts) * sampled_beside
+    body = {
+        "input_ids": [*prompts, *prompts][: len(temperatures)],
+        "sampling_params": [
+            {**common, "temperature": temperature, "sampling_seed": seed + index}
+            for index, temperature in enumerate(temperatures)
+        ],
+    }
+    answers = httpx.post(f"{engine.url}/generate", json=body, timeout=600.0)
+    assert answers.status_code == 200, answers.text
+    return [Answer(answer["output_ids"], answer["meta_info"]) for answer in answers.json()[: len(prompts)]]
+
+
+def steps(answers: Sequence[Answer]) -> list[int]:
+    return [answer.meta["spec_verify_ct"] for answer in answers]
+
+
 def p_value(counts: Counter[tuple[int, ...]], law: Law) -> float:
     """Chi-square of the counts against the law, rare answers together; 0 for an answer the law has not."""
     if set(counts) - set(law):
@@ -105,3 +127,16 @@ def test_answers_follow_the_target_s_law(engine: Engine, rung: int) -> None:
 @pytest.mark.parametrize(("rung", "planted"), [(TREE, LIKELIEST), (CHAIN, LIKELIEST), (CHAIN, OTHER_TEMPERATURE)])
 def test_a_wrong_rule_is_caught(engine: Engine, rung: int, planted: int) -> None:
     assert p_value(sampled(engine, rung=rung, planted=planted), engine.law) < 1e-6
+
+
+@pytest.mark.parametrize("rung", [TREE, CHAIN])
+def test_greedy_answers_are_the_target_s_and_where_nobody_samples_nothing_is_drawn(engine: Engine, rung: int) -> None:
+    prompts = random_prompts(16, seed=9)
+    plain = greedy(engine, prompts, rung=OFF, seed=0, sampled_beside=False)
+    alone = [greedy(engine, prompts, rung=rung, seed=seed, sampled_beside=False) for seed in (0, 100)]
+    beside = [greedy(engine, prompts, rung=rung, seed=seed, sampled_beside=True) for seed in (0, 100)]
+    for answers in (*alone, *beside):
+        assert [answer.tokens for answer in answers] == [answer.tokens for answer in plain]
+    # Draws follow the seed, and how many of them stand does too.
+    assert steps(alone[0]) == steps(alone[1]) != steps(plain)
+    assert steps(beside[0]) != steps(beside[1])

@@ -69,6 +69,15 @@ def test_draw_is_the_winner_of_the_whole_race(vocab: int, peaked: int) -> None:
     assert torch.equal(draw(weights=weights, seeds=seeds, positions=positions), race.argmax(dim=1))
 
 
+def test_a_row_without_numbers_draws_some_token_and_leaves_others_alone() -> None:
+    weights, keys = torch.rand(3, 1000), torch.arange(3)
+    whole = draw(weights=weights, seeds=keys, positions=keys)
+    weights[1] = torch.nan
+    broken = draw(weights=weights, seeds=keys, positions=keys)
+    assert 0 <= broken[1] < 1000
+    assert torch.equal(broken[::2], whole[::2])
+
+
 def keys_along(axis: str, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """(seeds [n], positions [n], columns [m]) with `count` neighbouring values along one axis."""
     run, one = torch.arange(count), torch.full((count,), 12345)

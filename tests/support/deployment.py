@@ -18,6 +18,7 @@ import httpx
 import openai
 import psutil
 
+from sparktier.configs.contracts import Signals
 from support.processes import Family, command_line, described
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,8 +90,19 @@ class Deployment:
 
     def running_requests(self, number: int = 0) -> int:
         """Return how many requests the engine of replica `number` holds, running or waiting."""
-        loads = httpx.get(f"{self.replica_url(number)}/v1/loads", timeout=30.0).json()["loads"]
-        return sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in loads)
+        # Not SGLang's /v1/loads: it shows the load of some steps ago, and of one who hung up the engine hears late.
+        signals = Signals.model_validate_json(self._ask(number, "/sparktier/signals").content)
+        return sum(sum(rank.running.values()) + sum(rank.queued.values()) for rank in signals.ranks)
+
+    def answered_requests(self, number: int = 0) -> int:
+        """Return how many requests the engine of replica `number` has answered so far."""
+        samples = re.findall(
+            r"^sglang:num_requests_total\{.*?\} (\S+)$", self._ask(number, "/metrics").text, re.MULTILINE
+        )
+        return round(sum(map(float, samples)))
+
+    def _ask(self, number: int, path: str) -> httpx.Response:
+        return httpx.get(f"{self.replica_url(number)}{path}", timeout=30.0)
 
     def processes(self) -> list[psutil.Process]:
         """Return every living process of this deployment."""

@@ -184,7 +184,8 @@ class LadderWorker(DSparkWorkerV2):
         )
         self._held.release()
         bounds = Bounds(self._shape(min(drafted, self.gamma)), counts, useful, width=drafted + 1)
-        if options.accept_rule == "ratio":
+        # Whoever doesn't sample is served as well by the likeliest drafts, which cost less than draws.
+        if options.accept_rule == "ratio" and not batch.sampling_info.is_all_greedy:
             return self._draft_step.drawn_tree(batch, window, bounds), rung == Rung.TREE
         if rung == Rung.TREE:
             return self._draft_step.top_tree(batch, window, bounds), True
