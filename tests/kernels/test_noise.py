@@ -69,6 +69,15 @@ def test_draw_is_the_winner_of_the_whole_race(vocab: int, peaked: int) -> None:
     assert torch.equal(draw(weights=weights, seeds=seeds, positions=positions), race.argmax(dim=1))
 
 
+def test_draw_is_the_winner_where_the_best_bound_is_another_s() -> None:
+    # A heavy token's bound is far above its score when its draw is bad: it is looked at first, and loses.
+    chance, rows = torch.Generator().manual_seed(3), 50_000
+    weights = torch.softmax(3 * torch.randn(rows, 256, generator=chance), dim=1)
+    seeds, positions = torch.arange(rows), torch.full((rows,), 7)
+    race = weights.double() / exponentials(seeds=seeds, positions=positions, columns=torch.arange(256))
+    assert torch.equal(draw(weights=weights, seeds=seeds, positions=positions), race.argmax(dim=1))
+
+
 def test_a_row_without_numbers_draws_some_token_and_leaves_others_alone() -> None:
     weights, keys = torch.rand(3, 1000), torch.arange(3)
     whole = draw(weights=weights, seeds=keys, positions=keys)
