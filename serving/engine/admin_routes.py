@@ -72,7 +72,9 @@ class _States:
 
         self._manager.auto_create_handle_loop()
         answers = await self._manager.get_internal_state_communicator(GetInternalStateReq(rid=ASKED_BY_US))
-        return [state for answer in answers for state in load(answer.internal_state[STATES])]
+        # Each attention group answers, and unless control messages stay within a group, each for all ranks.
+        states = (state for answer in answers for state in load(answer.internal_state[STATES]))
+        return list({state.tp_rank: state for state in states}.values())
 
 
 def _sglang_metrics() -> bytes:

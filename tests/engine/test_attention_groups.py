@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from support.deployment import Deployment, deployed, wait_until
@@ -30,6 +31,15 @@ def test_tokens_are_those_of_the_model_itself(groups: Deployment, tiny: Path) ->
     for at_once in (1, 5):
         answers = generate_all(groups.replica_url(), prompts, tokens=32, at_once=at_once)
         assert_same_greedy(plain, [answer.tokens for answer in answers], prompts, tiny)
+
+
+def test_each_group_reports_once(groups: Deployment) -> None:
+    signals = httpx.get(f"{groups.replica_url()}/sparktier/signals", timeout=30.0)
+    assert [rank["dp_rank"] for rank in signals.json()["ranks"]] == [0, 1]
+    page = httpx.get(f"{groups.replica_url()}/metrics", timeout=30.0).text
+    ours = [line.rsplit(" ", 1)[0] for line in page.splitlines() if line.startswith("sparktier")]
+    assert ours
+    assert len(set(ours)) == len(ours)
 
 
 def test_both_groups_are_used_and_let_go(groups: Deployment) -> None:
