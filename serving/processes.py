@@ -10,7 +10,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -100,7 +101,19 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nothing listens on now; for a server that starts at once."""
+    with held_port(host) as port:
+        return port
+
+
+@contextmanager
+def held_port(host: str = "127.0.0.1") -> Iterator[int]:
+    """Yield a port that the system gives to nobody else while the body runs; a server may listen on it by its number.
+
+    A port that was merely free a minute ago may have gone to any connection since. Servers set SO_REUSEADDR (asyncio's
+    do), and Linux lets sockets that did share a port of which one listens.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((host, 0))
+        yield int(held.getsockname()[1])

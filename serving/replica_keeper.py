@@ -18,7 +18,7 @@ import httpx
 from sparktier.configs.errors import ArtifactError, ReplicaError
 from sparktier.configs.settings import SupervisionSettings
 from sparktier.serving.failure_reason import reason
-from sparktier.serving.processes import free_port, spawn, stop
+from sparktier.serving.processes import held_port, spawn, stop
 from sparktier.serving.replica_table import EngineLimits, Replica, State
 from sparktier.serving.restarts import Backoff, Restarts
 
@@ -110,11 +110,9 @@ class ReplicaKeeper:
 
     async def _one_life(self) -> _Life:
         """Start the process and see it through to its end."""
-        self._replica.url = f"http://127.0.0.1:{free_port()}"
-        self._replica.state = State.STARTING
-        self._log_start = self._around.log.stat().st_size if self._around.log.exists() else 0
-        self._process = process = spawn(self._command(), log=self._around.log, env=self._around.env())
-        failure, served_s = await self._until_ready(process), 0.0
+        with held_port() as port:
+            process = self._spawned(port)
+            failure, served_s = await self._until_ready(process), 0.0
         if failure is None:
             started = time.monotonic()
             failure = await self._until_failed(process)
@@ -125,10 +123,14 @@ class ReplicaKeeper:
         self._around.say(f"replica {self._replica.number} failed: {failure}\n{self._why()}")
         return _Life(failure, served_s, exit_status)
 
-    def _command(self) -> list[str]:
-        port = self._replica.url.rsplit(":", 1)[1]
+    def _spawned(self, port: int) -> "subprocess.Popen[bytes]":
+        self._replica.url = f"http://127.0.0.1:{port}"
+        self._replica.state = State.STARTING
+        self._log_start = self._around.log.stat().st_size if self._around.log.exists() else 0
         command = [sys.executable, "-m", "sparktier.serving.cli", "engine", str(self._around.settings_file)]
-        return [*command, "--replica", str(self._replica.number), "--port", port]
+        command += ["--replica", str(self._replica.number), "--port", str(port)]
+        self._process = spawn(command, log=self._around.log, env=self._around.env())
+        return self._process
 
     async def _until_ready(self, process: "subprocess.Popen[bytes]") -> str | None:
         """Return None once a request has been answered, or why none will be."""

@@ -2,12 +2,15 @@
 
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from support.deployment import Deployment, wait_until
+from support.processes import command_line
 
 pytestmark = pytest.mark.engine
 
@@ -28,6 +31,17 @@ def assert_ends(deployment: Deployment, status: int, *, within_s: float) -> None
     assert deployment.processes() == []
 
 
+def wait_for_process(deployment: Deployment, *words: str) -> psutil.Process:
+    found: list[psutil.Process] = []
+
+    def there() -> bool:
+        found[:] = [p for p in deployment.processes() if all(word in command_line(p) for word in words)]
+        return bool(found)
+
+    wait_until(there, timeout_s=60, what=lambda: deployment.output)
+    return found[0]
+
+
 def test_a_model_that_is_not_there(tmp_path: Path, run: list[Deployment]) -> None:
     run.append(Deployment(tmp_path / "none", tmp_path / "output"))
     assert_ends(run[0], 2, within_s=60)
@@ -40,6 +54,15 @@ def test_a_port_that_is_taken(tiny: Path, tmp_path: Path, run: list[Deployment])
     run.append(Deployment(tiny, tmp_path / "second", **{"server.port": run[0].port}))
     assert_ends(run[1], 2, within_s=60)
     assert "server.port: must be an address this machine can listen on (Address already in use)" in run[1].output
+    run[0].stop(signal.SIGTERM)
+
+
+def test_nobody_takes_a_replica_s_port_while_it_starts(tiny: Path, tmp_path: Path, run: list[Deployment]) -> None:
+    """A replica listens most of a minute after its port was chosen, and hangs if another has it by then."""
+    run.append(Deployment(tiny, tmp_path / "output"))
+    command = wait_for_process(run[0], "engine", "--port").cmdline()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", int(command[command.index("--port") + 1])))
     run[0].stop(signal.SIGTERM)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparktier.serving.processes import free_port
+from sparktier.serving.processes import held_port
 from support.kv_probe import Pairs, read_pairs
 from support.oracle_draft import make_oracle_draft
 from support.tiny_moe import make_tiny_moe
@@ -31,19 +31,19 @@ def probed(checkpoints: tuple[Path, Path], out: Path, *broken: str, ranks: int =
     """Snapshots in mid-run, each with that of a fresh prefill; for each rank."""
     out.mkdir()
     environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    port = str(free_port("127.0.0.1"))
     probes = []
-    for rank in map(str, range(ranks)):
-        place = [str(out / rank), rank, str(ranks), port]
-        command = [sys.executable, "-m", "support.kv_probe", *map(str, checkpoints), *place, *broken]
-        with (out / f"{rank}.log").open("w") as log:
-            probes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-    try:
-        for rank, probe in enumerate(probes):
-            assert probe.wait(timeout=300) == 0, (out / f"{rank}.log").read_text()[-3000:]
-    finally:
-        for probe in probes:
-            probe.kill()
+    with held_port() as port:
+        for rank in map(str, range(ranks)):
+            place = [str(out / rank), rank, str(ranks), str(port)]
+            command = [sys.executable, "-m", "support.kv_probe", *map(str, checkpoints), *place, *broken]
+            with (out / f"{rank}.log").open("w") as log:
+                probes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        try:
+            for rank, probe in enumerate(probes):
+                assert probe.wait(timeout=300) == 0, (out / f"{rank}.log").read_text()[-3000:]
+        finally:
+            for probe in probes:
+                probe.kill()
     pairs = [read_pairs(out / str(rank)) for rank in range(ranks)]
     assert all(len(of_rank) > 20 for of_rank in pairs)
     return pairs
