@@ -65,8 +65,8 @@ def accept_ratio(
     proposed = drafts.unsqueeze(2)
     p_drafts = target_probs[:, :-1].gather(2, proposed).squeeze(2).double()
     q_drafts = draft_probs.gather(2, proposed).squeeze(2).double()
-    coins = _coins(seeds, positions)
-    stands = (coins * q_drafts < p_drafts) & _verified(drafts, row_counts)
+    tossed = coins(seeds=seeds, rounds=positions[:, 0], counters=positions[:, :-1])
+    stands = (tossed * q_drafts < p_drafts) & _verified(drafts, row_counts)
     accepted = stands.long().cumprod(dim=1).sum(dim=1)
     bonus = draw(
         weights=_last_row_weights(draft_probs, target_probs, accepted, row_counts),
@@ -76,6 +76,16 @@ def accept_ratio(
     return ChainAcceptance(accepted, _committed(drafts, accepted, bonus), bonus)
 
 
+def coins(*, seeds: Tensor, rounds: Tensor, counters: Tensor) -> Tensor:
+    """The uniforms that decide on a round's drafts: seeds, rounds [batch], counters [batch, n] int64 -> [batch, n].
+
+    All at once, as each call has its cost. `rounds` are the positions of the anchors.
+    """
+    keys = stream_seeds(seeds=seeds, stream=Stream.ACCEPT, rounds=rounds)
+    flat = uniforms(seeds=keys.unsqueeze(1).expand_as(counters).flatten(), counters=counters.flatten())
+    return flat.view(counters.shape)
+
+
 def residual_weights(*, target_probs: Tensor, draft_probs: Tensor) -> Tensor:
     """(p - q)+ per row, not normalised; p where that has no mass. Both [..., V].
 
@@ -83,14 +93,6 @@ def residual_weights(*, target_probs: Tensor, draft_probs: Tensor) -> Tensor:
     """
     residual = (target_probs - draft_probs).clamp_(min=0.0)
     return torch.where(residual.sum(dim=-1, keepdim=True) > 0, residual, target_probs)
-
-
-def _coins(seeds: Tensor, positions: Tensor) -> Tensor:
-    """One uniform per draft [batch, gamma]."""
-    rows = positions[:, :-1]
-    keys = stream_seeds(seeds=seeds, stream=Stream.ACCEPT, rounds=positions[:, 0])
-    flat = uniforms(seeds=keys.unsqueeze(1).expand_as(rows).flatten(), counters=rows.flatten())
-    return flat.view_as(rows)
 
 
 def _last_row_weights(draft_probs: Tensor, target_probs: Tensor, accepted: Tensor, row_counts: Tensor) -> Tensor:

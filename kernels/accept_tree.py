@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparktier.kernels.accept import PAD_TOKEN, residual_weights
+from sparktier.kernels.accept import PAD_TOKEN, coins, residual_weights
 from sparktier.kernels.draft_tree import NO_ROW, DraftTree
-from sparktier.kernels.noise import Stream, draw, stream_seeds, uniforms
+from sparktier.kernels.noise import Stream, draw, stream_seeds
 
 RowReader = Callable[[Tensor, Tensor], Tensor]
 """(requests [n], rows [n]), both int64 -> what stands in those rows: tokens [n] int64, or probabilities [n, V]."""
@@ -69,7 +69,8 @@ def walk_drawn(
         seeds, anchor_positions: [batch] int64.
         max_depth, max_children: bounds over the batch, known on the host.
     """
-    coins = _coins(tree, stream_seeds(seeds=seeds, stream=Stream.ACCEPT, rounds=anchor_positions))
+    every_row = torch.arange(tree.tokens.shape[1], device=seeds.device).expand_as(tree.tokens)
+    tossed = coins(seeds=seeds, rounds=anchor_positions, counters=every_row)
     residual_seeds = stream_seeds(seeds=seeds, stream=Stream.RESIDUAL, rounds=anchor_positions)
     walk = _Walk(tree, max_depth)
     for level, requests in walk.levels():
@@ -77,16 +78,10 @@ def walk_drawn(
         laws = target_probs(requests, rows), draft_probs(requests, rows)
         siblings = _Siblings(tree.tokens[requests], walk.children()[requests], *laws)
         for rank in range(max_children if level < max_depth else 0):
-            siblings.verify(rank, coins[requests])
+            siblings.verify(rank, tossed[requests])
         token = siblings.token_or_leftover(residual_seeds[requests], rows)
         walk.step(level, *(walk.spread(requests, values) for values in (token, siblings.found, siblings.row)))
     return walk.result()
-
-
-def _coins(tree: DraftTree, seeds: Tensor) -> Tensor:
-    """One uniform for each row of each tree: seeds [batch] -> [batch, rows]. All at once, as each call has its cost."""
-    rows = torch.arange(tree.tokens.shape[1], device=seeds.device).expand_as(tree.tokens)
-    return uniforms(seeds=seeds.unsqueeze(1).expand_as(rows).flatten(), counters=rows.flatten()).view(rows.shape)
 
 
 class _Siblings:
@@ -102,7 +97,7 @@ class _Siblings:
         self.row = torch.zeros_like(tokens[:, 0])
         self.token = torch.zeros_like(self.row)
 
-    def verify(self, rank: int, coins: Tensor) -> None:
+    def verify(self, rank: int, tossed: Tensor) -> None:
         """Accept or reject the child of this draw rank, where there is one and none stood before."""
         is_child = self.children & (self.ranks == rank)
         open_slot = is_child.any(dim=1) & ~self.found
@@ -111,7 +106,7 @@ class _Siblings:
         row = is_child.long().argmax(dim=1)
         token = self.tokens.gather(1, row.unsqueeze(1))
         mass = self.draft.sum(dim=1, keepdim=True)
-        coin = coins.gather(1, row.unsqueeze(1)).squeeze(1)
+        coin = tossed.gather(1, row.unsqueeze(1)).squeeze(1)
         undrawn = (self.draft.gather(1, token) / mass).squeeze(1)
         stands = coin * undrawn < self.target.gather(1, token).squeeze(1)
         accept = open_slot & stands

@@ -6,11 +6,9 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from support.deployment import Deployment, wait_until
-from support.processes import command_line
 
 pytestmark = pytest.mark.engine
 
@@ -31,17 +29,6 @@ def assert_ends(deployment: Deployment, status: int, *, within_s: float) -> None
     assert deployment.processes() == []
 
 
-def wait_for_process(deployment: Deployment, *words: str) -> psutil.Process:
-    found: list[psutil.Process] = []
-
-    def there() -> bool:
-        found[:] = [p for p in deployment.processes() if all(word in command_line(p) for word in words)]
-        return bool(found)
-
-    wait_until(there, timeout_s=60, what=lambda: deployment.output)
-    return found[0]
-
-
 def test_a_model_that_is_not_there(tmp_path: Path, run: list[Deployment]) -> None:
     run.append(Deployment(tmp_path / "none", tmp_path / "output"))
     assert_ends(run[0], 2, within_s=60)
@@ -60,7 +47,9 @@ def test_a_port_that_is_taken(tiny: Path, tmp_path: Path, run: list[Deployment])
 def test_nobody_takes_a_replica_s_port_while_it_starts(tiny: Path, tmp_path: Path, run: list[Deployment]) -> None:
     """A replica listens most of a minute after its port was chosen, and hangs if another has it by then."""
     run.append(Deployment(tiny, tmp_path / "output"))
-    command = wait_for_process(run[0], "engine", "--port").cmdline()
+    words = "engine", "--port"
+    wait_until(lambda: bool(run[0].found(*words)), timeout_s=60, what=lambda: run[0].output)
+    command = run[0].process(*words).cmdline()
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind(("127.0.0.1", int(command[command.index("--port") + 1])))
     run[0].stop(signal.SIGTERM)

@@ -50,13 +50,9 @@ def assert_empty(replica: Deployment, ranks: list[psutil.Process]) -> None:
     A rank of SGLang's that is idle compares its pools with what it should hold, and ends itself when they differ.
     """
     url = replica.replica_url()
-
-    def idle() -> bool:
-        [rank] = signals(url).ranks
-        return not rank.running and not rank.queued
-
-    # Not SGLang's /v1/loads: it shows the load of some steps ago, and of one who hung up the engine hears late.
-    wait_until(idle, timeout_s=60, what=lambda: f"an idle engine: {signals(url).ranks}")
+    wait_until(
+        lambda: replica.running_requests() == 0, timeout_s=60, what=lambda: f"an idle engine: {signals(url).ranks}"
+    )
     time.sleep(3.0)
     assert httpx.post(f"{url}/flush_cache", timeout=60.0).status_code == 200
     assert [rank.kv_used_frac for rank in signals(url).ranks] == [0.0]

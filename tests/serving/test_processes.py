@@ -170,6 +170,11 @@ print(processes.end_descendants(timeout_s=10.0), psutil.pid_exists(orphan.pid), 
     assert adopted(then, tmp_path) == ["1", "False", "0"]
 
 
+def test_a_free_port_is_free() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", processes.free_port()))
+
+
 def test_a_held_port_is_its_server_s_alone() -> None:
     with processes.held_port() as port:
         with socket.socket() as other, pytest.raises(OSError, match="in use"):

@@ -108,9 +108,13 @@ class Deployment:
         """Return every living process of this deployment."""
         return self._family.living()
 
+    def found(self, *words: str) -> list[psutil.Process]:
+        """Return the living processes of this deployment whose command lines have all of `words`."""
+        return [process for process in self.processes() if all(word in command_line(process) for word in words)]
+
     def process(self, *words: str) -> psutil.Process:
         """Return the one process of this deployment whose command line has all of `words`."""
-        found = [process for process in self.processes() if all(word in command_line(process) for word in words)]
+        found = self.found(*words)
         assert len(found) == 1, f"{words}: {described(found)} among {described(self.processes())}"
         return found[0]
 

@@ -75,9 +75,9 @@ class TargetLaw:
         verified = self._verified
         # All live rows, packed as they are, need no copy of vocabulary-wide rows.
         packed = rows is verified.rows and len(rows) == len(verified.logits)
-        places = verified.first[requests] + rows
+        places = None if packed else verified.first[requests] + rows
         # Some four times as fast on a CPU as indexing with brackets.
-        logits = verified.logits if packed else verified.logits.index_select(0, places)
+        logits = verified.logits if places is None else verified.logits.index_select(0, places)
         if self._seen is None and self._grammar is None and self._info.logit_bias is None:
             return logits
         if self._seen is not None:
@@ -87,7 +87,7 @@ class TargetLaw:
             self._grammar.grammar.apply_vocab_mask(logits=logits, vocab_mask=mask)
         if self._info.logit_bias is not None:
             logits.add_(self._info.logit_bias[requests])
-        if not packed:
+        if places is not None:
             verified.logits[places] = logits
         return logits
 
