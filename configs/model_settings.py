@@ -64,7 +64,9 @@ class ModelSettings(Section):
         default=None, min_length=1, description="Name that clients ask for; null takes the last part of `path`."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Number format of weights and activations; `auto` follows the checkpoint."
+        default="auto",
+        description="Number format of weights and activations; `auto` follows the checkpoint, but is float32 on a CPU "
+        "that is slow in bfloat16 (AVX2 alone).",
     )
     quantization: Quantization | None = Field(
         default=None,

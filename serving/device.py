@@ -1,4 +1,4 @@
-"""Whether ranks run on GPUs or on this machine's CPUs. Knows nothing of what they run."""
+"""What ranks run on, GPUs or this machine's CPUs, and in which number format. Knows nothing of what they run."""
 
 from sparktier.configs.settings import Settings
 from sparktier.serving.engine_args import Device
@@ -12,3 +12,14 @@ def resolve_device(settings: Settings) -> Device:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def with_dtype_of(settings: Settings, device: Device) -> Settings:
+    """Return `settings` with float32 for a `model.dtype` of `auto` where `device` is a CPU that is slow in bfloat16."""
+    if settings.model.dtype != "auto" or device != "cpu":
+        return settings
+    from sparktier.serving.engine.cpu_linear import has_bfloat16_units
+
+    if has_bfloat16_units():
+        return settings
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"dtype": "float32"})})

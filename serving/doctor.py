@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from sparktier.configs.model_settings import ModelSource
 from sparktier.configs.settings import Settings
 from sparktier.serving.demo_model import built_demo_model, default_cache_dir
-from sparktier.serving.device import resolve_device
+from sparktier.serving.device import resolve_device, with_dtype_of
 from sparktier.serving.engine import upstream
 from sparktier.serving.engine.upstream_source import installed_root
 
@@ -121,6 +121,19 @@ def check_device(settings: Settings) -> Iterator[Finding]:
     yield _finding("GPUs", len(names) >= here, ", ".join(names) or "none", cure)
 
 
+def check_dtype(settings: Settings) -> Iterator[Finding]:
+    """This CPU is quick in the numbers it will compute with."""
+    if resolve_device(settings) != "cpu":
+        return
+    from sparktier.serving.engine.cpu_linear import has_bfloat16_units
+
+    dtype = with_dtype_of(settings, "cpu").model.dtype
+    found = "the checkpoint's" if dtype == "auto" else dtype
+    cure = "This CPU has no units for it, so a row of a draft costs as much as a step; set model.dtype to auto."
+    quick = has_bfloat16_units() or dtype == "float32"
+    yield _finding("CPU number format", quick, found, cure, otherwise="warning")
+
+
 def check_memory(settings: Settings) -> Iterator[Finding]:
     """There is memory for the processes of the ranks, before weights and cache."""
     memory = psutil.virtual_memory()
@@ -198,6 +211,7 @@ _CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_upstream,
     check_plugins,
     check_device,
+    check_dtype,
     check_memory,
     check_disk,
     check_port,

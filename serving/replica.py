@@ -16,7 +16,7 @@ from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_OTLP_TRACES_EN
 from sparktier.cluster.placement import RankBundles, join_cluster, reserve
 from sparktier.configs.errors import ConfigError, Problem, ReplicaError
 from sparktier.configs.settings import Settings
-from sparktier.serving.device import resolve_device
+from sparktier.serving.device import resolve_device, with_dtype_of
 from sparktier.serving.engine import tiers
 from sparktier.serving.engine.features import options as feature_options
 from sparktier.serving.engine_args import Device, engine_environment, engine_kwargs, on_device
@@ -44,7 +44,7 @@ def run(settings: Settings, *, replica: int, port: int) -> int:
         group = reserve(shape, first_node=node, timeout_s=_RESERVE_TIMEOUT_S)
         from sparktier.serving.engine.launch import serve
 
-        local = with_local_weights(settings)
+        local = with_dtype_of(with_local_weights(settings), device)
         arguments = engine_kwargs(local, replica=replica, device=device, model_path=local.model.path)
         serve(
             {**arguments, "port": port},

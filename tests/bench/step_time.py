@@ -119,12 +119,14 @@ def load_demo() -> tuple[Any, Layers]:
     from sglang.srt.server_args import PortArgs, ServerArgs
 
     from sparktier.serving.demo_model import ensure_demo_model
+    from sparktier.serving.engine.cpu_linear import has_bfloat16_units
     from sparktier.serving.engine.cpu_platform import CpuPlatform
 
     load_plugins()
     CpuPlatform.post_load_model = lambda self, model: None  # type: ignore[method-assign]
     arguments = ServerArgs(
-        model_path=str(ensure_demo_model(progress=print)), device="cpu", dtype="bfloat16", max_total_tokens=8192,
+        model_path=str(ensure_demo_model(progress=print)), device="cpu",
+        dtype="bfloat16" if has_bfloat16_units() else "float32", max_total_tokens=8192,
         disable_overlap_schedule=True, mem_fraction_static=0.3, max_running_requests=32, random_seed=SEED,
     )  # fmt: skip
     arguments.resolve_once()

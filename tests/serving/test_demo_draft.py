@@ -35,7 +35,7 @@ def test_the_demo_serves_with_it() -> None:
 @pytest.mark.engine
 def test_the_demo_answers_in_fewer_steps_and_the_same_words(tmp_path: Path) -> None:
     speculation = {"speculation.method": "tree", "speculation.draft_path": "demo"}
-    model = {"model.dtype": "bfloat16", "model.context_tokens": 2048}
+    model = {"model.dtype": "auto", "model.context_tokens": 2048}
     with deployed(ensure_demo_model(), tmp_path / "log", **speculation, **model) as deployment:
         client = deployment.client()
 

@@ -14,6 +14,7 @@ from sparktier.configs.loader import settings_from
 from sparktier.configs.settings import Settings
 from sparktier.serving import doctor
 from sparktier.serving.doctor import Finding, examine
+from sparktier.serving.engine import cpu_linear
 
 
 def settings_of(**sections: Any) -> Settings:
@@ -102,6 +103,17 @@ def test_more_ranks_than_the_machine_has_is_found() -> None:
     memory = next(iter(doctor.check_memory(many)))
     assert (cores.status, memory.status) == ("warning", "warning")
     assert "1026 GiB" in memory.cure
+
+
+@pytest.mark.parametrize(("units", "dtype", "status"), [
+    (False, "auto", "ok"), (False, "float32", "ok"), (False, "bfloat16", "warning"), (True, "bfloat16", "ok"),
+])  # fmt: skip
+def test_numbers_that_this_cpu_is_slow_in_are_found(
+    monkeypatch: pytest.MonkeyPatch, units: bool, dtype: str, status: str
+) -> None:
+    monkeypatch.setattr(cpu_linear, "has_bfloat16_units", lambda: units)
+    settings = settings_of(model={"path": "org/name", "dtype": dtype}, replicas={"device": "cpu"})
+    assert only(doctor.check_dtype(settings)).status == status
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
