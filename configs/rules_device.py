@@ -38,26 +38,16 @@ def _cpu_runs_plain_torch(settings: Settings) -> Iterator[Problem]:
             )
 
 
-def _trees_run_eagerly(settings: Settings) -> Iterator[Problem]:
-    # FlashInfer alone takes a mask, and SGLang's graphs of ragged verify passes know chains only
-    # (layers/attention/flashinfer_backend.py, init_forward_metadata_out_graph).
+def _trees_need_flashinfer(settings: Settings) -> Iterator[Problem]:
     replicas = settings.replicas
-    if replicas.device != "cuda" or settings.speculation.method != "tree":
+    if replicas.device != "cuda" or settings.speculation.method != "tree" or replicas.attention_backend == "flashinfer":
         return
-    if replicas.attention_backend != "flashinfer":
-        yield Problem(
-            "replicas.attention_backend",
-            "must be flashinfer with speculation.method tree: no other takes a tree's mask",
-            str(replicas.attention_backend),
-            "Set it to flashinfer, or speculation.method to chain.",
-        )
-    if replicas.sglang_args.get("disable_cuda_graph") is not True:
-        yield Problem(
-            "replicas.sglang_args.disable_cuda_graph",
-            "must be true with speculation.method tree on GPUs: trees run without graphs so far",
-            str(replicas.sglang_args.get("disable_cuda_graph")),
-            "Set it, or speculation.method to chain.",
-        )
+    yield Problem(
+        "replicas.attention_backend",
+        "must be flashinfer with speculation.method tree: no other takes a tree's mask",
+        str(replicas.attention_backend),
+        "Set it to flashinfer, or speculation.method to chain.",
+    )
 
 
 def rows_per_rank(settings: Settings) -> int | None:
@@ -102,10 +92,7 @@ def _rows_fit_dispatch(settings: Settings) -> Iterator[Problem]:
 
 
 RULES = (
-    Rule(
-        ("replicas.device", "replicas.attention_backend", "replicas.sglang_args", "speculation.method"),
-        _trees_run_eagerly,
-    ),
+    Rule(("replicas.device", "replicas.attention_backend", "speculation.method"), _trees_need_flashinfer),
     Rule(
         (
             "replicas.device",

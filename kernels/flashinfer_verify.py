@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparktier.kernels.draft_tree import DraftTree
-from sparktier.kernels.mask import ancestor_words, mask_byte_indptr, packed_mask
+from sparktier.kernels.mask import mask_byte_indptr, packed_mask
 
 
 class MaskBuffers(NamedTuple):
@@ -50,21 +49,24 @@ def mask_bytes(*, prefix_lens: Sequence[int], query_lens: Sequence[int]) -> int:
     return sum(-(-rows * (prefix + rows) // 8) for prefix, rows in zip(prefix_lens, query_lens, strict=True))
 
 
-def write_tree_mask(*, buffers: MaskBuffers, tree: DraftTree, prefix_lens: Tensor, query_lens: Tensor) -> None:
-    """Write the mask of `tree` into the buffers, on their device, without reading anything back.
+def write_tree_mask(
+    *, buffers: MaskBuffers, words: Tensor, row_counts: Tensor, prefix_lens: Tensor, query_lens: Tensor
+) -> None:
+    """Write the mask of a round's trees into the buffers, on their device, without reading anything back.
 
     Must run before the wrapper's kernels in every round: a wrapper that owns mask buffers always applies them, and a
     plan without a mask leaves the old bytes there. Graph-capturable: all sizes come from the buffers.
 
     Args:
         buffers: at least `mask_bytes` large.
-        tree: of the round.
-        prefix_lens, query_lens: [batch] int64; rows from `tree.row_counts` up to `query_lens` are padding.
+        words: [batch, width, words] int32 of `mask.ancestor_words`; row_counts: [batch] int64, the live rows.
+        prefix_lens, query_lens: [batch] int64; rows from `row_counts` up to `query_lens` are padding, which may go
+            beyond the width.
     """
     buffers.indptr.copy_(mask_byte_indptr(prefix_lens=prefix_lens, query_lens=query_lens))
     packed = packed_mask(
-        words=ancestor_words(tree=tree),
-        row_counts=tree.row_counts,
+        words=words,
+        row_counts=row_counts,
         prefix_lens=prefix_lens,
         query_lens=query_lens,
         total_bytes=len(buffers.packed),

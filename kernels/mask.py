@@ -42,7 +42,8 @@ def visible(
     """Does the row see the column? Elementwise over requests, rows, columns [n] int64 -> [n] bool."""
     prefix = prefix_lens[requests]
     drafted = (columns - prefix).clamp(min=0)
-    word = words[requests, rows, (drafted // WORD_BITS).clamp(max=words.shape[2] - 1)]
+    # Padding may have more rows, and so more columns, than trees are wide.
+    word = words[requests, rows.clamp(max=words.shape[1] - 1), (drafted // WORD_BITS).clamp(max=words.shape[2] - 1)]
     in_tree = (columns >= prefix) & ((word >> (drafted % WORD_BITS)) & 1 == 1)
     return in_tree | ((columns < prefix) & (rows < row_counts[requests]))
 
@@ -80,7 +81,7 @@ def packed_mask(
         row_counts=row_counts,
         prefix_lens=prefix_lens,
         requests=requests.unsqueeze(1).expand_as(flat),
-        rows=(flat // keys).clamp(max=words.shape[1] - 1),
+        rows=flat // keys,
         columns=flat % keys,
     )
     return ((seen & inside).long() << bits).sum(dim=1).to(torch.uint8)

@@ -49,7 +49,10 @@ def _mask_kernel(words, row_counts, prefix_lens, query_lens, indptr, out, rows, 
         for bit in tl.static_range(8):
             drafted = tl.maximum(column - prefix, 0)
             in_tree = (row < queries) & (column >= prefix)
-            word = tl.load(words + (request * rows + row) * word_count + drafted // 32, mask=in_tree, other=0)
+            # Padding may have more rows, and so more columns, than trees are wide.
+            seer = request * rows + tl.minimum(row, rows - 1)
+            place = tl.minimum(drafted // 32, word_count - 1)
+            word = tl.load(words + seer * word_count + place, mask=in_tree, other=0)
             seen = (in_tree & (((word >> (drafted % 32)) & 1) == 1)) | ((column < prefix) & (row < live_rows))
             packed = packed | (seen.to(tl.int32) << bit)
             row += (column == keys - 1).to(tl.int32)

@@ -15,6 +15,7 @@ def register() -> None:
     global _active
     from sparktier.serving.engine.features import capture, options
     from sparktier.serving.engine.speculation import algorithm, control, seeds
+    from sparktier.serving.engine.speculation import options as speculation_options
 
     if not torch.accelerator.is_available():
         from sparktier.serving.engine import attention_groups, cpu_attention, cpu_speculation
@@ -22,6 +23,10 @@ def register() -> None:
         cpu_attention.register()
         cpu_speculation.install()
         attention_groups.install_on_cpu()
+    elif speculation_options.ENV in os.environ:
+        from sparktier.serving.engine import gpu_attention
+
+        gpu_attention.install(trees=speculation_options.load(os.environ[speculation_options.ENV]).tree is not None)
     algorithm.register()
     control.install()
     seeds.install()

@@ -61,6 +61,41 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.mem_cache.allocation:assign_req_to_token_pool_func", "Triton only; replaced on CPUs"),
     Use("sglang.srt.mem_cache.allocation:get_last_loc", "picks Triton by backend name; replaced on CPUs"),
     Use("sglang.srt.mem_cache.allocation:get_last_loc_torch", "what replaces it"),
+    # Ragged verify passes inside graphs on GPUs
+    Use("sglang.srt.layers.attention.attention_registry:ATTENTION_BACKENDS", "its flashinfer is replaced by ours"),
+    Use("sglang.srt.layers.attention.flashinfer_backend:FlashInferAttnBackend", "ours extends it"),
+    Use("sglang.srt.layers.attention.flashinfer_backend:FlashInferIndicesUpdaterPrefill", "knows heads and types"),
+    Use("sglang.srt.layers.attention.flashinfer_backend:PrefillMetadata", "hands our wrapper to its layers"),
+    Use("sglang.srt.layers.attention.flashinfer_backend:fast_prefill_plan", "plans a replay without a wait"),
+    Use("sglang.srt.mem_cache.kv_loc_plan:IdSpaceKind", "which slots the page table names"),
+    Use("sglang.srt.mem_cache.kv_index_translator:KVIndexTranslator.pack_read_stream", "fills the page table"),
+    Use(
+        "sglang.srt.model_executor.runner.decode_cuda_graph_runner:create_attention_graph_variants",
+        "replaced, so that trees get a graph of their own beside the chains' one",
+    ),
+    Use(
+        "sglang.srt.model_executor.runner.decode_cuda_graph_runner:DecodeCudaGraphRunner",
+        "its buckets of rows, when it replays one, what it hands the attention",
+    ),
+    Use(
+        "sglang.srt.model_executor.runner.decode_cuda_graph_runner:build_replay_fb_view",
+        "the lengths of a replay: a live request's with its rows, an empty slot's as captured",
+    ),
+    Use("sglang.srt.layers.attention.graph_variants:AttentionGraphVariants", "the contract of such variants"),
+    Use(
+        "sglang.srt.model_executor.runner_utils.capture_mode:get_capture_attention_variant",
+        "which of them is being captured",
+    ),
+    Use("sglang.srt.speculative.ragged_verify:resolve_ragged_verify_layout", "rows of a batch, if it has them"),
+    Use("sglang.srt.speculative.ragged_verify:round_up_grid", "the bucket that holds so many rows"),
+    Use(
+        "sglang.srt.speculative.dspark_components.dspark_planner:ragged_capture_num_tokens",
+        "the buckets that were captured",
+    ),
+    Use(
+        "sglang.srt.speculative.dspark_components.dspark_planner:ragged_capture_max_slots",
+        "the most requests that a graph holds",
+    ),
     # Speculation
     Use("sglang.srt.speculative.spec_registry:CustomSpecAlgo", "the contract of a registered algorithm"),
     Use("sglang.srt.speculative.spec_info:SpeculativeAlgorithm", "where the algorithm is registered"),

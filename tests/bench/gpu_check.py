@@ -114,13 +114,17 @@ def _attention_difference(chance: int) -> float:
     )
     heads = AttentionShape(HEADS, KV_HEADS, HEAD_DIM, 1, q.dtype, k.dtype, HEAD_DIM**-0.5)
     attention.plan(pages=pages, shape=heads)
-    there = type(tree)(*(part.cuda() for part in tree))
-    write_tree_mask(buffers=attention.mask, tree=there, prefix_lens=prefix.cuda(), query_lens=counts.cuda())
+    words = ancestor_words(tree=tree)
+    write_tree_mask(
+        buffers=attention.mask,
+        words=words.cuda(),
+        row_counts=counts.cuda(),
+        prefix_lens=prefix.cuda(),
+        query_lens=counts.cuda(),
+    )
     out = torch.empty_like(q)
     attention.run(q=q, k_cache=k, v_cache=v, out=out)
-    masks = dense_mask(
-        words=ancestor_words(tree=tree), row_counts=counts, prefix_lens=prefix, width=int(lengths.max()) + ROWS
-    )
+    masks = dense_mask(words=words, row_counts=counts, prefix_lens=prefix, width=int(lengths.max()) + ROWS)
     differences = []
     for i, (start, end) in enumerate(zip(pages.qo_indptr.tolist(), pages.qo_indptr.tolist()[1:], strict=False)):
         first, last = int(pages.kv_indptr[i]), int(pages.kv_indptr[i + 1])

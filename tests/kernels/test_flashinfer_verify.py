@@ -18,6 +18,7 @@ from sparktier.kernels.flashinfer_verify import (
     wrapper_arguments,
     write_tree_mask,
 )
+from sparktier.kernels.mask import ancestor_words
 from support.random_trees import random_tree
 
 WRAPPER = flashinfer.BatchPrefillWithPagedKVCacheWrapper
@@ -57,7 +58,13 @@ def test_buffers_hold_the_bytes_and_offsets_of_the_oracle(ragged: bool) -> None:
         lengths = {"prefix_lens": prefix_lens.tolist(), "query_lens": query_lens.tolist()}
         total = mask_bytes(**lengths)
         buffers = MaskBuffers(torch.full((total + 7,), 255, dtype=torch.uint8), torch.full((5,), -1, dtype=torch.int32))
-        write_tree_mask(buffers=buffers, tree=tree, prefix_lens=prefix_lens, query_lens=query_lens)
+        write_tree_mask(
+            buffers=buffers,
+            words=ancestor_words(tree=tree),
+            row_counts=tree.row_counts,
+            prefix_lens=prefix_lens,
+            query_lens=query_lens,
+        )
         for i in range(4):
             table = reference.mask_rows(
                 tree.parents[i].tolist(), int(tree.row_counts[i]), int(prefix_lens[i]), int(query_lens[i])

@@ -73,11 +73,13 @@ def test_top_children(vocab: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(q.cpu(), expected, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize(("batch", "rows", "ragged"), [(1, 1, True), (3, 9, True), (2, 33, False), (2, 40, True)])
-def test_packed_mask(batch: int, rows: int, ragged: bool) -> None:
+@pytest.mark.parametrize(
+    ("batch", "rows", "padded"), [(1, 1, None), (3, 9, None), (2, 33, 33), (2, 40, None), (2, 9, 50)]
+)
+def test_packed_mask(batch: int, rows: int, padded: int | None) -> None:
     tree = random_tree(batch=batch, rows=rows, vocab=4, generator=generator(rows))
     prefix_lens = torch.randint(0, 200, (batch,), generator=generator(rows))
-    query_lens = tree.row_counts if ragged else torch.full((batch,), rows)
+    query_lens = tree.row_counts if padded is None else torch.full((batch,), padded)
     total = int(mask_byte_indptr(prefix_lens=prefix_lens, query_lens=query_lens)[-1])
     inputs = {
         "words": ancestor_words(tree=tree),

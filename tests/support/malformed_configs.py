@@ -37,9 +37,9 @@ MALFORMED = {
         ["server.port", "server.shutdown_grace_s", "replicas.count"],
     ),
     "unknown choice": (MODEL + "speculation: {method: medusa}\n", ["speculation.method"]),
-    "trees on GPUs with graphs": (
+    "trees on GPUs without FlashInfer": (
         MODEL + "replicas: {device: cuda}\nspeculation: {method: tree, draft_path: org/draft}\n",
-        ["replicas.attention_backend", "replicas.sglang_args.disable_cuda_graph"],
+        ["replicas.attention_backend"],
     ),
     "trees without a drafter": (MODEL + "speculation: {method: tree}\n", ["speculation.draft_path"]),
     "pipeline parallelism": (MODEL + "replicas: {pipeline_parallel: 2}\n", ["replicas.pipeline_parallel"]),

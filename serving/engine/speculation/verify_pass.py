@@ -10,10 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.speculative.dflash_info import DFlashVerifyInput
-from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout
+from sglang.srt.speculative.dspark_components.dspark_planner import (
+    ragged_capture_max_slots,
+    ragged_capture_num_tokens,
+)
+from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout, round_up_grid
 from torch import Tensor
 
-from sparktier.kernels.draft_tree import DraftTree
+from sparktier.kernels.draft_tree import NO_ROW, DraftTree
 from sparktier.kernels.mask import ancestor_words, flat_mask
 
 _MOST_PACKINGS = 64
@@ -70,21 +74,24 @@ def run(*, executor: Any, batch: Any, window: Any, tree: DraftTree, branching: b
     knows chains only. `branching` says whether the tree may have more than one branch.
     """
     counts = tree.row_counts.tolist()
-    layout, requests, rows, first = _packed(tuple(counts), tree.tokens.device)
+    total = graph_rows(executor.target_worker.model_runner, requests=len(counts), rows=sum(counts))
+    layout, requests, rows, first = _packed(tuple(counts), total, tree.tokens.device)
     width = window.verify_cache_loc_2d.shape[1]
+    spare = total - len(rows)
     verify_input = RaggedVerifyInput(
-        draft_token=tree.tokens[requests, rows],
-        positions=batch.seq_lens[requests] + tree.depths[requests, rows],
+        draft_token=_filled(tree.tokens[requests, rows], spare),
+        positions=_filled(batch.seq_lens[requests] + tree.depths[requests, rows], spare),
         draft_token_num=width,
         custom_mask=None,
         capture_hidden_mode=CaptureHiddenMode.FULL,
         ragged_verify_layout=layout,
         live_seq_lens_cpu=batch.seq_lens_cpu,
         kv_loc_plan=window.kv_loc_plan,
-        kv_loc_cols=requests * width + rows,
+        kv_loc_cols=_filled(requests * width + rows, spare, NO_ROW),
         ancestor_words=ancestor_words(tree=tree) if branching else None,
     )
-    batch.out_cache_loc = window.verify_cache_loc_2d[requests, rows]
+    # Slot 0 is SGLang's for what nobody reads.
+    batch.out_cache_loc = _filled(window.verify_cache_loc_2d[requests, rows], spare)
     epilogue = executor.verify_epilogue
     if epilogue is not None:
         epilogue.begin_step(layout.verify_lens, armed=False)
@@ -97,10 +104,26 @@ def run(*, executor: Any, batch: Any, window: Any, tree: DraftTree, branching: b
     return Verified(result, output.next_token_logits, output.hidden_states, first, requests, rows)
 
 
+def graph_rows(model_runner: Any, *, requests: int, rows: int) -> int:
+    """Return how many rows a pass over `rows` of `requests` has: up to the next captured graph's, if one fits them.
+
+    Source of the conditions: `_can_run_ragged_verify_graph` of SGLang's `decode_cuda_graph_runner.py`.
+    """
+    tiers = ragged_capture_num_tokens(model_runner=model_runner)
+    if tiers is None or not model_runner.attn_backend.supports_ragged_verify_graph or rows > tiers[-1]:
+        return rows
+    tier = round_up_grid(rows, tiers)
+    return tier if requests <= min(tier, ragged_capture_max_slots(model_runner=model_runner)) else rows
+
+
+def _filled(values: Tensor, spare: int, value: int = 0) -> Tensor:
+    return torch.nn.functional.pad(values, (0, spare), value=value) if spare else values
+
+
 @functools.lru_cache(maxsize=_MOST_PACKINGS)
-def _packed(counts: tuple[int, ...], device: torch.device) -> _Packing:
-    """How `counts` rows of each request are packed. Small batches, and steps that draft nothing, repeat it."""
-    layout = RaggedVerifyLayout.from_verify_lens(verify_lens_cpu=counts, device=device, grid=[sum(counts)])
+def _packed(counts: tuple[int, ...], total: int, device: torch.device) -> _Packing:
+    """How `counts` rows of each request are packed into `total`. Small batches and drafting nothing repeat it."""
+    layout = RaggedVerifyLayout.from_verify_lens(verify_lens_cpu=counts, device=device, grid=[total])
     first = layout.extend_start_loc.long()
     each = torch.arange(len(counts), device=device)
     requests = torch.repeat_interleave(each, layout.verify_lens.long(), output_size=sum(counts))
