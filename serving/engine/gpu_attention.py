@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from sglang.kernels.ops.speculative.ragged_verify_kernels import PaddedToBucket
 from sglang.srt.layers.attention import attention_registry
 from sglang.srt.layers.attention.attention_registry import register_attention_backend
 from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend, PrefillMetadata, fast_prefill_plan
@@ -151,13 +152,10 @@ def host_lengths(forward_batch: Any, layout: RaggedVerifyLayout, *, slots: int, 
     Where an overlapped scheduler keeps none, the device is asked.
     """
     live = torch.tensor(layout.verify_lens_cpu, dtype=torch.int32)
-    rows = live.clone()
-    spare = layout.graph_num_tokens - int(live.sum())
-    if slots > len(live):
-        each, more = divmod(spare, slots - len(live))
-        rows = torch.cat([rows, each + (torch.arange(slots - len(live)) < more).int()])
-    else:
-        rows[-1] += spare
+    # As the device's lengths are padded, on the host.
+    rows = PaddedToBucket.torch(
+        verify_lens=live, graph_num_tokens=layout.graph_num_tokens, bs=len(live), padded_bs=slots
+    )
     if forward_batch.seq_lens_cpu is None:
         return Lengths(forward_batch.seq_lens[:slots].cpu().int(), rows)
     committed = forward_batch.seq_lens_cpu[:slots].int()

@@ -87,6 +87,10 @@ USES: tuple[Use, ...] = (
         "which of them is being captured",
     ),
     Use("sglang.srt.speculative.ragged_verify:resolve_ragged_verify_layout", "rows of a batch, if it has them"),
+    Use(
+        "sglang.kernels.ops.speculative.ragged_verify_kernels:PaddedToBucket",
+        "rows of a bucket's empty slots, on the host as on the device",
+    ),
     Use("sglang.srt.speculative.ragged_verify:round_up_grid", "the bucket that holds so many rows"),
     Use(
         "sglang.srt.speculative.dspark_components.dspark_planner:ragged_capture_num_tokens",
