@@ -18,7 +18,7 @@ def with_dtype_of(settings: Settings, device: Device) -> Settings:
     """Return `settings` with float32 for a `model.dtype` of `auto` where `device` is a CPU that is slow in bfloat16."""
     if settings.model.dtype != "auto" or device != "cpu":
         return settings
-    from sparktier.serving.engine.cpu_linear import has_bfloat16_units
+    from sparktier.kernels.cpu_units import has_bfloat16_units
 
     if has_bfloat16_units():
         return settings

@@ -125,7 +125,7 @@ def check_dtype(settings: Settings) -> Iterator[Finding]:
     """This CPU is quick in the numbers it will compute with."""
     if resolve_device(settings) != "cpu":
         return
-    from sparktier.serving.engine.cpu_linear import has_bfloat16_units
+    from sparktier.kernels.cpu_units import has_bfloat16_units
 
     dtype = with_dtype_of(settings, "cpu").model.dtype
     found = "the checkpoint's" if dtype == "auto" else dtype

@@ -1,8 +1,8 @@
 """Linear layers on a CPU with weights laid out once for its matrix units.
 
 In bfloat16, torch's `F.linear` converts the layout of a plain weight on every call, which at decode sizes takes about
-as long as reading it. oneDNN's own layout, made once, is read at the speed of memory. In float32 it gains where a
-verify pass has 4 to 20 rows (docs/log.md). Knows nothing of models.
+as long as reading it. oneDNN's own layout, made once, is read at the speed of memory. In float32 it would gain a
+little and hold 670 MB of compiled kernels in each rank (docs/log.md). Knows nothing of models.
 """
 
 from typing import Any
@@ -10,18 +10,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from sparktier.kernels.cpu_units import has_bfloat16_units
 
-def has_bfloat16_units() -> bool:
-    """Return whether this CPU multiplies several rows in bfloat16 in about the time that one takes.
-
-    Without such units (AVX2 alone, say) each row costs as much as reading the whole matrix, so that drafts never pay.
-    """
-    return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-_PACKED_DTYPES = ({torch.float32} if torch._C._has_mkldnn else set()) | (
-    {torch.bfloat16} if has_bfloat16_units() else set()
-)
+_PACKED_DTYPES = {torch.bfloat16} if has_bfloat16_units() else set()
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:

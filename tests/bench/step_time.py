@@ -118,8 +118,8 @@ def load_demo() -> tuple[Any, Layers]:
     from sglang.srt.runtime_context import SpawnRanks, publish
     from sglang.srt.server_args import PortArgs, ServerArgs
 
+    from sparktier.kernels.cpu_units import has_bfloat16_units
     from sparktier.serving.demo_model import ensure_demo_model
-    from sparktier.serving.engine.cpu_linear import has_bfloat16_units
     from sparktier.serving.engine.cpu_platform import CpuPlatform
 
     load_plugins()

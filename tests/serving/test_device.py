@@ -3,8 +3,8 @@
 import pytest
 
 from sparktier.configs.loader import settings_from
+from sparktier.kernels import cpu_units
 from sparktier.serving.device import with_dtype_of
-from sparktier.serving.engine import cpu_linear
 from sparktier.serving.engine_args import Device
 
 
@@ -15,6 +15,6 @@ from sparktier.serving.engine_args import Device
 def test_auto_is_float32_on_a_cpu_that_is_slow_in_bfloat16(
     monkeypatch: pytest.MonkeyPatch, dtype: str, device: Device, units: bool, becomes: str
 ) -> None:
-    monkeypatch.setattr(cpu_linear, "has_bfloat16_units", lambda: units)
+    monkeypatch.setattr(cpu_units, "has_bfloat16_units", lambda: units)
     settings = settings_from({"model": {"path": "org/name", "dtype": dtype}})
     assert with_dtype_of(settings, device).model.dtype == becomes

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from sparktier.configs.loader import settings_from
 from sparktier.configs.settings import Settings
+from sparktier.kernels import cpu_units
 from sparktier.serving import doctor
 from sparktier.serving.doctor import Finding, examine
-from sparktier.serving.engine import cpu_linear
 
 
 def settings_of(**sections: Any) -> Settings:
@@ -111,7 +111,7 @@ def test_more_ranks_than_the_machine_has_is_found() -> None:
 def test_numbers_that_this_cpu_is_slow_in_are_found(
     monkeypatch: pytest.MonkeyPatch, units: bool, dtype: str, status: str
 ) -> None:
-    monkeypatch.setattr(cpu_linear, "has_bfloat16_units", lambda: units)
+    monkeypatch.setattr(cpu_units, "has_bfloat16_units", lambda: units)
     settings = settings_of(model={"path": "org/name", "dtype": dtype}, replicas={"device": "cpu"})
     assert only(doctor.check_dtype(settings)).status == status
 
