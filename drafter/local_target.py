@@ -21,6 +21,7 @@ from sparktier.drafter.features import FeatureSpec
 from sparktier.drafter.packing import FeatureRecord
 from sparktier.drafter.prompts import Prompt
 from sparktier.drafter.target import read_target
+from sparktier.kernels.cpu_units import has_bfloat16_units
 
 # transformers' own layer copies the whole cache for every token; this one only when so many positions are full.
 ROOM_TOKENS = 64
@@ -65,6 +66,10 @@ class LocalTarget:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{folder}: transformers must be able to run it ({error}). Use the engine.") from None
+        # Features are kept in the checkpoint's format, whatever computes them.
+        self._kept_dtype = torch.float32 if self._model.dtype == torch.float32 else torch.bfloat16
+        if not has_bfloat16_units():
+            self._model.float()
         self.layer_ids = tuple(layer_ids)
         self.binding, self.hidden_size = facts.binding, facts.hidden_size
         stops = self._model.generation_config.eos_token_id or self._tokenizer.eos_token_id
@@ -75,7 +80,7 @@ class LocalTarget:
         return FeatureSpec(
             target_layer_ids=self.layer_ids,
             hidden_size=self.hidden_size,
-            dtype="float32" if self._model.dtype == torch.float32 else "bfloat16",
+            dtype="float32" if self._kept_dtype == torch.float32 else "bfloat16",
             temperature=temperature,
             seed=seed,
             dataset=dataset,
@@ -144,7 +149,7 @@ class LocalTarget:
         )
         states = outcome.hidden_states
         features = torch.cat([states[layer + 1] for layer in self.layer_ids], dim=-1)
-        batch.keep(features, outcome.last_hidden_state)
+        batch.keep(features.to(self._kept_dtype), outcome.last_hidden_state.to(self._kept_dtype))
         final: Tensor = outcome.last_hidden_state[:, -1]
         return final
 

@@ -22,6 +22,7 @@ from sparktier.drafter.schedule import generator
 from sparktier.drafter.target import Target, read_target
 from sparktier.drafter.train_settings import TrainSettings
 from sparktier.drafter.trainer import Trainer
+from sparktier.kernels.cpu_units import has_bfloat16_units
 
 
 def train(
@@ -44,6 +45,7 @@ def train(
         ArtifactError: target, features, checkpoint or disk are not usable.
     """
     _check(settings, source, place)
+    settings = _with_precision(settings, place)
     target = read_target(settings.target)
     target.binding.require(source.spec.binding, f"features {source.spec.dataset}")
     trainer = Trainer(settings, build_model(settings, target, source.spec), target, source, place)
@@ -58,6 +60,14 @@ def train(
     with TrainingProgress(settings.steps, trainer.step, console, shown=place.rank == 0) as progress:
         trainer.run(run, progress)
     return settings.run_dir / "checkpoints" / f"step-{settings.steps:08d}" / "draft"
+
+
+def _with_precision(settings: TrainSettings, place: Place) -> TrainSettings:
+    """Settle `auto`: bf16 but on a CPU that is slow in it. A run resumes in the precision it was begun in."""
+    if settings.precision != "auto":
+        return settings
+    quick = place.device.type != "cpu" or has_bfloat16_units()
+    return settings.model_copy(update={"precision": "bf16" if quick else "fp32"})
 
 
 def build_model(settings: TrainSettings, target: Target, spec: FeatureSpec) -> DraftModel:

@@ -53,7 +53,7 @@ class TrainSettings(BaseModel):
     warmup_frac: float = Field(default=0.04, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     cross_entropy: float = Field(default=0.1, ge=0)
     total_variation: float = Field(default=0.9, ge=0)
     confidence: float = Field(default=1.0, ge=0)

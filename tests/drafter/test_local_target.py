@@ -1,5 +1,6 @@
 """A target in this process: what it writes and the features it hands out are those of plain transformers."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,18 @@ def test_self_written_prompts_are_ended_turns(target: LocalTarget, monkeypatch: 
     prompts = self_written(target, 5, "Say", 40, 1.0, 0, lambda n: None)
     assert prompts
     assert all(prompt.turns[0].startswith("Say") for prompt in prompts)
+
+
+@pytest.mark.parametrize(("units", "computes"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_bf16_model_is_computed_in_fp32_where_the_cpu_is_slow_in_bf16(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, units: bool, computes: torch.dtype
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    monkeypatch.setattr(local_target, "has_bfloat16_units", lambda: units)
+    target = LocalTarget(tmp_path, LAYERS)
+    assert target._model.dtype == computes
+    # What is kept takes the room that was planned for, and fits the engine's features.
+    [record] = target.write(PREFIXES[:1], 3, 0.0, seeded()).records
+    assert record.features.dtype == record.last_hidden.dtype == torch.bfloat16
+    assert target.spec("set", 0.0, 0).dtype == "bfloat16"

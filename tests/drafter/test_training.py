@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from sparktier.configs.errors import ArtifactError, ConfigError
+from sparktier.drafter import train as train_module
 from sparktier.drafter.checkpoint import load_draft
 from sparktier.drafter.distributed import Place
 from sparktier.drafter.feature_store import FeatureStore
@@ -122,6 +123,17 @@ def test_bf16_follows_fp32_closely(world: Path) -> None:
     full, half = curve(world / "fp32"), curve(world / "bf16")
     assert [row["loss"] for row in half] == pytest.approx([row["loss"] for row in full], rel=0.05)
     assert [row["loss"] for row in half] != [row["loss"] for row in full]
+
+
+@pytest.mark.parametrize(("units", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_precision_is_settled_by_what_the_cpu_is_quick_in(
+    world: Path, monkeypatch: pytest.MonkeyPatch, units: bool, precision: str
+) -> None:
+    monkeypatch.setattr(train_module, "has_bfloat16_units", lambda: units)
+    run(toy_settings(world, 2, run_dir=world / "auto", precision="auto"))
+    assert json.loads((world / "auto" / "run.json").read_text())["settings"]["precision"] == precision
+    run(toy_settings(world, 2, run_dir=world / "named", precision=precision))
+    assert curve(world / "auto") == curve(world / "named")
 
 
 def test_fine_tuning_starts_from_the_draft_it_is_given(world: Path) -> None:

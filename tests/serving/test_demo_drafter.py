@@ -39,7 +39,8 @@ def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "train.jsonl"
 
 
-@pytest.mark.prove  # a minute and a half of CPU time
+@pytest.mark.timeout(1800)
+@pytest.mark.prove  # minutes of CPU time
 def test_the_recipe_makes_a_calibrated_drafter_and_repeats_nothing(tmp_path: Path, questions: Path) -> None:
     target = make_tiny_moe(tmp_path / "target", context_gain=0.2)
     draft = demo_recipe.shape(4, heads=2, head_dim=32, intermediate_size=64)
