@@ -72,6 +72,8 @@ class LadderFlashInfer(FlashInferAttnBackend):
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int, kv_indices_buf: Tensor | None = None) -> None:
         """Make the buffers that graphs read; SGLang's mask buffer has a byte where ours needs a bit."""
         super().init_cuda_graph_state(max_bs, max_num_tokens, kv_indices_buf)
+        # What a capture computes is thrown away, but rows that see nothing would route on what is not a number.
+        self.cuda_graph_custom_mask.fill_(_ALL_BITS)
         self._verify_wrappers: dict[tuple[int, int, bool], Any] = {}
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
@@ -86,8 +88,6 @@ class LadderFlashInfer(FlashInferAttnBackend):
         if in_capture:
             (self._verify_wrappers[key],) = self._create_prefill_wrappers(slots, use_custom_mask=variant == TREE)
             self.forward_metadata = PrefillMetadata([self._verify_wrappers[key]], False, False)
-            # What a capture computes is thrown away, but rows that see nothing would route on what is not a number.
-            self.cuda_graph_custom_mask.fill_(_ALL_BITS)
         wrapper = self._verify_wrappers[key]
         padded = layout.padded_to_bucket(padded_bs=slots)
         lengths = host_lengths(forward_batch, layout, slots=slots, in_capture=in_capture)
