@@ -61,7 +61,7 @@ def assert_empty(replica: Deployment, ranks: list[psutil.Process]) -> None:
             and [load["num_used_tokens"] for load in loads] == [0]
         )
 
-    wait_until(nothing_held, timeout_s=120, what=lambda: f"an idle engine that holds nothing: {signals(url).ranks}")
+    wait_until(nothing_held, timeout_s=60, what=lambda: f"an idle engine that holds nothing: {signals(url).ranks}")
     time.sleep(3.0)
     assert all(process.is_running() for process in ranks)
     assert [process.pid for process in ranks] == [report["pid"] for report in replica.ranks()]

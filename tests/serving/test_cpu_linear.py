@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from sparktier.kernels.cpu_units import has_bfloat16_units
 from sparktier.serving.engine import cpu_linear
 from sparktier.serving.engine.cpu_linear import install_cpu_linear, linear, pack
 from support.sglang_rank import cpu_server_args, rank
@@ -20,6 +21,11 @@ def test_packed_product_equals_plain(rows: int, dtype: torch.dtype) -> None:
         want = torch.nn.functional.linear(x.double(), weight.double(), None if term is None else term.double())
         tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
         torch.testing.assert_close(linear(x, pack(weight), term).double(), want, rtol=tolerance, atol=tolerance)
+
+
+def test_bfloat16_is_packed_where_the_cpu_has_units_for_it_and_float32_never() -> None:
+    assert pack(torch.zeros(8, 8, dtype=torch.bfloat16)).is_mkldnn == has_bfloat16_units()
+    assert not pack(torch.zeros(8, 8)).is_mkldnn
 
 
 @pytest.fixture(scope="module")
