@@ -1,8 +1,7 @@
-"""Linear layers on a CPU with weights laid out once for its matrix units.
+"""Linear layers on a CPU with weights laid out once for it.
 
-In bfloat16, torch's `F.linear` converts the layout of a plain weight on every call, which at decode sizes takes about
-as long as reading it. oneDNN's own layout, made once, is read at the speed of memory. In float32 it would gain a
-little and hold 670 MB of compiled kernels in each rank (docs/log.md). Knows nothing of models.
+torch's `F.linear` converts the layout of a plain weight on every call, which at decode sizes takes about as long as
+reading it. oneDNN's own layout, made once, is read at the speed of memory (docs/log.md). Knows nothing of models.
 """
 
 from typing import Any
@@ -12,7 +11,9 @@ from torch.nn import functional as F
 
 from sparktier.kernels.cpu_units import has_bfloat16_units
 
-_PACKED_DTYPES = {torch.bfloat16} if has_bfloat16_units() else set()
+_PACKED_DTYPES = ({torch.float32} if torch._C._has_mkldnn else set()) | (
+    {torch.bfloat16} if has_bfloat16_units() else set()
+)
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
@@ -27,8 +28,21 @@ def linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = No
     """`F.linear(x, weight, bias)` for `packed = pack(weight)`; x [..., in], result [..., out] of x's dtype."""
     if not packed.is_mkldnn:
         return F.linear(x, packed, bias)
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    return product
+    rows = x.shape[:-1].numel()
+    padding = filled_rows(rows) - rows
+    filled = F.pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, padding)) if padding else x
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(filled, packed, bias, "none", [], "")
+    return product[:rows].view(*x.shape[:-1], -1) if padding else product
+
+
+def filled_rows(rows: int) -> int:
+    """Return up to how many rows a product of `rows` is filled: four counts for each doubling, all up to 8.
+
+    oneDNN compiles a kernel for each count of rows and shape of weights and keeps it, 0.65 MB each and up to 1,024:
+    with every count that comes along a rank would grow for hours.
+    """
+    step = max(1, (1 << (rows - 1).bit_length()) // 8)
+    return -(-rows // step) * step
 
 
 def install_cpu_linear(model: torch.nn.Module) -> int:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparktier.kernels.cpu_units import has_bfloat16_units
-from sparktier.serving.engine import cpu_linear
-from sparktier.serving.engine.cpu_linear import install_cpu_linear, linear, pack
+from sparktier.serving.engine.cpu_linear import filled_rows, install_cpu_linear, linear, pack
 from support.sglang_rank import cpu_server_args, rank
 from support.tiny_moe import make_tiny_moe
 
@@ -23,9 +23,38 @@ def test_packed_product_equals_plain(rows: int, dtype: torch.dtype) -> None:
         torch.testing.assert_close(linear(x, pack(weight), term).double(), want, rtol=tolerance, atol=tolerance)
 
 
-def test_bfloat16_is_packed_where_the_cpu_has_units_for_it_and_float32_never() -> None:
+def test_float32_is_packed_and_bfloat16_where_the_cpu_has_units_for_it() -> None:
     assert pack(torch.zeros(8, 8, dtype=torch.bfloat16)).is_mkldnn == has_bfloat16_units()
-    assert not pack(torch.zeros(8, 8)).is_mkldnn
+    assert pack(torch.zeros(8, 8)).is_mkldnn
+
+
+def test_leading_dimensions_and_strides_are_kept() -> None:
+    weight, wide = torch.randn(48, 32), torch.randn(3, 9, 64)
+    for x in (wide[..., :32], wide[..., ::2], wide[:, :0, :32]):
+        torch.testing.assert_close(linear(x, pack(weight)), x @ weight.T, rtol=1e-5, atol=1e-5)
+
+
+def test_the_machine_multiplies_few_counts_of_rows() -> None:
+    """oneDNN keeps a kernel for each, so that memory would grow with the variety of batches."""
+    filled = [filled_rows(rows) for rows in range(2049)]
+    assert all(count >= rows and count - rows <= rows / 4 for rows, count in enumerate(filled))
+    assert filled == sorted(filled)
+    assert len(set(filled)) <= 41
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, 32, generator=generator)
+    counts: set[int] = set()
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "_linear_pointwise" in str(func):
+                counts.add(args[0].shape[0])
+            return func(*args, **(kwargs or {}))
+
+    packed = pack(weight)
+    with Counting():
+        for rows in range(300):
+            linear(torch.zeros(rows, 32), packed)
+    assert counts == {filled_rows(rows) for rows in range(300)}
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +62,11 @@ def server_args(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return cpu_server_args(make_tiny_moe(tmp_path_factory.mktemp("tiny")))
 
 
-def test_every_linear_layer_and_the_head_are_packed(server_args: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_linear_layer_and_the_head_are_packed(server_args: Any) -> None:
     from sglang.srt.layers.linear import ReplicatedLinear
     from sglang.srt.layers.logits_processor import should_apply_lm_head_quant_method
     from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 
-    # Every CPU can; bfloat16 some alone.
-    monkeypatch.setattr(cpu_linear, "_PACKED_DTYPES", {torch.float32})
     generator = torch.Generator().manual_seed(1)
     with rank(server_args, 0, 1):
         layers = [
