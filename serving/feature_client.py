@@ -97,10 +97,12 @@ class EngineFeatures:
         Raises:
             ReplicaError: the engine is gone or refuses a sequence.
         """
-        limits = httpx.Timeout(_RECORD_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+        timeout = httpx.Timeout(_RECORD_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+        # A connection a record: a trainer's step is as long as the engine keeps one, and closes it as the next is sent.
+        limits = httpx.Limits(max_keepalive_connections=0)
         # Leaving the runner cancels what is asked for and unread, which hangs up, which ends it in the engine.
         with asyncio.Runner() as runner:
-            client = httpx.AsyncClient(base_url=self.url, timeout=limits, trust_env=False)
+            client = httpx.AsyncClient(base_url=self.url, timeout=timeout, limits=limits, trust_env=False)
             waiting: deque[asyncio.Task[FeatureRecord]] = deque()
             try:
                 for index in order:

@@ -61,7 +61,9 @@ class Target:
     """A replica, by the address of its own port."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S)
+        # A connection a request: a kept one can be closed by the replica just as the next request is sent on it.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self._client = httpx.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S, limits=limits)
 
     def answer(self, prompt: str, *, max_tokens: int, temperature: float, seed: int) -> int:
         """Answer one chat prompt and return how many tokens came."""
