@@ -78,7 +78,7 @@ class Target:
     def _chat(self, prompt: str, **parameters: float) -> dict[str, Any]:
         messages = [{"role": "user", "content": prompt}]
         asked = {"model": "default", "messages": messages, **parameters}
-        answer = self._client.post("/v1/chat/completions", json=asked)
+        answer = self._ask("POST", "/v1/chat/completions", json=asked)
         if answer.status_code != httpx.codes.OK:
             found = f"HTTP {answer.status_code}: {answer.text:.300}"
             raise ReplicaError(f"The replica must answer a prompt (found {found}). Its log has the reason.")
@@ -92,7 +92,7 @@ class Target:
             ReplicaError: a rank refused them.
         """
         named = {f"sparktier_{key}": value for key, value in keys.items()}
-        answer = self._client.post("/set_internal_state", json={"server_args": named})
+        answer = self._ask("POST", "/set_internal_state", json={"server_args": named})
         if answer.status_code != httpx.codes.OK or not all(answer.json()):
             raise ReplicaError(
                 f"Every rank must take the plan {named} (found {answer.text:.300}). See the replica's log."
@@ -100,7 +100,14 @@ class Target:
 
     def totals(self) -> Totals:
         """Read the counters as they stand."""
-        return totals_in(self._client.get("/metrics").text)
+        return totals_in(self._ask("GET", "/metrics").text)
+
+    def _ask(self, method: str, path: str, **content: Any) -> httpx.Response:
+        try:
+            return self._client.request(method, path, **content)
+        except httpx.HTTPError as error:
+            found = f"{type(error).__name__}: {error}"
+            raise ReplicaError(f"The replica must answer {path} (found {found}). Its log has the reason.") from None
 
 
 def totals_in(page: str) -> Totals:
