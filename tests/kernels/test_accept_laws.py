@@ -186,6 +186,7 @@ def test_drafts_from_bfloat16_logits_are_caught() -> None:
 
 
 @pytest.mark.prove
+@pytest.mark.timeout(1800)
 def test_drafts_from_a_bfloat16_softmax_are_caught() -> None:
     # DeepSpec issue 31: drawn from rounded probabilities, judged by exact ones. The bias is 0.1%, so many samples.
     exact = torch.tensor([0.25097, 0.74903])
