@@ -12,7 +12,7 @@ from typing import Protocol
 from sparktier.cluster.ladder import Ladder
 from sparktier.serving.bench.target import Totals
 
-# Reading a page of metrics costs about as much as a step of a small model on a CPU.
+# Some ten steps of a small model on a CPU with many users: fewer say little of a rung.
 TICK_S = 5.0
 
 

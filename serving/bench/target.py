@@ -100,7 +100,7 @@ class Target:
 
     def totals(self) -> Totals:
         """Read the counters as they stand."""
-        return totals_in(self._ask("GET", "/metrics").text)
+        return totals_in(self._ask("GET", "/sparktier/metrics").text)
 
     def _ask(self, method: str, path: str, **content: Any) -> httpx.Response:
         try:

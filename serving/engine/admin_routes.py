@@ -48,6 +48,12 @@ def admin_routes(reports: list[RankReport], tokenizer_manager: Any, *, replica_i
         theirs = await asyncio.to_thread(_sglang_metrics)
         return Response(exposition(found) + theirs, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    @router.get("/sparktier/metrics")
+    async def own_metrics() -> Response:
+        # SGLang's part is read from files and costs as much as a step of a small model.
+        _, found = await states.read()
+        return Response(exposition(found), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
     return router
 
 

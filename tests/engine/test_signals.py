@@ -222,8 +222,17 @@ def test_the_front_has_the_metrics_and_none_of_the_admin_routes(replica: Replica
     # SGLang's own: of a rank, and of the process with the tokenizer.
     assert 'sglang:num_running_reqs{replica="0",' in text
     assert 'sglang:prompt_tokens_total{replica="0",' in text
-    for path in ("/sparktier/signals", "/sparktier/ranks", "/server_info", "/set_internal_state"):
+    for path in ("/sparktier/signals", "/sparktier/ranks", "/sparktier/metrics", "/server_info", "/set_internal_state"):
         assert httpx.get(f"{replica.deployment.url}{path}", timeout=60.0).status_code == 404
+
+
+def test_our_metrics_can_be_had_without_sglangs(replica: Replica) -> None:
+    whole, ours = (
+        {family.name for family in text_string_to_metric_families(httpx.get(replica.url + path, timeout=60.0).text)}
+        for path in ("/metrics", "/sparktier/metrics")
+    )
+    assert ours == {name for name in whole if name.startswith("sparktier_")} < whole
+    assert "sparktier_decode_ms" in ours
 
 
 def test_steps_send_spans(replica: Replica) -> None:
