@@ -98,7 +98,7 @@ class EngineFeatures:
             ReplicaError: the engine is gone or refuses a sequence.
         """
         timeout = httpx.Timeout(_RECORD_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
-        # A connection a record: a trainer's step is as long as the engine keeps one, and closes it as the next is sent.
+        # A connection a record: a kept one can be closed by the engine just as the next request is sent on it.
         limits = httpx.Limits(max_keepalive_connections=0)
         # Leaving the runner cancels what is asked for and unread, which hangs up, which ends it in the engine.
         with asyncio.Runner() as runner:
