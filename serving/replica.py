@@ -4,10 +4,8 @@ Knows nothing of other replicas or of who restarts it. `sparktier engine` runs i
 of resolved settings.
 """
 
-import atexit
 import logging
 import os
-import shutil
 import sys
 import tempfile
 
@@ -21,6 +19,7 @@ from sparktier.serving.engine import tiers
 from sparktier.serving.engine.features import options as feature_options
 from sparktier.serving.engine_args import Device, engine_environment, engine_kwargs, on_device
 from sparktier.serving.model_source import with_local_weights
+from sparktier.serving.run_dir import METRICS_DIR_ENV
 
 EXIT_NOT_STARTED = 69
 # The ranks of a replica that died give their GPUs back within seconds; a cluster that is too small never will.
@@ -100,10 +99,11 @@ def _feature_env(settings: Settings) -> dict[str, str]:
 
 
 def _metrics_env() -> dict[str, str]:
-    """Return where this process and its ranks put SGLang's metrics; SGLang's own choice would not reach the ranks."""
-    directory = tempfile.mkdtemp(prefix="sparktier-metrics-")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return {"PROMETHEUS_MULTIPROC_DIR": directory}
+    """Return where this process and its ranks put SGLang's metrics; SGLang's own choice would not reach the ranks.
+
+    `sparktier up` names a folder of its run, as a process that lost a rank or was killed can't clear up after itself.
+    """
+    return {METRICS_DIR_ENV: os.environ.get(METRICS_DIR_ENV) or tempfile.mkdtemp(prefix="sparktier-metrics-")}
 
 
 def _ranks_on_node(settings: Settings) -> int:

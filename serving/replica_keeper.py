@@ -21,6 +21,7 @@ from sparktier.serving.failure_reason import reason
 from sparktier.serving.processes import held_port, spawn, stop
 from sparktier.serving.replica_table import EngineLimits, Replica, State
 from sparktier.serving.restarts import Backoff, Restarts
+from sparktier.serving.run_dir import fresh_metrics_env
 
 # Starts that may fail before anything has ever served: then it is the settings, or the machine, and trying on for
 # ever would hide that from whoever waits for `ready`.
@@ -38,7 +39,7 @@ class Surroundings:
     """What a replica's process is started with."""
 
     settings_file: Path
-    log: Path
+    run_dir: Path
     env: Callable[[], Mapping[str, str]]
     cluster_ready: Callable[[], Awaitable[None]]
     ever_served: Callable[[], bool]
@@ -63,6 +64,7 @@ class ReplicaKeeper:
         self._replica = replica
         self._supervision = supervision
         self._around = around
+        self._log = around.run_dir / f"replica-{replica.number}.log"
         self._client = client
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
@@ -126,10 +128,11 @@ class ReplicaKeeper:
     def _spawned(self, port: int) -> "subprocess.Popen[bytes]":
         self._replica.url = f"http://127.0.0.1:{port}"
         self._replica.state = State.STARTING
-        self._log_start = self._around.log.stat().st_size if self._around.log.exists() else 0
+        self._log_start = self._log.stat().st_size if self._log.exists() else 0
         command = [sys.executable, "-m", "sparktier.serving.cli", "engine", str(self._around.settings_file)]
         command += ["--replica", str(self._replica.number), "--port", str(port)]
-        self._process = spawn(command, log=self._around.log, env=self._around.env())
+        metrics = fresh_metrics_env(self._around.run_dir, self._replica.number)
+        self._process = spawn(command, log=self._log, env={**self._around.env(), **metrics})
         return self._process
 
     async def _until_ready(self, process: "subprocess.Popen[bytes]") -> str | None:
@@ -191,10 +194,10 @@ class ReplicaKeeper:
 
     def _why(self) -> str:
         """Return what the log of the last process tells, and where it is."""
-        with self._around.log.open("rb") as log:
+        with self._log.open("rb") as log:
             log.seek(self._log_start)
             lines = reason(log.read().decode(errors="replace"))
-        return "\n".join(f"    {line}" for line in [*lines, f"(all of it in {self._around.log})"])
+        return "\n".join(f"    {line}" for line in [*lines, f"(all of it in {self._log})"])
 
 
 def describe_rank(rank: Mapping[str, Any]) -> str:

@@ -121,7 +121,7 @@ class _Deployment:
     def _keeper(self, replica: Replica, client: httpx.AsyncClient) -> ReplicaKeeper:
         around = Surroundings(
             settings_file=self._settings_file,
-            log=self._run_dir / f"replica-{replica.number}.log",
+            run_dir=self._run_dir,
             env=lambda: self._ray.env,
             cluster_ready=self._ray.wait_until_up,
             ever_served=lambda: self._table.ever_served,

@@ -83,6 +83,13 @@ class Deployment:
         assert found, self.output
         return str(found[-1])
 
+    @property
+    def run_dir(self) -> Path:
+        """The directory of this run: logs, settings, metrics."""
+        found = re.search(r"logs in (\S+)", self.output)
+        assert found, self.output
+        return Path(found[1])
+
     def ranks(self, number: int = 0) -> list[dict[str, Any]]:
         """Return what the ranks of replica `number` report."""
         ranks: list[dict[str, Any]] = httpx.get(f"{self.replica_url(number)}/sparktier/ranks", timeout=30.0).json()
