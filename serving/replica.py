@@ -4,8 +4,10 @@ Knows nothing of other replicas or of who restarts it. `sparktier engine` runs i
 of resolved settings.
 """
 
+import atexit
 import logging
 import os
+import shutil
 import sys
 import tempfile
 
@@ -102,8 +104,13 @@ def _metrics_env() -> dict[str, str]:
     """Return where this process and its ranks put SGLang's metrics; SGLang's own choice would not reach the ranks.
 
     `sparktier up` names a folder of its run, as a process that lost a rank or was killed can't clear up after itself.
+    One started by hand makes a folder, and removes it if it can.
     """
-    return {METRICS_DIR_ENV: os.environ.get(METRICS_DIR_ENV) or tempfile.mkdtemp(prefix="sparktier-metrics-")}
+    directory = os.environ.get(METRICS_DIR_ENV)
+    if not directory:
+        directory = tempfile.mkdtemp(prefix="sparktier-metrics-")
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return {METRICS_DIR_ENV: directory}
 
 
 def _ranks_on_node(settings: Settings) -> int:

@@ -39,7 +39,7 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
         from sparktier.serving.engine import plugin, tiers
         from sparktier.serving.engine.observer import Observer
 
-        # Made by the replica's first process, so on the first node alone.
+        # Made where the replica was started, so on the first node alone.
         os.makedirs(os.environ["PROMETHEUS_MULTIPROC_DIR"], exist_ok=True)
         load_plugins()
         if not plugin.active():
