@@ -18,6 +18,7 @@ from sparktier.drafter.config import DraftConfig
 from sparktier.drafter.files import read_json, sha256_of, staged, write_json
 from sparktier.drafter.model import FROZEN, DraftModel
 from sparktier.drafter.target import Binding, Target
+from sparktier.kernels.cpu_units import has_bfloat16_units
 
 SCHEMA = 1
 WEIGHTS = "model.safetensors"
@@ -70,7 +71,8 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def load_draft(folder: Path, target: Target | None = None) -> DraftModel:
     """Read a checkpoint of ours, DeepSpec or SGLang in fp32 (the frozen tables in their own dtype).
 
-    Without `target` the checkpoint must carry the frozen tables itself.
+    Without `target` the checkpoint must carry the frozen tables itself. The output table becomes fp32, too, on a CPU
+    that is slow in bf16: its products with many rows took nine tenths of an evaluation there.
 
     Raises:
         ArtifactError: it is corrupt, not a draft we run, or made for another target or tokenizer.
@@ -86,10 +88,10 @@ def load_draft(folder: Path, target: Target | None = None) -> DraftModel:
         _check_sizes(config, target, folder)
         tensors |= {"embed_tokens.weight": target.embedding, "lm_head.weight": target.head}
     _check_tensors(model.state_dict(), tensors, folder)
-    tables = (tensors["embed_tokens.weight"], tensors["lm_head.weight"])
+    embedding, head = tensors["embed_tokens.weight"], tensors["lm_head.weight"]
     own = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith(FROZEN)}
     model.load_state_dict(own, strict=False, assign=True)
-    model.set_target_tables(*tables)
+    model.set_target_tables(embedding, head if has_bfloat16_units() else head.float())
     return model
 
 

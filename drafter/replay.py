@@ -139,15 +139,17 @@ def _greedy(model: DraftModel, chunk: Chunk) -> tuple[Draft, Tensor]:
 
 def _sampled(model: DraftModel, chunk: Chunk, temperature: float, seed: int) -> tuple[Draft, Tensor]:
     q = (model.teacher_forced(chunk.hidden, chunk.previous) / temperature).softmax(dim=-1)
-    p = (model.base_logits(chunk.row.last_hidden[chunk.labels.sources]) / temperature).softmax(dim=-1)
-    places = chunk.row.positions[chunk.anchors].unsqueeze(1) + torch.arange(q.shape[1] + 1, device=q.device)
+    # Neighbouring blocks predict the same positions: each position's distribution is made once.
+    sources, places = torch.unique(chunk.labels.sources, return_inverse=True)
+    p = (model.base_logits(chunk.row.last_hidden[sources]) / temperature).softmax(dim=-1)[places]
+    positions = chunk.row.positions[chunk.anchors].unsqueeze(1) + torch.arange(q.shape[1] + 1, device=q.device)
     swapped = accept_ratio(
         drafts=chunk.labels.tokens,
         draft_probs=p,
         target_probs=torch.cat((q, q[:, -1:]), dim=1),
         row_counts=chunk.row_counts,
         seeds=torch.full_like(chunk.anchors, seed),
-        positions=places,
+        positions=positions,
     )
     chooser = _Replayed(swapped.tokens, swapped.accepted, temperature, mixed_seed(seed, int(chunk.anchors[0])))
     return model.draft(chunk.hidden, chunk.anchor_tokens, chooser), swapped.accepted

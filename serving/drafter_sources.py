@@ -62,9 +62,7 @@ def subject(settings: Settings, draft: Path | None) -> Subject:
         raise ConfigError([Problem("model.path", rule, settings.model.path, "Fetch the model and name its folder.")])
     folder, target_folder = draft or _configured(settings), Path(local_model(settings))
     target = read_target(target_folder)
-    model = load_draft(folder, target)
-    model.set_target_tables(target.embedding, target.head)
-    return Subject(folder, target_folder, target, model)
+    return Subject(folder, target_folder, target, load_draft(folder, target))
 
 
 def _configured(settings: Settings) -> Path:

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sparktier.configs.errors import ArtifactError
+from sparktier.drafter import checkpoint as checkpoint_module
 from sparktier.drafter.checkpoint import load_draft, read_binding, save_draft, trainable_tensors
 from sparktier.drafter.config import DraftConfig, MarkovType
 from sparktier.drafter.target import Binding, Target, read_target
@@ -57,6 +59,19 @@ def test_what_is_written_reads_back(
         assert torch.equal(back.state_dict()[name], tensor), name
     trained = {name for name, parameter in back.named_parameters() if parameter.requires_grad}
     assert trained == trainable_tensors(model).keys()
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_the_output_table_is_widened_where_bfloat16_is_slow(
+    units: bool, tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_module, "has_bfloat16_units", lambda: units)
+    stored = replace(target, embedding=target.embedding.bfloat16(), head=target.head.bfloat16())
+    save_draft(loud_model(tiny_config("vanilla")), tmp_path / "draft", target.binding)
+    back = load_draft(tmp_path / "draft", stored)
+    assert back.lm_head.weight.dtype == (torch.bfloat16 if units else torch.float32)
+    assert torch.equal(back.lm_head.weight.bfloat16(), stored.head)
+    assert back.embed_tokens.weight.dtype == torch.bfloat16
 
 
 def test_names_and_shapes_are_deepspecs(tmp_path: Path) -> None:
