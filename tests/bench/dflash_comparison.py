@@ -142,7 +142,6 @@ def compared(drafts: dict[str, Path], target: Target, store: Path, seed: int) ->
     found = {}
     for name, folder in drafts.items():
         model = load_draft(folder, target)
-        model.set_target_tables(target.embedding, target.head)
         [found[name]] = evaluate(model, FeatureStore(store), name, [seed])
     gain = compare(found["dspark"], found["dflash"], seed)
     lengths = {name: round(float(evaluation.row()["accepted_length"] or 0), 4) for name, evaluation in found.items()}

@@ -43,7 +43,6 @@ def main() -> int:
     meta = report_meta("tree_length", options.seed)
     target = read_target(options.target)
     model = load_draft(options.draft, target)
-    model.set_target_tables(target.embedding, target.head)
     rows = [row for folder in options.features for row in measure(model, FeatureStore(folder), options)]
     if options.json:
         write_report(options.json, meta, rows)
