@@ -89,7 +89,6 @@ def test_evaluate_replays_stored_features(folder: Path, tmp_path: Path) -> None:
     assert exit_code(["evaluate", folder / "config.yaml", *options]) == 0
     target = read_target(folder / "model")
     model = load_draft(folder / "draft", target)
-    model.set_target_tables(target.embedding, target.head)
     expected = evaluate(model, FeatureStore(folder / "store"), "draft", [7])[0].row()
     assert json.loads(report.read_text())["rows"] == [expected]
 
