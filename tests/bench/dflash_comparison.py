@@ -17,7 +17,7 @@ from rich.console import Console
 from sparktier.drafter import demo_recipe
 from sparktier.drafter.checkpoint import load_draft, save_draft
 from sparktier.drafter.compare import compare
-from sparktier.drafter.distributed import Place
+from sparktier.drafter.distributed import Place, joined
 from sparktier.drafter.evaluate import evaluate
 from sparktier.drafter.feature_store import FeatureStore
 from sparktier.drafter.joined_stores import JoinedStores
@@ -54,11 +54,13 @@ def main() -> int:
     meta = report_meta("dflash_comparison", seed=1)
     torch.set_flush_denormal(True)
     target = read_target(options.target)
-    course = Course(options.target, target, options.features, options.work)
-    common = course.common(options.start, options.common_steps)
+    with joined() as place:
+        course = Course(options.target, target, options.features, options.work, place)
+        common = course.common(options.start, options.common_steps)
+        seeds = range(1, options.seeds + 1)
+        pairs = {s: {name: course.branch(common, name, options.steps, s) for name in LOSSES} for s in seeds}
     rows: list[dict[str, Any]] = []
-    for seed in range(1, options.seeds + 1):
-        drafts = {name: course.branch(common, name, options.steps, seed) for name in LOSSES}
+    for seed, drafts in pairs.items():
         for store in options.answers:
             rows.append(compared(drafts, target, store, seed))
             print(rows[-1], flush=True)
@@ -70,8 +72,9 @@ def main() -> int:
 class Course:
     """The runs of a comparison, all on the stores `features`, in folders under `work`."""
 
-    def __init__(self, folder: Path, target: Target, features: Sequence[Path], work: Path) -> None:
+    def __init__(self, folder: Path, target: Target, features: Sequence[Path], work: Path, place: Place) -> None:
         self._folder, self._target, self._features, self._work = folder, target, features, work
+        self._place = place
 
     def common(self, start: Path | None, steps: int) -> Path:
         """Train the backbone that both drafts grow from, and return its folder."""
@@ -119,8 +122,7 @@ class Course:
             **LOSSES[losses],
             **start,
         )
-        place = Place(0, 1, torch.device("cpu"))
-        return train(settings, JoinedStores(self._features), place, Console(stderr=True), {})
+        return train(settings, JoinedStores(self._features), self._place, Console(stderr=True), {})
 
 
 def grown(parent: DraftModel, changes: dict[str, Any], seed: int) -> DraftModel:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from bench.dflash_comparison import PLAIN, Course, compared, grown
 
+from sparktier.drafter.distributed import Place
 from sparktier.drafter.model import DraftModel
 from sparktier.drafter.packing import pack
 from sparktier.drafter.target import read_target
@@ -46,7 +47,8 @@ def test_a_stripped_draft_is_its_backbone() -> None:
 def test_both_grow_from_one_backbone_and_a_second_call_trains_nothing(tmp_path: Path) -> None:
     write_world(tmp_path)
     target = read_target(tmp_path / "target")
-    course = Course(tmp_path / "target", target, [tmp_path / "store"], tmp_path / "work")
+    place = Place(0, 1, torch.device("cpu"))
+    course = Course(tmp_path / "target", target, [tmp_path / "store"], tmp_path / "work", place)
 
     def drafts() -> dict[str, Path]:
         common = course.common(None, steps=3)

@@ -1,5 +1,6 @@
 """Which parameters move by Muon, which by AdamW, and that moments carry over."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -68,3 +69,22 @@ def test_moments_carry_over() -> None:
         optimiser.step(RATE)
     for name, value in resumed.items():
         assert torch.equal(value, whole[name]), name
+
+
+def test_a_cpu_without_bfloat16_units_orthogonalises_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparktier.drafter.optimiser.has_bfloat16_units", lambda: False)
+    name = "layers.0.mlp.up_proj.weight"
+    step = moved(parameters())[name].double() / (-RATE * 0.2 * 16**0.5)
+    given = parameters()
+    give_gradients(given, 2)
+    assert given[name].grad is not None
+    torch.testing.assert_close(step, newton_schulz(given[name].grad.double()), rtol=1e-4, atol=1e-4)
+
+
+def newton_schulz(matrix: Tensor) -> Tensor:
+    """Muon's five quintic iterations (Jordan 2024) on a matrix with more rows than columns."""
+    found = matrix.T / matrix.norm()
+    for _ in range(5):
+        gram = found @ found.T
+        found = 3.4445 * found + (-4.7750 * gram + 2.0315 * gram @ gram) @ found
+    return found.T
