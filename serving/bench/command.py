@@ -12,10 +12,9 @@ from sparktier.configs.speculation_settings import LADDERS
 from sparktier.drafter.prompts import read_prompts
 from sparktier.drafter.report import report_meta, write_report
 from sparktier.serving.bench.report import draw, show
-from sparktier.serving.bench.rows import RUNGS, Case, Rows
+from sparktier.serving.bench.rows import Case, Rows, rungs_of
 from sparktier.serving.bench.speculation import Load, measure
 from sparktier.serving.bench.target import deployed
-from sparktier.serving.engine.speculation.plan import Rung
 
 # A pipe has no width of its own, and rich would squeeze the table into 80 characters.
 _TABLE_CHARACTERS = 150
@@ -42,7 +41,7 @@ def run(
     _require_ladder(settings, max(batches))
     texts = {path.stem: [prompt.turns[0] for prompt in read_prompts(path)] for path in prompts}
     cases = [Case(batch, temperature, name) for name in texts for temperature in temperatures for batch in batches]
-    rungs = [rung for rung in RUNGS if rung < Rung.TREE or settings.speculation.method == "tree"]
+    rungs = rungs_of(settings.speculation.method)
     console = Console(stderr=True)
     meta = report_meta("bench speculation", load.seed)
     console.print(f"load average {meta['load_average'][0]:.2f}; anything else running blurs what follows")

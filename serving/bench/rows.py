@@ -21,6 +21,11 @@ RUNGS: Mapping[Rung, tuple[str, str]] = {
 _LADDER = ("ladder", "ladder")
 
 
+def rungs_of(method: str) -> list[Rung]:
+    """Return the rungs that a deployment with this `speculation.method` has, lowest first."""
+    return [rung for rung in RUNGS if rung < Rung.TREE or method == "tree"]
+
+
 @dataclass(frozen=True)
 class Case:
     """One place of the grid, measured on every rung in every repeat."""

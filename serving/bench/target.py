@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,6 +23,7 @@ from sparktier.serving.processes import spawn
 _POLL_S = 0.2
 _REQUEST_TIMEOUT_S = 600.0
 _END_TIMEOUT_S = 30.0
+_RIVALS = 5
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class Totals:
         return Totals(*counts, self.tokens - before.tokens, parts)
 
 
+class Choice(NamedTuple):
+    """A token of an answer, and the log probabilities of the likeliest tokens at its place, itself among them."""
+
+    token: str
+    logprobs: Mapping[str, float]
+
+
 class Target:
     """A replica, by the address of its own port."""
 
@@ -70,10 +78,17 @@ class Target:
         found = self._chat(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
         return int(found["usage"]["completion_tokens"])
 
-    def text(self, prompt: str, *, max_tokens: int) -> str:
-        """Answer one chat prompt greedily and return the answer's text."""
-        found = self._chat(prompt, max_tokens=max_tokens, temperature=0.0)
-        return str(found["choices"][0]["message"]["content"])
+    def choices(self, prompt: str, *, tokens: int) -> list[Choice]:
+        """Answer one chat prompt greedily with `tokens` tokens, whatever they are; return each beside its rivals."""
+        asked = {
+            "max_tokens": tokens,
+            "temperature": 0.0,
+            "logprobs": True,
+            "top_logprobs": _RIVALS,
+            "ignore_eos": True,
+        }
+        found = self._chat(prompt, **asked)["choices"][0]["logprobs"]["content"]
+        return [Choice(one["token"], {top["token"]: top["logprob"] for top in one["top_logprobs"]}) for one in found]
 
     def _chat(self, prompt: str, **parameters: float) -> dict[str, Any]:
         messages = [{"role": "user", "content": prompt}]

@@ -9,6 +9,8 @@ import pytest
 import torch
 from bench import gpu_check
 
+from sparktier.serving.bench.target import Choice
+
 SCRIPT = Path(gpu_check.__file__)
 
 
@@ -33,3 +35,14 @@ def test_one_failed_check_fails_the_whole_and_hides_no_other() -> None:
     assert gpu_check.report([("good", lambda: (True, "fine"))]) == 0
     assert gpu_check.report([("bad", lambda: (False, "off by one")), ("good", lambda: (True, "fine"))]) == 1
     assert gpu_check.report([("raises", broken)]) == 1
+
+
+def test_answers_that_part_are_told_by_how_far() -> None:
+    off = [Choice("a", {"a": -0.1, "b": -2.5}), Choice("c", {"c": -0.8, "d": -0.9}), Choice("e", {"e": -0.2})]
+    tie, wrong = ([*off[:1], Choice(token, {token: -0.1}), *off[2:]] for token in ("d", "z"))
+    early = [Choice("b", {"b": -0.1}), *off[1:]]
+    found = gpu_check.partings([off] * 4, [off, tie, wrong, early])
+    assert found == pytest.approx([0.1, float("inf"), 2.4])
+    # An answer that is shorter than was asked for is no answer to compare.
+    with pytest.raises(ValueError, match="shorter"):
+        gpu_check.partings([off], [off[:2]])

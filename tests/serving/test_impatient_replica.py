@@ -46,7 +46,7 @@ async def test_a_replica_that_is_gone_is_one_clear_line() -> None:
     async with scripted_replica(hangs_up) as url:
         for ask in (
             Target(url).totals,
-            lambda: Target(url).text("Hi", max_tokens=1),
+            lambda: Target(url).choices("Hi", tokens=1),
             lambda: Target(url).set_plan(rows=0),
         ):
             with pytest.raises(ReplicaError, match=r"must answer .*RemoteProtocolError.*log"):

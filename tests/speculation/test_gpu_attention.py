@@ -22,6 +22,7 @@ from sparktier.kernels.draft_tree import DraftTree
 from sparktier.kernels.mask import ancestor_words
 from sparktier.serving.engine import gpu_attention
 from sparktier.serving.engine.gpu_attention import CHAIN, TREE, LadderFlashInfer, VerifyVariants, install
+from sparktier.serving.engine.speculation.worker import LadderWorker
 from support.random_trees import random_tree
 
 WIDTH, SLOTS, BUCKET, CONTEXT = 6, 5, 24, 64
@@ -207,3 +208,9 @@ def test_it_takes_flashinfers_place_and_draft_models_get_no_second_graph(monkeyp
     install(trees=True)
     assert decode_cuda_graph_runner.create_attention_graph_variants(target) == VerifyVariants()
     assert decode_cuda_graph_runner.create_attention_graph_variants(draft) == "stock"
+
+
+def test_sglang_folds_no_drafting_of_its_own_into_the_drafts_graphs() -> None:
+    # Its sampler asserts a window as wide as the block, and would draft a chain at every replay.
+    worker = object.__new__(LadderWorker)
+    assert worker._maybe_build_draft_sampler() is None

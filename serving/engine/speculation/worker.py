@@ -73,6 +73,9 @@ class LadderWorker(DSparkWorkerV2):
         self.highest_rung = Rung.CHAIN if self.options.tree is None else Rung.TREE
         self.set_plan(Plan(rung=self.highest_rung))
 
+    def _maybe_build_draft_sampler(self) -> None:
+        """Leave the draft's graphs at the block's hidden states: SGLang would fold the drafting of its chain in."""
+
     def alloc_memory_pool(self, **kwargs: Any) -> None:
         """Make the draft's KV pool, and the table of request slots beside it."""
         super().alloc_memory_pool(**kwargs)
