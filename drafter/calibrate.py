@@ -1,6 +1,6 @@
 """Calibrating a drafter on stored answers: its confidences for chains, its children's probabilities for trees.
 
-A calibrated drafter is the checkpoint, with the bias of its confidence head moved, and `sts.json` (SGLang's) and
+A calibrated drafter is the checkpoint, with its confidence head fitted anew, and `sts.json` (SGLang's) and
 `children.json` (ours) beside it. The answers must be of the calibration split. Knows nothing of the command line.
 """
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparktier.drafter.checkpoint import WEIGHTS, load_draft, shift_confidence
+from sparktier.drafter.checkpoint import WEIGHTS, load_draft, replace_confidence
 from sparktier.drafter.child_calibration import (
     ChildCalibrator,
     TemperatureClass,
@@ -19,22 +19,22 @@ from sparktier.drafter.child_calibration import (
     temperature_class,
     write_children,
 )
-from sparktier.drafter.evaluate import child_samples, evaluate
+from sparktier.drafter.confidence_fit import LinearHead, Refit, joined_samples, refit
+from sparktier.drafter.evaluate import child_samples, confidence_samples
 from sparktier.drafter.features import FeatureSource
 from sparktier.drafter.files import sha256_of, staged
 from sparktier.drafter.model import DraftModel
-from sparktier.drafter.rounds import joined
-from sparktier.drafter.sts import StsCalibration, fit_shift, fit_sts, write_sts
+from sparktier.drafter.sts import StsCalibration, fit_sts, write_sts
 from sparktier.drafter.target import Target
 
 STS_FILE, CHILDREN_FILE = "sts.json", "children.json"
 
 
 class Calibrated(NamedTuple):
-    """What was fitted: the shift of the confidence head's bias and its temperatures (0 and None without a head), and
-    the children of each temperature class."""
+    """What was fitted: the confidence head and its temperatures (both None without a head), and the children of each
+    temperature class."""
 
-    shift: float
+    confidence: Refit | None
     sts: StsCalibration | None
     children: list[ChildCalibrator]
 
@@ -46,25 +46,25 @@ def calibrate(draft: Path, target: Target, sources: Sequence[FeatureSource], see
         draft: the checkpoint's folder.
         target: its target.
         sources: stored answers of the calibration split. The confidence head, of which a drafter has only one, is
-            fitted on the rounds of all of them; children get a fit for each temperature class among them.
+            fitted on those of the lowest temperature; children get a fit for each temperature class among them.
         seed: of coins and draws.
         folder: `draft` itself, or one whose content may be replaced.
 
     Raises:
         ArtifactError: the checkpoint is not a draft of this target's, or can't be written.
     """
-    model, name = load_draft(draft, target), "+".join(dict.fromkeys(source.spec.dataset for source in sources))
+    model = load_draft(draft, target)
     for source in sources:
         target.binding.require(source.spec.binding, f"features {source.spec.dataset}")
     children = _children(model, sources)
-    shift, sts = _confidences(model, sources, seed, name)
+    confidence, sts = _confidences(model, sources, seed)
     with staged(folder) as part:
         shutil.copytree(draft, part)
-        if sts is not None:
-            shift_confidence(part, shift)
+        if confidence is not None and sts is not None:
+            replace_confidence(part, confidence.head)
             write_sts(part / STS_FILE, sts)
-        write_children(part / CHILDREN_FILE, sha256_of(part / WEIGHTS), name, children)
-    return Calibrated(shift, sts, children)
+        write_children(part / CHILDREN_FILE, sha256_of(part / WEIGHTS), _name(sources), children)
+    return Calibrated(confidence, sts, children)
 
 
 def _children(model: DraftModel, sources: Sequence[FeatureSource]) -> list[ChildCalibrator]:
@@ -79,12 +79,18 @@ def _children(model: DraftModel, sources: Sequence[FeatureSource]) -> list[Child
 
 
 def _confidences(
-    model: DraftModel, sources: Sequence[FeatureSource], seed: int, name: str
-) -> tuple[float, StsCalibration | None]:
-    """The head's shift, and the temperatures after it; 0 and None without a head."""
+    model: DraftModel, sources: Sequence[FeatureSource], seed: int
+) -> tuple[Refit, StsCalibration] | tuple[None, None]:
     if model.confidence_head is None:
-        return 0.0, None
-    evaluations = [part for source in sources for part in evaluate(model, source, name, [seed])]
-    rounds = joined([evaluation.rounds() for evaluation in evaluations]).whole()
-    shift = fit_shift(rounds.confidence, rounds.prefixes())
-    return shift, fit_sts(rounds.confidence + shift, rounds.prefixes(), name)
+        return None, None
+    # Sampled rounds are accepted less often than greedy ones of the same confidence: a mixture is right for neither.
+    lowest = min(source.spec.temperature for source in sources)
+    cold = [source for source in sources if source.spec.temperature == lowest]
+    samples = joined_samples([confidence_samples(model, source, seed) for source in cold])
+    old = model.confidence_head.proj
+    fit = refit(LinearHead(old.weight[0].detach().double().cpu().numpy(), old.bias.item()), samples)
+    return fit, fit_sts(fit.head.logits(samples.inputs), samples.accepted, _name(cold))
+
+
+def _name(sources: Sequence[FeatureSource]) -> str:
+    return "+".join(dict.fromkeys(source.spec.dataset for source in sources))

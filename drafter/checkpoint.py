@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparktier.configs.errors import ArtifactError
+from sparktier.drafter.confidence_fit import LinearHead
 from sparktier.drafter.config import DraftConfig
 from sparktier.drafter.files import read_json, sha256_of, staged, write_json
 from sparktier.drafter.model import FROZEN, DraftModel
@@ -51,13 +52,14 @@ def save_draft(
         write_json(part / NOTE, note)
 
 
-def shift_confidence(folder: Path, shift: float) -> None:
-    """Add `shift` to the bias of a checkpoint's confidence head, in place and not in one step: see `files.staged`."""
+def replace_confidence(folder: Path, head: LinearHead) -> None:
+    """Give a checkpoint another confidence head, in place and not in one step: see `files.staged`."""
+    parts = {"weight": torch.from_numpy(head.weight).float().unsqueeze(0), "bias": torch.tensor([head.bias]).float()}
     for file in folder.glob("*.safetensors"):
         tensors = load_file(file)
-        biases = [name for name in tensors if name.endswith("confidence_head.proj.bias")]
-        if biases:
-            save_file(tensors | {name: tensors[name].float() + shift for name in biases}, file)
+        heads = [name for name in tensors if "confidence_head.proj." in name]
+        if heads:
+            save_file(tensors | {name: parts[name.rpartition(".")[2]] for name in heads}, file)
     if (folder / NOTE).exists():
         note = read_json(folder / NOTE, "a drafter's note")
         write_json(folder / NOTE, note | {"weights_sha256": sha256_of(folder / WEIGHTS)})

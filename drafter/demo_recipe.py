@@ -44,8 +44,8 @@ class Scale:
     questions: int = 1800
     own_questions: int = 2400
     own_problems: int = 1000
-    calibrate: int = 96
-    open_questions: int = 64
+    calibrate: int = 192
+    open_questions: int = 128
     answer_tokens: int = 224
     steps: int = 3600
     held_out: int = 48

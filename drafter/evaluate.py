@@ -12,9 +12,10 @@ import torch
 from scipy.special import expit
 
 from sparktier.drafter.calibration_metrics import Floats, Reliability, auc, ece_frac, reliability
+from sparktier.drafter.confidence_fit import ConfidenceSamples, joined_samples
 from sparktier.drafter.features import FeatureSource
 from sparktier.drafter.model import DraftModel
-from sparktier.drafter.replay import Replay, likeliest_children, replay
+from sparktier.drafter.replay import Replay, likeliest_children, replay, replay_with_inputs
 from sparktier.drafter.rounds import (
     Ints,
     Rounds,
@@ -59,17 +60,7 @@ class Evaluation:
     def rounds_by_answer(self, longest: int | None = None) -> list[Rounds]:
         """Return the same rounds, answer by answer."""
         limit = self.gamma if longest is None else longest
-        return self._walks(lambda confidence: np.full(len(confidence), limit, dtype=np.int64))
-
-    def _walks(self, longest: Callable[[Floats], Ints]) -> list[Rounds]:
-        parts = []
-        for answer in self.replays:
-            confidence = answer.confidence.double().cpu().numpy()
-            anchors, accepted, remaining = (
-                part.cpu().numpy() for part in (answer.anchors, answer.accepted, answer.remaining)
-            )
-            parts.append(walk(anchors, accepted, remaining, confidence, longest(confidence)))
-        return parts
+        return [_rounds(answer, _all(answer, limit)) for answer in self.replays]
 
     def row(self) -> Row:
         """Return the report's row: accepted length, honesty of the confidence, degeneracy of the text."""
@@ -118,7 +109,8 @@ class Evaluation:
 
     def _at_threshold(self, threshold: float) -> Row:
         scale = np.array(self.temperatures)
-        rounds = joined(self._walks(lambda raw: confident_prefix(expit(raw / scale), threshold)))
+        walks = [_rounds(answer, confident_prefix(expit(_raw(answer) / scale), threshold)) for answer in self.replays]
+        rounds = joined(walks)
         share = float(rounds.accepted.sum() / max(rounds.offered.sum(), 1))
         lengths = {"accepted_length": rounds.accepted_length, "accept_rate_frac": share}
         return {**self._names(), "threshold": threshold, **lengths}
@@ -167,12 +159,37 @@ def evaluate(
     ]
 
 
+def confidence_samples(model: DraftModel, source: FeatureSource, seed: int) -> ConfidenceSamples:
+    """Return what the confidence head read in whole rounds of a source and what came of it, to refit it on."""
+    gamma, order, parts = model.config.block_size, range(len(source.lengths_tokens)), []
+    for index, record in zip(order, source.read(order), strict=True):
+        answer, inputs = replay_with_inputs(model, record, source.spec.temperature, mixed_seed(seed, index))
+        rounds = _rounds(answer, _all(answer, gamma)).whole()
+        taken = inputs[torch.from_numpy(rounds.places).to(inputs.device)].float().cpu().numpy()
+        parts.append(ConfidenceSamples(taken, rounds.prefixes(), np.zeros(len(taken), dtype=np.int64)))
+    return joined_samples(parts)
+
+
 def child_samples(model: DraftModel, source: FeatureSource) -> tuple[Floats, Floats]:
     """Return q and outcome of every likely child in a source, to fit `child_calibration.fit_children` on."""
     order = range(len(source.lengths_tokens))
     parts = [likeliest_children(model, record, source.spec.temperature) for record in source.read(order)]
     q, stood = torch.cat([part.q for part in parts]), torch.cat([part.stood for part in parts])
     return q.double().cpu().numpy(), stood.double().cpu().numpy()
+
+
+def _rounds(answer: Replay, longest: Ints) -> Rounds:
+    anchors, accepted, remaining = (part.cpu().numpy() for part in (answer.anchors, answer.accepted, answer.remaining))
+    return walk(anchors, accepted, remaining, _raw(answer), longest)
+
+
+def _raw(answer: Replay) -> Floats:
+    raw: Floats = answer.confidence.double().cpu().numpy()
+    return raw
+
+
+def _all(answer: Replay, longest: int) -> Ints:
+    return np.full(len(answer.anchors), longest, dtype=np.int64)
 
 
 def _known(value: float) -> float | None:

@@ -100,11 +100,10 @@ class ConfidenceHead(nn.Module):
         super().__init__()
         self.proj = nn.Linear(hidden_size + rank, 1)
 
-    def forward(self, hidden: Tensor, code: Tensor | None) -> Tensor:
-        """Return the raw logit [...] from [..., hidden] and the previous token's Markov code [..., rank] or None."""
-        features = hidden if code is None else torch.cat((hidden, code.to(hidden.dtype)), dim=-1)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the raw logit [...] from [..., hidden + rank]: a row's hidden state and the previous token's code."""
         # A dot product by hand: autocast would run a linear layer in bf16, and SGLang keeps this head in fp32.
-        return (features.float() * self.proj.weight.float().squeeze(0)).sum(dim=-1) + self.proj.bias.float()
+        return (inputs.float() * self.proj.weight.float().squeeze(0)).sum(dim=-1) + self.proj.bias.float()
 
 
 def build_markov_head(config: DraftConfig) -> MarkovHead | None:

@@ -132,10 +132,14 @@ class DraftModel(nn.Module):
         """Return raw confidence logits [...] of rows [..., hidden] that follow tokens `previous` [...]."""
         if self.confidence_head is None:
             return None
-        with_code = self.config.confidence_head_with_markov
-        code = self.markov_head.markov_w1(previous) if with_code and self.markov_head is not None else None
-        confidence: Tensor = self.confidence_head(hidden, code)
+        confidence: Tensor = self.confidence_head(self.confidence_inputs(hidden, previous))
         return confidence
+
+    def confidence_inputs(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        """Return what the confidence head reads of the same rows, [..., hidden] or [..., hidden + rank]."""
+        if self.markov_head is None or not self.config.confidence_head_with_markov:
+            return hidden
+        return torch.cat((hidden, self.markov_head.markov_w1(previous).to(hidden.dtype)), dim=-1)
 
     def teacher_forced(self, hidden: Tensor, previous: Tensor, columns: Columns | None = None) -> Tensor:
         """Return corrected logits [..., gamma, vocab] given the tokens before each row, `previous` [..., gamma]."""

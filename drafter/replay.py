@@ -11,7 +11,7 @@ Exact without running the target again, by conditioning on the answer:
 The rules are those of sparktier.kernels. Knows nothing of rounds, files or statistics.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,13 +52,20 @@ class Children:
 @torch.no_grad()
 def replay(model: DraftModel, record: FeatureRecord, temperature: float, seed: int) -> Replay:
     """Replay all anchors of a sequence that the target answered at `temperature`; `seed` keys the coins and draws."""
-    parts = []
-    for chunk in chunks(model, record):
-        draft, accepted = _greedy(model, chunk) if temperature <= 0 else _sampled(model, chunk, temperature, seed)
-        silent = chunk.hidden.new_zeros(chunk.hidden.shape[:2])
-        confidence = silent if draft.confidence is None else draft.confidence
-        parts.append((chunk.anchors, draft.tokens, accepted, chunk.remaining, confidence))
-    return Replay(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return _joined([part for _, part in _by_chunk(model, record, temperature, seed)])
+
+
+@torch.no_grad()
+def replay_with_inputs(
+    model: DraftModel, record: FeatureRecord, temperature: float, seed: int
+) -> tuple[Replay, Tensor]:
+    """Return the same replay, and what the confidence head read for it, [A, gamma, width]."""
+    parts, inputs = [], []
+    for chunk, part in _by_chunk(model, record, temperature, seed):
+        before = torch.cat((chunk.anchor_tokens.unsqueeze(1), part.drafted[:, :-1]), dim=1)
+        parts.append(part)
+        inputs.append(model.confidence_inputs(chunk.hidden, before))
+    return _joined(parts), torch.cat(inputs)
 
 
 @torch.no_grad()
@@ -118,6 +125,26 @@ def chunks(model: DraftModel, record: FeatureRecord) -> Iterator[Chunk]:
     for anchors in torch.split(anchor_candidates(row), BLOCKS_AT_ONCE):
         hidden = _hidden(model, row, anchors, context)
         yield Chunk(row, anchors, block_labels(row, anchors, model.config.block_size), hidden)
+
+
+def _by_chunk(
+    model: DraftModel, record: FeatureRecord, temperature: float, seed: int
+) -> Iterator[tuple[Chunk, Replay]]:
+    for chunk in chunks(model, record):
+        draft, accepted = _greedy(model, chunk) if temperature <= 0 else _sampled(model, chunk, temperature, seed)
+        silent = chunk.hidden.new_zeros(chunk.hidden.shape[:2])
+        confidence = silent if draft.confidence is None else draft.confidence
+        yield chunk, Replay(chunk.anchors, draft.tokens, accepted, chunk.remaining, confidence)
+
+
+def _joined(parts: Sequence[Replay]) -> Replay:
+    return Replay(
+        anchors=torch.cat([part.anchors for part in parts]),
+        drafted=torch.cat([part.drafted for part in parts]),
+        accepted=torch.cat([part.accepted for part in parts]),
+        remaining=torch.cat([part.remaining for part in parts]),
+        confidence=torch.cat([part.confidence for part in parts]),
+    )
 
 
 def _hidden(model: DraftModel, row: PackedRow, anchors: Tensor, context: list[ContextKV]) -> Tensor:

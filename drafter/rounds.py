@@ -16,9 +16,11 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Rounds:
-    """Rounds of decoding: accepted [n] drafted tokens that stood; offered [n] rows before the answer ended; committed
-    [n] tokens gained, bonus included; confidence [n, gamma] raw logits."""
+    """Rounds of decoding: places [n] of their anchors among the answer's; accepted [n] drafted tokens that stood;
+    offered [n] rows before the answer ended; committed [n] tokens gained, bonus included; confidence [n, gamma] raw
+    logits."""
 
+    places: Ints
     accepted: Ints
     offered: Ints
     committed: Ints
@@ -32,7 +34,13 @@ class Rounds:
     def whole(self) -> "Rounds":
         """Return the rounds whose block lies inside the answer, so that every row has an outcome."""
         kept = self.offered == self.confidence.shape[1]
-        return Rounds(self.accepted[kept], self.offered[kept], self.committed[kept], self.confidence[kept])
+        return Rounds(
+            places=self.places[kept],
+            accepted=self.accepted[kept],
+            offered=self.offered[kept],
+            committed=self.committed[kept],
+            confidence=self.confidence[kept],
+        )
 
     def prefixes(self) -> Floats:
         """Return [n, gamma]: 1 where this row and all before it were accepted."""
@@ -57,6 +65,7 @@ def walk(anchors: Ints, accepted: Ints, remaining: Ints, confidence: Floats, lon
         place = int(np.searchsorted(anchors, anchors[place] + stands[place] + 1))
     rounds = np.array(taken, dtype=np.int64)
     return Rounds(
+        places=rounds,
         accepted=stands[rounds],
         offered=np.minimum(longest, remaining)[rounds],
         committed=np.minimum(stands + 1, remaining)[rounds],
@@ -67,6 +76,7 @@ def walk(anchors: Ints, accepted: Ints, remaining: Ints, confidence: Floats, lon
 def joined(parts: Sequence[Rounds]) -> Rounds:
     """Return all rounds of several answers."""
     return Rounds(
+        places=np.concatenate([part.places for part in parts]),
         accepted=np.concatenate([part.accepted for part in parts]),
         offered=np.concatenate([part.offered for part in parts]),
         committed=np.concatenate([part.committed for part in parts]),

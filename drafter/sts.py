@@ -1,9 +1,9 @@
 """Sequential Temperature Scaling of the confidence head, fitted on the product that the planner uses.
 
-A temperature turns around a logit of 0, so what is off by a constant is moved first, by the head's own bias. Then, row
-by row, the temperature that gives the running product of confidences the smallest ECE against "this row was reached and
-accepted" (DSpark paper 3.4). Owns the file that SGLang loads with --speculative-dspark-confidence-sts-path
-(`D/dspark_sts.py`). Knows nothing of how samples are gathered.
+Row by row, the temperature that gives the running product of confidences the smallest ECE against "this row was reached
+and accepted" (DSpark paper 3.4). A temperature turns around a logit of 0; what else is off, `confidence_fit` mends.
+Owns the file that SGLang loads with --speculative-dspark-confidence-sts-path (`D/dspark_sts.py`). Knows nothing of how
+samples are gathered.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit
 
 from sparktier.configs.errors import ArtifactError
@@ -20,9 +19,6 @@ from sparktier.drafter.files import read_json, write_json
 
 COARSE = np.geomspace(0.1, 10.0, 41)
 FINE_STEPS = 15
-MOST_SHIFT = 4.0  # a chance of one half becomes 2 or 98%
-# Keeps the constant finite where outcomes separate perfectly; far below any effect of real data.
-RIDGE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -40,31 +36,6 @@ def survival(logits: Floats, temperatures: Iterable[float]) -> Floats:
     """Return the chance that each row is reached and accepted: [n, gamma] raw confidence logits -> [n, gamma]."""
     scaled: Floats = np.cumprod(expit(logits / np.fromiter(temperatures, dtype=np.float64)), axis=1)
     return scaled
-
-
-def fit_shift(logits: Floats, accepted: Floats) -> float:
-    """Return what must be added to every confidence logit before temperatures can make it right.
-
-    The shared constant of the likeliest expit((logit + constant) / temperature of the row), over the rows that were
-    reached. 0 where a row is accepted less often the surer the head is: no constant mends that.
-
-    Args:
-        logits: [n, gamma] raw confidence logits.
-        accepted: [n, gamma] 1 where this row and all before it were accepted.
-    """
-    reached = np.concatenate((np.ones((len(accepted), 1)), accepted[:, :-1]), axis=1)
-
-    def loss(parameters: Floats) -> tuple[float, Floats]:
-        shifted, slopes = logits + parameters[0], parameters[1:]
-        z = shifted * slopes
-        error = (expit(z) - accepted) * reached / reached.sum()
-        value = np.sum((np.logaddexp(0.0, z) - accepted * z) * reached) / reached.sum()
-        ridge = parameters - np.array([0.0] + [1.0] * len(slopes))
-        gradient = np.concatenate(([np.sum(error * slopes)], np.sum(error * shifted, axis=0)))
-        return float(value + RIDGE * ridge @ ridge), gradient + 2 * RIDGE * ridge
-
-    shift, *slopes = minimize(loss, np.array([0.0] + [1.0] * logits.shape[1]), jac=True, method="BFGS").x
-    return float(np.clip(shift, -MOST_SHIFT, MOST_SHIFT)) if min(slopes) > 0 else 0.0
 
 
 def fit_sts(logits: Floats, accepted: Floats, dataset: str) -> StsCalibration:

@@ -12,6 +12,7 @@ from sparktier.configs.errors import ArtifactError
 from sparktier.configs.settings import Settings
 from sparktier.drafter.calibrate import calibrate
 from sparktier.drafter.child_calibration import ChildCalibrator
+from sparktier.drafter.confidence_fit import Refit
 from sparktier.drafter.report import report_meta, write_report
 from sparktier.drafter.sts import StsCalibration
 from sparktier.serving.drafter_sources import Wanted, sources, subject
@@ -38,13 +39,22 @@ def run(settings: Settings, *, draft: Path | None, wanted: Wanted, out: Path | N
     made = list(sources(who, wanted, console))
     console.print("fitting")
     fitted = calibrate(who.folder, who.target, made, wanted.seed, folder)
-    rows = ([] if fitted.sts is None else _sts_rows(fitted.sts)) + [_child_row(fit) for fit in fitted.children]
+    rows = [] if fitted.confidence is None else [_confidence_row(fitted.confidence)]
+    rows += ([] if fitted.sts is None else _sts_rows(fitted.sts)) + [_child_row(fit) for fit in fitted.children]
     for row in rows:
         Console().print("  ".join(f"{name} {_shown(value)}" for name, value in row.items()), soft_wrap=True)
-    Console().print(f"wrote {folder}, its confidence head's bias moved by {fitted.shift:+.3f}", soft_wrap=True)
+    Console().print(f"wrote {folder}", soft_wrap=True)
     if report:
         write_report(report, meta, rows)
     return 0
+
+
+def _confidence_row(fit: Refit) -> dict[str, Any]:
+    losses = {
+        "held_out_loss_before_nats": fit.held_out_loss_before_nats,
+        "held_out_loss_after_nats": fit.held_out_loss_after_nats,
+    }
+    return {"fit": "confidence", "ridge": fit.ridge, **losses}
 
 
 def _sts_rows(fit: StsCalibration) -> list[dict[str, Any]]:

@@ -206,7 +206,8 @@ def test_walk_commits_every_token_once(accepted: list[int], longest: int, split:
 
 
 def rounds_of(accepted: list[int], offered: list[int]) -> Rounds:
-    return Rounds(np.array(accepted), np.array(offered), np.array(accepted) + 1, np.zeros((len(accepted), 3)))
+    places, stood = np.arange(len(accepted)), np.array(accepted)
+    return Rounds(places, stood, np.array(offered), stood + 1, np.zeros((len(accepted), 3)))
 
 
 def test_conditional_acceptance_counts_only_rows_that_were_reached_and_offered() -> None:

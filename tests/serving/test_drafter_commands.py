@@ -102,9 +102,9 @@ def test_calibrate_writes_what_evaluate_then_applies(
     command = ["calibrate", folder / "config.yaml", *options, "--out", tmp_path / "fits", "--json", report]
     assert exit_code(command) == 0
     rows = json.loads(report.read_text())["rows"]
-    assert [row["fit"] for row in rows] == ["sts"] * 3 + ["children"] * 2
+    assert [row["fit"] for row in rows] == ["confidence"] + ["sts"] * 3 + ["children"] * 2
     sts = json.loads((tmp_path / "fits" / "sts.json").read_text())
-    assert [row["temperature"] for row in rows[:3]] == sts["temperatures"]
+    assert [row["temperature"] for row in rows[1:4]] == sts["temperatures"]
     children = json.loads((tmp_path / "fits" / "children.json").read_text())
     assert [fit["temperature_class"] for fit in children["fits"]] == ["greedy", "warm"]
     load_draft(tmp_path / "fits", read_target(folder / "model"))
