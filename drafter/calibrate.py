@@ -30,12 +30,17 @@ from sparktier.drafter.target import Target
 STS_FILE, CHILDREN_FILE = "sts.json", "children.json"
 
 
-class Calibrated(NamedTuple):
-    """What was fitted: the confidence head and its temperatures (both None without a head), and the children of each
-    temperature class."""
+class Confidence(NamedTuple):
+    """The confidence head fitted anew, and the temperatures after it."""
 
-    confidence: Refit | None
-    sts: StsCalibration | None
+    fit: Refit
+    sts: StsCalibration
+
+
+class Calibrated(NamedTuple):
+    """What was fitted: the confidence (None without a head), and the children of each temperature class."""
+
+    confidence: Confidence | None
     children: list[ChildCalibrator]
 
 
@@ -57,14 +62,14 @@ def calibrate(draft: Path, target: Target, sources: Sequence[FeatureSource], see
     for source in sources:
         target.binding.require(source.spec.binding, f"features {source.spec.dataset}")
     children = _children(model, sources)
-    confidence, sts = _confidences(model, sources, seed)
+    confidence = _confidence(model, sources, seed)
     with staged(folder) as part:
         shutil.copytree(draft, part)
-        if confidence is not None and sts is not None:
-            replace_confidence(part, confidence.head)
-            write_sts(part / STS_FILE, sts)
+        if confidence is not None:
+            replace_confidence(part, confidence.fit.head)
+            write_sts(part / STS_FILE, confidence.sts)
         write_children(part / CHILDREN_FILE, sha256_of(part / WEIGHTS), _name(sources), children)
-    return Calibrated(confidence, sts, children)
+    return Calibrated(confidence, children)
 
 
 def _children(model: DraftModel, sources: Sequence[FeatureSource]) -> list[ChildCalibrator]:
@@ -78,18 +83,16 @@ def _children(model: DraftModel, sources: Sequence[FeatureSource]) -> list[Child
     return fits
 
 
-def _confidences(
-    model: DraftModel, sources: Sequence[FeatureSource], seed: int
-) -> tuple[Refit, StsCalibration] | tuple[None, None]:
+def _confidence(model: DraftModel, sources: Sequence[FeatureSource], seed: int) -> Confidence | None:
     if model.confidence_head is None:
-        return None, None
+        return None
     # Sampled rounds are accepted less often than greedy ones of the same confidence: a mixture is right for neither.
     lowest = min(source.spec.temperature for source in sources)
     cold = [source for source in sources if source.spec.temperature == lowest]
     samples = joined_samples([confidence_samples(model, source, seed) for source in cold])
     old = model.confidence_head.proj
     fit = refit(LinearHead(old.weight[0].detach().double().cpu().numpy(), old.bias.item()), samples)
-    return fit, fit_sts(fit.head.logits(samples.inputs), samples.accepted, _name(cold))
+    return Confidence(fit, fit_sts(fit.head.logits(samples.inputs), samples.accepted, _name(cold)))
 
 
 def _name(sources: Sequence[FeatureSource]) -> str:

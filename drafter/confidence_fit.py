@@ -128,13 +128,16 @@ def _fits(head: LinearHead, rows: _Rows, ridges: Sequence[float]) -> list[Linear
 def _minimised(start: Floats, logits: Floats, inputs: Floats, accepted: Floats, ridge: float) -> Floats:
     """Return slope, constant and the change of each weight, of the least penalised mean loss."""
 
+    unchanged, strength = np.zeros(len(start)), np.full(len(start), ridge)
+    unchanged[0], strength[:2] = 1.0, LEAST_RIDGE
+
     def loss(parameters: Floats) -> tuple[float, Floats]:
         slope, constant, change = parameters[0], parameters[1], parameters[2:]
         z = logits * slope + constant + inputs @ change
         error = (expit(z) - accepted) / len(accepted)
-        penalty = np.concatenate((LEAST_RIDGE * np.array([slope - 1.0, constant]), ridge * change))
-        value = np.mean(np.logaddexp(0.0, z) - accepted * z)
-        value += penalty @ np.concatenate(([slope - 1.0, constant], change))
+        off = parameters - unchanged
+        penalty = strength * off
+        value = np.mean(np.logaddexp(0.0, z) - accepted * z) + penalty @ off
         return float(value), np.concatenate(([error @ logits, error.sum()], error @ inputs)) + 2 * penalty
 
     fitted: Floats = minimize(loss, start, jac=True, method="L-BFGS-B").x

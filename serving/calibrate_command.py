@@ -39,8 +39,9 @@ def run(settings: Settings, *, draft: Path | None, wanted: Wanted, out: Path | N
     made = list(sources(who, wanted, console))
     console.print("fitting")
     fitted = calibrate(who.folder, who.target, made, wanted.seed, folder)
-    rows = [] if fitted.confidence is None else [_confidence_row(fitted.confidence)]
-    rows += ([] if fitted.sts is None else _sts_rows(fitted.sts)) + [_child_row(fit) for fit in fitted.children]
+    rows = [_child_row(fit) for fit in fitted.children]
+    if fitted.confidence is not None:
+        rows = [_confidence_row(fitted.confidence.fit), *_sts_rows(fitted.confidence.sts), *rows]
     for row in rows:
         Console().print("  ".join(f"{name} {_shown(value)}" for name, value in row.items()), soft_wrap=True)
     Console().print(f"wrote {folder}", soft_wrap=True)

@@ -42,6 +42,12 @@ def test_errors_that_depend_on_the_text_are_mended() -> None:
     assert fit.held_out_loss_after_nats < fit.held_out_loss_before_nats - 0.02
 
 
+def test_a_constant_that_temperatures_cannot_mend_is_found() -> None:
+    fit = refit(LinearHead(HEAD.weight, HEAD.bias + 0.8), drawn(400, seed=10, off=0.0))
+    assert fit.head.bias == pytest.approx(HEAD.bias, abs=0.05)
+    assert fit.head.weight == pytest.approx(HEAD.weight, abs=0.05)
+
+
 def test_an_honest_head_is_kept() -> None:
     fit = refit(HEAD, drawn(60, seed=3, off=0.0))
     assert fit.head.weight == pytest.approx(HEAD.weight, abs=0.12)
