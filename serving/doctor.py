@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from sparktier.configs.model_settings import ModelSource
 from sparktier.configs.settings import Settings
+from sparktier.serving.addresses import host_port
 from sparktier.serving.demo_model import built_demo_model, default_cache_dir
 from sparktier.serving.device import resolve_device, with_dtype_of
 from sparktier.serving.engine import upstream
@@ -170,10 +171,10 @@ def check_port(settings: Settings) -> Iterator[Finding]:
         try:
             probe.bind((host, port))
         except OSError as error:
-            found = f"{host}:{port}: {error.strerror}"
+            found = f"{host_port(host, port)}: {error.strerror}"
             yield Finding("port", "failed", found, "Stop what listens there, or set server.port.")
             return
-    yield Finding("port", "ok", f"{host}:{port} is free")
+    yield Finding("port", "ok", f"{host_port(host, port)} is free")
 
 
 def check_ray(settings: Settings) -> Iterator[Finding]:

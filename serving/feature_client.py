@@ -52,7 +52,8 @@ def engine_facts(url: str) -> EngineFacts:
         ReplicaError: nobody answers there, or the replica hands out no features.
     """
     try:
-        answer = httpx.get(url + _PATH, timeout=httpx.Timeout(_RECORD_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S))
+        timeout = httpx.Timeout(_RECORD_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+        answer = httpx.get(url + _PATH, timeout=timeout, trust_env=False)
         answer.raise_for_status()
         return EngineFacts.model_validate_json(answer.content)
     except (httpx.HTTPError, ValidationError) as error:

@@ -5,6 +5,7 @@ listens on the machine's own address whatever it is told, hence the token: witho
 """
 
 import asyncio
+import os
 import secrets
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparktier.configs.errors import ReplicaError
+from sparktier.serving.addresses import host_port, no_proxy_env
 from sparktier.serving.processes import free_port, spawn, stop
 
 _HOST = "127.0.0.1"
@@ -36,7 +38,7 @@ class LocalRay:
     @property
     def address(self) -> str:
         """Where to join."""
-        return f"{_HOST}:{self._port}"
+        return host_port(_HOST, self._port)
 
     @property
     def env(self) -> dict[str, str]:
@@ -57,7 +59,7 @@ class LocalRay:
         """Start the head and return once it answers. Raises ReplicaError when it does not."""
         self._port = free_port(_HOST)
         mark = self.log.stat().st_size if self.log.exists() else 0
-        self._process = spawn(self._command(), log=self.log, env={**self.env, **_HEAD_ENV})
+        self._process = spawn(self._command(), log=self.log, env={**no_proxy_env(os.environ), **self.env, **_HEAD_ENV})
         deadline = asyncio.get_running_loop().time() + _START_TIMEOUT_S
         while _READY_MARK not in self.log.read_text(errors="replace")[mark:]:
             if not self.running or asyncio.get_running_loop().time() >= deadline:

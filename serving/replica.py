@@ -16,6 +16,7 @@ from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_OTLP_TRACES_EN
 from sparktier.cluster.placement import RankBundles, join_cluster, reserve
 from sparktier.configs.errors import ConfigError, Problem, ReplicaError
 from sparktier.configs.settings import Settings
+from sparktier.serving.addresses import no_proxy_env
 from sparktier.serving.device import resolve_device, with_dtype_of
 from sparktier.serving.engine import tiers
 from sparktier.serving.engine.features import options as feature_options
@@ -39,7 +40,7 @@ def run(settings: Settings, *, replica: int, port: int) -> int:
     try:
         # Imported before Ray so that this process's own SGLang sees the same environment as the ranks.
         env = {**rank_env(settings, device=device), **_feature_env(settings), **_metrics_env()}
-        os.environ.update(env)
+        os.environ.update(no_proxy_env(os.environ) | env)
         node = join_cluster(_address(settings), namespace=f"sparktier-{replica}", rank_env=env)
         shape = RankBundles(ranks=settings.replicas.tensor_parallel, nodes=settings.replicas.nodes)
         group = reserve(shape, first_node=node, timeout_s=_RESERVE_TIMEOUT_S)

@@ -17,6 +17,7 @@ import httpx
 
 from sparktier.configs.errors import ArtifactError, ReplicaError
 from sparktier.configs.settings import SupervisionSettings
+from sparktier.serving.addresses import http_url
 from sparktier.serving.failure_reason import reason
 from sparktier.serving.processes import held_port, spawn, stop
 from sparktier.serving.replica_table import EngineLimits, Replica, State
@@ -126,7 +127,7 @@ class ReplicaKeeper:
         return _Life(failure, served_s, exit_status)
 
     def _spawned(self, port: int) -> "subprocess.Popen[bytes]":
-        self._replica.url = f"http://127.0.0.1:{port}"
+        self._replica.url = http_url("127.0.0.1", port)
         self._replica.state = State.STARTING
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         command = [sys.executable, "-m", "sparktier.serving.cli", "engine", str(self._around.settings_file)]

@@ -19,6 +19,7 @@ import yaml
 
 from sparktier.configs.errors import ConfigError, Problem
 from sparktier.configs.settings import Settings
+from sparktier.serving.addresses import host_port, http_url
 from sparktier.serving.demo_model import default_cache_dir
 from sparktier.serving.device import resolve_device
 from sparktier.serving.engine_args import on_device
@@ -96,7 +97,7 @@ class _Deployment:
         while self._table.count(State.SERVING) < len(self._table.replicas):
             await asyncio.sleep(_TICK_S)
         server = self._settings.server
-        _say(f"ready http=http://{server.host}:{server.port}")
+        _say(f"ready http={http_url(server.host, server.port)}")
         _say(f"started in {time.monotonic() - started:.0f} s; Ctrl-C ends it")
         await asyncio.Event().wait()
 
@@ -169,7 +170,7 @@ def _listener(settings: Settings) -> socket.socket:
     except OSError as error:
         rule = f"must be an address this machine can listen on ({error.strerror})"
         cure = "Stop what listens there, or choose another port or host."
-        raise ConfigError([Problem("server.port", rule, f"{host}:{port}", cure)]) from error
+        raise ConfigError([Problem("server.port", rule, host_port(host, port), cure)]) from error
     return listener
 
 

@@ -71,7 +71,7 @@ class Target:
     def __init__(self, url: str) -> None:
         # A connection a request: a kept one can be closed by the replica just as the next request is sent on it.
         limits = httpx.Limits(max_keepalive_connections=0)
-        self._client = httpx.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S, limits=limits)
+        self._client = httpx.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S, limits=limits, trust_env=False)
 
     def answer(self, prompt: str, *, max_tokens: int, temperature: float, seed: int) -> int:
         """Answer one chat prompt and return how many tokens came."""

@@ -10,6 +10,8 @@ from contextlib import closing
 
 import ray
 
+from sparktier.serving.addresses import host_port
+
 # Below the range that systems give to connections; SGLang takes six ports after the first.
 _PORTS = range(20000, 32000, 8)
 _PORTS_OF_ONE = 7
@@ -23,7 +25,7 @@ def meeting_place(groups: int) -> dict[str, str]:
     start = os.getpid() % len(_PORTS)
     ports = [*_PORTS[start:], *_PORTS[:start]]
     first = next(port for port in ports if all(_is_free(host, port + step) for step in range(_PORTS_OF_ONE)))
-    return {"dist_init_addr": f"{host}:{first}"}
+    return {"dist_init_addr": host_port(host, first)}
 
 
 def let_start() -> None:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import openai
 import psutil
 
 from sparktier.configs.contracts import Signals
+from sparktier.serving.addresses import http_url
 from support.processes import Family, command_line, described
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,11 +32,12 @@ _PORTS = range(8210, 8290)
 
 
 class Deployment:
-    """One running `sparktier up`. `settings` are values of `--set`; the rest is `configs/test.yaml`."""
+    """One running `sparktier up`. `settings` are values of `--set`, the rest is `configs/test.yaml`; `env` is all the
+    environment it has, where that is not the caller's own."""
 
-    def __init__(self, model: Path, output: Path, **settings: object) -> None:
+    def __init__(self, model: Path, output: Path, env: Mapping[str, str] | None = None, **settings: object) -> None:
         self.port = _free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = http_url(str(settings.get("server.host", "127.0.0.1")), self.port)
         self._output = output
         values = {"model.path": model, "server.port": self.port, "supervision.start_timeout_s": READY_LIMIT_S}
         options = [f"--set={key}={value}" for key, value in {**values, **settings}.items()]
@@ -43,6 +45,7 @@ class Deployment:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sparktier.serving.cli", "up", str(CONFIG), *options],
                 cwd=ROOT,
+                env=env,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -160,9 +163,11 @@ class Deployment:
 
 
 @contextlib.contextmanager
-def deployed(model: Path, output: Path, **settings: object) -> Iterator[Deployment]:
+def deployed(
+    model: Path, output: Path, env: Mapping[str, str] | None = None, **settings: object
+) -> Iterator[Deployment]:
     """Start a deployment, wait until it is ready, and end it with Ctrl-C, which has to leave nothing behind."""
-    deployment = Deployment(model, output, **settings)
+    deployment = Deployment(model, output, env, **settings)
     try:
         deployment.wait_for("ready http=")
         yield deployment

@@ -1,0 +1,29 @@
+"""Host and port as text, IPv6 in brackets, and the environment that keeps calls within this machine off proxies."""
+
+from collections.abc import Mapping
+
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+# Programs differ in which of the two they read; where both are set, most prefer the second.
+_NO_PROXY_NAMES = ("NO_PROXY", "no_proxy")
+
+
+def host_port(host: str, port: int) -> str:
+    """Return `host:port`; an IPv6 address gets brackets, else its end can't be told from the port."""
+    bare = host.removeprefix("[").removesuffix("]")
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+def http_url(host: str, port: int) -> str:
+    """Return the address of an HTTP server, without a slash at its end."""
+    return f"http://{host_port(host, port)}"
+
+
+def no_proxy_env(env: Mapping[str, str]) -> dict[str, str]:
+    """Return what `env` needs more so that no library calls this machine through a proxy that `env` names.
+
+    Libraries of others read proxies from the environment whatever they call; ours are told not to.
+    """
+    listed = [entry.strip() for name in _NO_PROXY_NAMES for entry in env.get(name, "").split(",")]
+    # An asterisk means every host only where it is alone.
+    hosts = ["*"] if "*" in listed else [*filter(None, listed), *_THIS_MACHINE]
+    return dict.fromkeys(_NO_PROXY_NAMES, ",".join(dict.fromkeys(hosts)))
