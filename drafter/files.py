@@ -1,9 +1,11 @@
 """Writing so that a crash or a full disk leaves the old state whole. Knows nothing of what is written."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sparktier.configs.errors import ArtifactError
+
+# As much as the smallest block of a file system: a full disk still makes empty files.
+_PROBE_BYTES = 4096
 
 
 def sha256_of(path: Path) -> str:
@@ -47,19 +52,46 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def staged(final: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `final` to write (a file, or a folder to make) and put it in place if all went well.
 
+    A link is followed: what it leads to is replaced.
+
     Raises:
         ArtifactError: writing failed, as on a full disk; what was at `final` is untouched.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
+    final = _replaceable(final)
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
     try:
+        final.parent.mkdir(parents=True, exist_ok=True)
         yield part
         _flush(part)
         _swap(part, final)
+        _flush_name(final)
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{final}: can't be written ({error}). What was there is untouched; free space.") from error
+        raise ArtifactError(
+            f"{final}: must be a place that can be written (found {error}). What was there is untouched; free space "
+            "there, or name another place."
+        ) from error
     finally:
         _remove(part)
+
+
+def require_room(folder: Path) -> None:
+    """Raise OSError unless a file can be made in `folder`, made too if need be. Leaves nothing behind."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+        probe.write(bytes(_PROBE_BYTES))
+
+
+def _replaceable(path: Path) -> Path:
+    """Return where `path` leads. Raises ArtifactError for a device or a pipe, which a rename would take away."""
+    try:
+        final = path.resolve()
+        special = final.exists() and not (final.is_file() or final.is_dir())
+    except (OSError, RuntimeError) as error:
+        raise ArtifactError(f"{path}: must be a path that can be written (found {error}). Name another.") from None
+    if special:
+        raise ArtifactError(f"{path}: must be a file or a folder (found a device or a pipe). Name another.")
+    return final
 
 
 def _swap(part: Path, final: Path) -> None:
@@ -69,21 +101,36 @@ def _swap(part: Path, final: Path) -> None:
     # A folder can't be renamed over another that holds files.
     old = final.with_name(f".{final.name}.{os.getpid()}.old")
     final.rename(old)
-    part.rename(final)
-    shutil.rmtree(old)
+    try:
+        part.rename(final)
+    except OSError:
+        old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
     for file in (path, *path.rglob("*")) if path.is_dir() else (path,):
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _flush_one(file)
+
+
+def _flush_name(final: Path) -> None:
+    """Keep a power loss from taking the new name back. Not every file system can, and what is there is whole."""
+    with contextlib.suppress(OSError):
+        _flush_one(final.parent)
+
+
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from sparktier.serving.cli_options import add_config, configured, real_number, whole_number
+from sparktier.serving.cli_options import add_config, add_json, configured, real_number, whole_number
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 
@@ -32,7 +32,7 @@ def add_commands(add: Add) -> None:
     bench.add_argument("--turns", type=whole_number(1, 1000), default=3, help="prompts for each user (default 3)")
     bench.add_argument("--repeats", type=whole_number(1, 1000), default=5, help="of every case (default 5)")
     bench.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0, help="of sampling and order (default 0)")
-    bench.add_argument("--json", type=Path, metavar="PATH", help="also write the report there, and a plot beside it")
+    add_json(bench, beside=", and a plot beside it")
 
 
 def _bench(options: argparse.Namespace) -> int:

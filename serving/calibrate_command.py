@@ -9,11 +9,12 @@ from typing import Any
 from rich.console import Console
 
 from sparktier.configs.errors import ArtifactError
+from sparktier.configs.report import report_meta
 from sparktier.configs.settings import Settings
 from sparktier.drafter.calibrate import calibrate
 from sparktier.drafter.child_calibration import ChildCalibrator
 from sparktier.drafter.confidence_fit import Refit
-from sparktier.drafter.report import report_meta, write_report
+from sparktier.drafter.report import write_report
 from sparktier.drafter.sts import StsCalibration
 from sparktier.serving.drafter_sources import Wanted, sources, subject
 

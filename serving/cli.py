@@ -14,7 +14,7 @@ from typing import NoReturn
 from sparktier.configs.errors import ArtifactError, ConfigError, SparktierError, UpstreamError
 from sparktier.configs.settings import Settings
 from sparktier.serving import bench_cli, drafter_cli
-from sparktier.serving.cli_options import add_config, configured, whole_number
+from sparktier.serving.cli_options import add_config, add_json, configured, whole_number
 from sparktier.serving.engine.upstream import require_version
 
 EXIT_FAILED = 1
@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--model-config", type=Path, metavar="PATH", help="config.json of a model that is not at hand")
     doctor.add_argument("--draft-config", type=Path, metavar="PATH", help="config.json of a draft that is not at hand")
-    doctor.add_argument("--json", type=Path, metavar="PATH", help="also write the report there")
+    add_json(doctor)
     drafter_cli.add_commands(add)
     bench_cli.add_commands(add)
     return parser

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sparktier.configs.loader import load_settings, parse_overrides
 from sparktier.configs.settings import Settings
+from sparktier.drafter.files import require_room
 
 
 def add_config(command: argparse.ArgumentParser, default: Path | None = None) -> None:
@@ -20,9 +21,27 @@ def add_config(command: argparse.ArgumentParser, default: Path | None = None) ->
     )
 
 
+def add_json(command: argparse.ArgumentParser, beside: str = "") -> None:
+    """Let `command` write its report to a file; `beside` says what else goes there."""
+    command.add_argument("--json", type=_report_path, metavar="PATH", help=f"also write the report there{beside}")
+
+
 def configured(options: argparse.Namespace) -> Settings:
     """Return the settings that the arguments of `add_config` name."""
     return load_settings(options.config, parse_overrides(options.set))
+
+
+def _report_path(text: str) -> Path:
+    """Return the path of a report that can be written: known before the work, whose outcome would be lost after it."""
+    path = Path(text)
+    try:
+        if path.exists() and not path.is_file():
+            raise argparse.ArgumentTypeError(f"must be a file, not {text!r}; name another")
+        require_room(path.parent)
+    except OSError as error:
+        found = f"{text}: {error.strerror}"
+        raise argparse.ArgumentTypeError(f"must be a file that can be written, not {found}; name another") from None
+    return path
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:

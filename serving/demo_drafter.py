@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from sparktier.configs.errors import SparktierError
+from sparktier.configs.report import report_meta
 from sparktier.drafter import demo_recipe
 from sparktier.drafter.answers import MIN_ANSWER_TOKENS
 from sparktier.drafter.calibrate import calibrate
@@ -23,7 +24,6 @@ from sparktier.drafter.feature_store import FeatureStore, FeatureWriter, Manifes
 from sparktier.drafter.joined_stores import JoinedStores
 from sparktier.drafter.local_target import LocalTarget
 from sparktier.drafter.prompts import read_prompts, write_prompts
-from sparktier.drafter.report import report_meta
 from sparktier.drafter.target import read_target
 from sparktier.drafter.train import train
 from sparktier.drafter.train_settings import DraftShape, TrainSettings
@@ -104,7 +104,8 @@ def _answer(
 
 def _train(settings: TrainSettings, stores: Sequence[Path], console: Console) -> Path:
     place = Place(0, 1, torch.device("cpu"))
-    return train(settings, JoinedStores(stores), place, console, report_meta("demo-drafter", settings.seed))
+    facts = report_meta("demo-drafter", settings.seed).model_dump(mode="json")
+    return train(settings, JoinedStores(stores), place, console, facts)
 
 
 def main() -> int:

@@ -1,20 +1,10 @@
-"""Shows what the doctor found, and a plan, as tables and as JSON. Knows nothing of how either came about."""
+"""Shows what the doctor found, and a plan, as tables."""
 
-import importlib.metadata
-import json
-import os
-import platform
-import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from sparktier.configs.errors import ConfigError, Problem
 from sparktier.serving.deployment_plan import DeploymentPlan, Row
 from sparktier.serving.doctor import Finding
 
@@ -43,42 +33,6 @@ def show_plan(plan: DeploymentPlan, console: Console) -> None:
         console.print(table)
     if not plan.refusals:
         console.print("Nothing is refused. Every figure here is computed, none was measured on a GPU.")
-
-
-def write_json(path: Path, rows: Sequence[Finding | Row], *, command: str, started_at: datetime) -> None:
-    """Write `rows` to `path` in the form of every report of ours: `{"meta": ..., "rows": [...]}`.
-
-    Raises:
-        ConfigError: `path` can't be written.
-    """
-    report = {"meta": _meta(command, started_at), "rows": [asdict(row) for row in rows]}
-    try:
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        problem = Problem("--json", "must be a file that can be written", f"{path}: {error.strerror}", "Name another.")
-        raise ConfigError([problem]) from error
-
-
-def _meta(command: str, started_at: datetime) -> Mapping[str, Any]:
-    return {
-        "command": command,
-        "version": importlib.metadata.version("sparktier"),
-        "commit": _commit(),
-        "machine": f"{platform.machine()} {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "load_average": os.getloadavg()[0],
-        "seed": None,
-        "started_at": started_at.astimezone(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout this runs from, or None outside of one."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() or None
 
 
 def _value(row: Row) -> str:

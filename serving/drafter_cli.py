@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sparktier.serving.cli_options import add_config, configured, real_number, whole_number
+from sparktier.serving.cli_options import add_config, add_json, configured, real_number, whole_number
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 
@@ -73,7 +73,7 @@ def _add_answers(command: argparse.ArgumentParser, split: str) -> None:
         "--tokens", type=whole_number(2, LIMIT), default=ANSWER_TOKENS, help=f"longest answer (default {ANSWER_TOKENS})"
     )
     _add_features(command)
-    command.add_argument("--json", type=Path, metavar="PATH", help="also write the report there")
+    add_json(command)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -9,11 +9,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from sparktier.configs.report import report_meta
 from sparktier.configs.settings import Settings
 from sparktier.drafter.calibrate import STS_FILE
 from sparktier.drafter.evaluate import Evaluation, evaluate
 from sparktier.drafter.plots import write_figures
-from sparktier.drafter.report import report_meta, write_report
+from sparktier.drafter.report import write_report
 from sparktier.drafter.sts import read_sts
 from sparktier.serving.drafter_sources import Subject, Wanted, counted, sources, subject
 
@@ -50,8 +51,9 @@ def run(settings: Settings, *, draft: Path | None, wanted: Wanted, seeds: Sequen
     Console().print(_table(done))
     if report:
         write_report(report, meta, [evaluation.row() for evaluation in done])
-        figures = write_figures(report.with_suffix(""), done)
-        console.print(f"{report} and {len(figures)} figures in {report.with_suffix('')}", soft_wrap=True)
+        folder = report.with_suffix("") if report.suffix else report.with_name(f"{report.name}-figures")
+        figures = write_figures(folder, done)
+        console.print(f"{report} and {len(figures)} figures in {folder}", soft_wrap=True)
     return 0
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from rich.console import Console
 
 from sparktier.configs.errors import ConfigError, Problem
+from sparktier.configs.report import report_meta
 from sparktier.drafter.answers import read_answers
 from sparktier.drafter.distributed import joined
 from sparktier.drafter.features import FeatureSource
 from sparktier.drafter.joined_stores import JoinedStores
-from sparktier.drafter.report import report_meta
 from sparktier.drafter.train import train
 from sparktier.drafter.train_settings import load_train_settings
 from sparktier.serving.feature_client import EngineFeatures, engine_facts
@@ -35,8 +35,9 @@ def run(file: Path, *, features: Sequence[Path], engine: str | None, answers: Pa
     settings = load_train_settings(file)
     source = _source(features, engine, answers, temperature)
     console = Console()
+    facts = report_meta("train", settings.seed).model_dump(mode="json")
     with joined() as place:
-        draft = train(settings, source, place, console, report_meta("train", settings.seed))
+        draft = train(settings, source, place, console, facts)
         if place.rank == 0:
             console.print(f"draft {draft}", soft_wrap=True)
     return 0

@@ -7,10 +7,11 @@ from pathlib import Path
 from rich.console import Console
 
 from sparktier.configs.errors import ConfigError, Problem
+from sparktier.configs.report import report_meta
 from sparktier.configs.settings import Settings
 from sparktier.configs.speculation_settings import LADDERS
 from sparktier.drafter.prompts import read_prompts
-from sparktier.drafter.report import report_meta, write_report
+from sparktier.drafter.report import write_report
 from sparktier.serving.bench.report import draw, show
 from sparktier.serving.bench.rows import Case, Rows, rungs_of
 from sparktier.serving.bench.speculation import Load, measure
@@ -44,7 +45,7 @@ def run(
     rungs = rungs_of(settings.speculation.method)
     console = Console(stderr=True)
     meta = report_meta("bench speculation", load.seed)
-    console.print(f"load average {meta['load_average'][0]:.2f}; anything else running blurs what follows")
+    console.print(f"load average {meta.load_average[0]:.2f}; anything else running blurs what follows")
 
     def keep(rows: Rows) -> None:
         if report is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from sparktier.configs.report import report_meta
 from sparktier.drafter import demo_recipe
 from sparktier.drafter.checkpoint import load_draft, save_draft
 from sparktier.drafter.compare import compare
@@ -22,7 +23,7 @@ from sparktier.drafter.evaluate import evaluate
 from sparktier.drafter.feature_store import FeatureStore
 from sparktier.drafter.joined_stores import JoinedStores
 from sparktier.drafter.model import FROZEN, DraftModel
-from sparktier.drafter.report import report_meta, write_report
+from sparktier.drafter.report import write_report
 from sparktier.drafter.schedule import generator
 from sparktier.drafter.target import Target, read_target
 from sparktier.drafter.train import train

@@ -7,8 +7,6 @@ without --draft it is the shipped one. Run it alone: `make bench`.
 """
 
 import argparse
-import json
-import os
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import scipy.stats
-from step_time import meta
 
+from sparktier.configs.report import report_meta
+from sparktier.drafter.report import write_report
 from sparktier.serving.bench.rows import RUNGS as LADDER
 from sparktier.serving.bench.rows import median_interval
 from sparktier.serving.bench.target import Target, Totals, deployed
@@ -53,7 +52,7 @@ def main() -> int:
     parser.add_argument("--rung", action="append", choices=list(RUNGS), help="repeatable (default: all)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    load = os.getloadavg()[0]
+    meta = report_meta("overhead", seed=None)
     asked = Asked(options.batch, options.tokens, options.temperature)
     speculation = [f"draft_path={options.draft or 'demo'}", f"accept_rule={options.accept_rule}"]
     rungs, pairs = options.rung or list(RUNGS), []
@@ -66,9 +65,8 @@ def main() -> int:
     for row in rows:
         print(row)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         settings = {**asdict(asked), "accept_rule": options.accept_rule}
-        options.json.write_text(json.dumps({"meta": {**meta(load), **settings}, "rows": rows}, indent=2))
+        write_report(options.json, meta, [{**settings, **row} for row in rows])
     return 0 if all(row["kept"] for row in rows) else 1
 
 

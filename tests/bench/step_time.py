@@ -5,19 +5,18 @@ the floor beside it: bytes of active weights over the bandwidth measured in the 
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sparktier.configs.report import report_meta
+from sparktier.drafter.report import write_report
 
 os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", "sparktier.serving.engine.models")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -34,15 +33,14 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=30, help="counted steps of each kind")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    load = os.getloadavg()[0]
+    meta = report_meta("step_time", SEED)
     runner, layers = load_demo()
     bandwidth = read_bandwidth()
     rows = [row for batch in options.batches for row in measure(runner, layers, batch, options.steps, bandwidth)]
     for row in rows:
         print(row)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"meta": meta(load), "rows": rows}, indent=2))
+        write_report(options.json, meta, rows)
     return 0
 
 
@@ -181,20 +179,6 @@ def read_bandwidth() -> float:
         best = min(best, time.perf_counter() - started)
     print(f"memory bandwidth {data.numel() * 4 / best / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
     return data.numel() * 4 / best
-
-
-def meta(load: float) -> dict[str, Any]:
-    """What a figure needs beside it."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ":?")
-    return {
-        "command": " ".join(sys.argv),
-        "commit": commit,
-        "machine": f"{model.split(':')[1].strip()}, {os.cpu_count()} cores, {platform.machine()}",
-        "load_average": load,
-        "seed": SEED,
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 if __name__ == "__main__":

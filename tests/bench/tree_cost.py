@@ -12,7 +12,8 @@ from pathlib import Path
 from overhead import Asked, loaded
 from tree_parts import Round, parts_ms
 
-from sparktier.drafter.report import report_meta, write_report
+from sparktier.configs.report import report_meta
+from sparktier.drafter.report import write_report
 from sparktier.kernels.expand import Shape
 from sparktier.serving.bench.target import deployed
 from sparktier.serving.engine.speculation.plan import Rung

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
+from sparktier.configs.report import report_meta
 from sparktier.drafter.checkpoint import load_draft
 from sparktier.drafter.compare import compare
 from sparktier.drafter.evaluate import Evaluation, evaluate
 from sparktier.drafter.feature_store import FeatureStore
 from sparktier.drafter.features import FeatureSource
 from sparktier.drafter.model import DraftModel
-from sparktier.drafter.report import report_meta, write_report
+from sparktier.drafter.report import write_report
 from sparktier.drafter.target import read_target
 from sparktier.drafter.tree_replay import TreePlan, chain_plan, replay_trees
 from sparktier.kernels.expand import Shape

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from sparktier.configs.report import report_meta
 from sparktier.drafter.calibrate import calibrate
 from sparktier.drafter.calibration_metrics import ece_frac
 from sparktier.drafter.checkpoint import load_draft
@@ -21,7 +22,7 @@ from sparktier.drafter.files import sha256_of
 from sparktier.drafter.model import DraftModel
 from sparktier.drafter.plots import write_figures
 from sparktier.drafter.replay import Replay
-from sparktier.drafter.report import report_meta, write_report
+from sparktier.drafter.report import write_report
 from sparktier.drafter.sts import read_sts
 from sparktier.drafter.target import read_target
 from sparktier.drafter.train import train

@@ -74,7 +74,32 @@ _STARTS = [
     Row("host of nobody", _up("server.host=192.0.2.1"), ["server.port", "192.0.2.1"]),
 ]
 
-ROWS: list[Row] = [*_STARTS]
+
+def _report(command: Sequence[str], path: str) -> Callable[[Place], Sequence[str]]:
+    """Return what asks for a report inside the folder, where "file" and "pipe" are no folders."""
+
+    def make(place: Place) -> Sequence[str]:
+        place.file("file", "mine")
+        os.mkfifo(place.folder / "pipe")
+        return [*command, "--json", str(place.folder / path)]
+
+    return make
+
+
+_PLAN = ["doctor", "--plan", str(CONFIGS / "deployments" / "qwen3-235b-a22b-8xh200.yaml")]
+_BENCH = ["bench", "speculation", DEMO, "--prompts", "none.jsonl"]
+_EVALUATE = ["evaluate", DEMO, "--prompts", "none.jsonl"]
+
+# Reports that can't be written are refused before the work.
+_REPORTS = [
+    Row("report is a folder", _report(_PLAN, "."), ["--json", "must be a file", "another"]),
+    Row("report is a pipe", _report(_PLAN, "pipe"), ["--json", "must be a file", "pipe", "another"]),
+    Row("report below a file", _report(_BENCH, "file/a.json"), ["--json", "Not a directory", "another"]),
+    Row("report's name is too long", _report(_EVALUATE, "a" * 300), ["--json", "File name too long", "another"]),
+    Row("report in the kernel's folder", _report(_EVALUATE, "/proc/a.json"), ["--json", "/proc/a.json", "another"]),
+]
+
+ROWS: list[Row] = [*_STARTS, *_REPORTS]
 
 
 def environment(place: Place) -> dict[str, str]:

@@ -1,0 +1,72 @@
+"""The form of every JSON report: `{"meta": {...}, "rows": [flat objects]}`, and where, when and of what code it is."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+_GIT_TIMEOUT_S = 10.0
+
+
+class Meta(BaseModel):
+    """What a figure needs beside it."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    command: str
+    version: str
+    commit: str | None
+    """None outside of a checkout, or where there is no git."""
+    machine: str
+    load_average: tuple[float, float, float]
+    """Of the last 1, 5 and 15 minutes."""
+    seed: int | None
+    """None where nothing is random."""
+    started_at: AwareDatetime
+
+
+class Report(BaseModel):
+    """One report."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    meta: Meta
+    rows: Sequence[Mapping[str, Any]]
+
+
+def report_meta(command: str, seed: int | None) -> Meta:
+    """Return the meta of a report that begins now."""
+    return Meta(
+        command=command,
+        version=version("sparktier"),
+        commit=_commit(),
+        machine=f"{_processor()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}",
+        load_average=os.getloadavg(),
+        seed=seed,
+        started_at=datetime.now(UTC).replace(microsecond=0),
+    )
+
+
+def _commit() -> str | None:
+    # Asked for this folder too: a wheel may lie inside a repository of other things.
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD", "HEAD:./"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_GIT_TIMEOUT_S)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.split()[0]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
