@@ -22,7 +22,8 @@ class TreeAcceptance(NamedTuple):
     """What one round commits; all int64.
 
     accepted [batch]: drafted nodes that stand. path [batch, max_depth + 1]: their rows from the anchor (row 0) down,
-    then NO_ROW. tokens [batch, max_depth + 1]: the drafts, then the bonus token, then PAD_TOKEN. bonus [batch].
+    then NO_ROW. tokens [batch, max_depth + 1]: the drafts, then the bonus token, then PAD_TOKEN. bonus [batch]: -1
+    where the target said nothing in the last accepted row (`target_probs.NO_TOKEN`).
     """
 
     accepted: Tensor
@@ -130,8 +131,10 @@ class _Siblings:
             return
         target, draft = self.target.index_select(0, at), self.draft.index_select(0, at)
         left = residual_weights(target_probs=target, draft_probs=draft / mass[at])
+        # A target that says nothing here has no mass to share out.
+        left /= left.sum(dim=1, keepdim=True).clamp(min=torch.finfo(left.dtype).tiny)
         here = rejected[at].unsqueeze(1)
-        self.target = self.target.index_copy(0, at, torch.where(here, left / left.sum(dim=1, keepdim=True), target))
+        self.target = self.target.index_copy(0, at, torch.where(here, left, target))
         self.draft = self.draft.index_copy(0, at, torch.where(here, draft.scatter(1, token[at], 0.0), draft))
 
 

@@ -46,7 +46,7 @@ def draw(*, weights: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     request's own seed and the position of the row's input token this is the token that SGLang 0.5.23 draws
     (`srt/layers/sampler.py`, `multinomial_with_seed`) when nobody in its batch filters. When somebody does, SGLang keys
     the noise by the rank in the sorted probabilities instead of the token, so its draw depends on the batch; ours never
-    does. A row needs positive mass.
+    does. -1 where a row has no mass.
     """
     if weights.is_cuda:
         from sparktier.kernels.noise_triton import draw_triton
@@ -92,7 +92,8 @@ def _race_winner(weights: Tensor, hashed: Tensor) -> Tensor:
     scores, tokens = _best_of_blocks(weights, hashed, rows, blocks)
     best = score.scatter_reduce(0, rows, scores, "amax")
     won = scores == best[rows]
-    return token.scatter_reduce(0, rows[won], tokens[won], "amin", include_self=False)
+    token = token.scatter_reduce(0, rows[won], tokens[won], "amin", include_self=False)
+    return token.where(best > 0, -1)
 
 
 def _scores_at_most(weights: Tensor, hashed: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ def draw_triton(*, weights: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     tokens = torch.empty(rows, blocks, dtype=torch.int64, device=weights.device)
     keys = (seeds.contiguous(), positions.contiguous())
     _draw_kernel[(rows, blocks)](weights, *keys, scores, tokens, vocab, weights.stride(0), BLOCK=DRAW_BLOCK)
-    return tokens.gather(1, scores.argmax(dim=1, keepdim=True)).squeeze(1)
+    best, blocks_of_best = scores.max(dim=1, keepdim=True)
+    return tokens.gather(1, blocks_of_best).where(best > 0, -1).squeeze(1)
 
 
 @triton.jit

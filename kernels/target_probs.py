@@ -11,6 +11,9 @@ from torch import Tensor
 
 from sparktier.kernels.search import best_token
 
+NO_TOKEN = -1
+"""What is chosen in a row of logits whose largest is not finite: a mask left no token, or the numbers broke."""
+
 # SGLang turns any lower temperature into top_k = 1 (srt/sampling/sampling_params.py).
 GREEDY_BELOW_TEMPERATURE = 1e-6
 # A CPU sorts a vocabulary many times slower than it finds this many of its largest, which hold nearly every kept set.
@@ -42,8 +45,11 @@ class SamplingRows:
 
 
 def greedy_tokens(*, logits: Tensor) -> Tensor:
-    """The greedy token of each row, lowest id among ties: [..., V] -> [...] int64."""
-    return best_token(scores=logits)
+    """The greedy token of each row, lowest id among ties: [..., V] -> [...] int64; NO_TOKEN where none is finite."""
+    tokens = best_token(scores=logits)
+    # torch ranks NaN highest, so the best one tells of the whole row.
+    best = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return tokens.where(best.isfinite(), NO_TOKEN)
 
 
 def target_probs(*, logits: Tensor, sampling: SamplingRows) -> Tensor:
@@ -51,11 +57,12 @@ def target_probs(*, logits: Tensor, sampling: SamplingRows) -> Tensor:
 
     Softmax at the temperature; keep ranks below top_k, then ranks whose preceding mass (before top-k, not renormalised)
     is at most top_p, then probabilities of at least min_p times the largest; renormalise. Tied tokens rank by id. A
-    greedy row is one-hot at the argmax of its *logits*: the softmax can tie what the logits order.
+    greedy row is one-hot at the argmax of its *logits*: the softmax can tie what the logits order. A row that has NaN,
+    +inf or nothing but -inf has no distribution: all its probabilities are 0.
     Source: SGLang 0.5.23, `srt/layers/sampler.py`, `top_k_top_p_min_p_sampling_from_probs_torch`.
     """
     temperatures = sampling.temperatures.clamp(min=GREEDY_BELOW_TEMPERATURE).unsqueeze(1)
-    probs = torch.softmax(logits.float() / temperatures, dim=-1)
+    probs = _without_broken_rows(torch.softmax(logits.float() / temperatures, dim=-1))
     if sampling.top_ks is not None or sampling.top_ps is not None:
         probs = _renormalised(_keep_leading_ranks(probs, sampling))
     elif sampling.min_ps is not None:
@@ -67,8 +74,17 @@ def target_probs(*, logits: Tensor, sampling: SamplingRows) -> Tensor:
     return _one_hot_where(probs, greedy_tokens(logits=logits), greedy)
 
 
+def _without_broken_rows(probs: Tensor) -> Tensor:
+    """Zero the rows of a softmax that are NaN, which they are in every place if in one."""
+    broken = probs[:, :1].isnan()
+    if probs.device.type == "cpu" and not broken.any():  # elsewhere asking would cost a wait for the device
+        return probs
+    return probs.masked_fill(broken, 0.0)
+
+
 def _renormalised(probs: Tensor) -> Tensor:
-    return probs / probs.sum(dim=-1, keepdim=True)
+    # Rows without a distribution stay 0; the others' sums are far above the bound.
+    return probs / probs.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(probs.dtype).tiny)
 
 
 def _greedy_rows(sampling: SamplingRows) -> Tensor:
@@ -78,8 +94,9 @@ def _greedy_rows(sampling: SamplingRows) -> Tensor:
 
 def _one_hot_where(probs: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
     probs = probs.masked_fill(rows.unsqueeze(1), 0.0)
-    tokens = tokens.unsqueeze(1)
-    return probs.scatter_(1, tokens, torch.where(rows.unsqueeze(1), 1.0, probs.gather(1, tokens)))
+    here = (rows & (tokens != NO_TOKEN)).unsqueeze(1)
+    tokens = tokens.clamp(min=0).unsqueeze(1)
+    return probs.scatter_(1, tokens, torch.where(here, 1.0, probs.gather(1, tokens)))
 
 
 def _keep_leading_ranks(probs: Tensor, sampling: SamplingRows) -> Tensor:
