@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparktier.drafter.checkpoint import WEIGHTS, load_draft, replace_confidence
+from sparktier.drafter.checkpoint import load_draft, replace_confidence, weights_sha256
 from sparktier.drafter.child_calibration import (
     ChildCalibrator,
     TemperatureClass,
@@ -22,7 +22,7 @@ from sparktier.drafter.child_calibration import (
 from sparktier.drafter.confidence_fit import LinearHead, Refit, joined_samples, refit
 from sparktier.drafter.evaluate import child_samples, confidence_samples
 from sparktier.drafter.features import FeatureSource
-from sparktier.drafter.files import sha256_of, staged
+from sparktier.drafter.files import staged
 from sparktier.drafter.model import DraftModel
 from sparktier.drafter.sts import StsCalibration, fit_sts, write_sts
 from sparktier.drafter.target import Target
@@ -68,7 +68,7 @@ def calibrate(draft: Path, target: Target, sources: Sequence[FeatureSource], see
         if confidence is not None:
             replace_confidence(part, confidence.fit.head)
             write_sts(part / STS_FILE, confidence.sts)
-        write_children(part / CHILDREN_FILE, sha256_of(part / WEIGHTS), _name(sources), children)
+        write_children(part / CHILDREN_FILE, weights_sha256(part), _name(sources), children)
     return Calibrated(confidence, children)
 
 

@@ -4,6 +4,7 @@ Owns `config.json` + `model.safetensors` + `sparktier.json` (digest of the weigh
 tokenizer). Knows nothing of training state. Layout: sglang `srt/models/dspark.py` `load_weights`.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -62,7 +63,22 @@ def replace_confidence(folder: Path, head: LinearHead) -> None:
             save_file(tensors | {name: parts[name.rpartition(".")[2]] for name in heads}, file)
     if (folder / NOTE).exists():
         note = read_json(folder / NOTE, "a drafter's note")
-        write_json(folder / NOTE, note | {"weights_sha256": sha256_of(folder / WEIGHTS)})
+        write_json(folder / NOTE, note | {"weights_sha256": weights_sha256(folder)})
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the digest of a checkpoint's weights: of its one file, or of the digests of its parts by name.
+
+    Raises:
+        ArtifactError: the folder holds no weights.
+    """
+    if (folder / WEIGHTS).exists():
+        return sha256_of(folder / WEIGHTS)
+    parts = sorted(folder.glob("*.safetensors"))
+    if not parts:
+        raise ArtifactError(f"{folder}: holds no *.safetensors. Give the folder of a draft checkpoint.")
+    lines = "".join(f"{part.name} {sha256_of(part)}\n" for part in parts)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -118,7 +134,7 @@ def check_draft(folder: Path, target: Target | None) -> None:
         raise ArtifactError(
             f"{folder / NOTE}: schema must be {SCHEMA} (found {note.get('schema')}). Retrain or update."
         )
-    if not (folder / WEIGHTS).exists() or sha256_of(folder / WEIGHTS) != note.get("weights_sha256"):
+    if weights_sha256(folder) != note.get("weights_sha256"):
         raise ArtifactError(
             f"{folder / WEIGHTS}: its digest must be that of {NOTE} (it differs). Restore the checkpoint."
         )

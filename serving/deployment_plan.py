@@ -3,14 +3,18 @@
 Needs no GPU and asks none. Pure once the models' sizes are known. Every figure is computed, none measured.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from sparktier.configs.errors import ArtifactError
 from sparktier.configs.rules_device import rows_per_rank
 from sparktier.configs.settings import Settings
+from sparktier.configs.speculation_settings import LADDERS
 from sparktier.serving.deployment_memory import MIB, RankMemory, estimated_reserve_bytes, graph_mib, rank_memory
 from sparktier.serving.deployment_model import ModelFacts, model_facts, read_config
+from sparktier.serving.engine.speculation.target_support import facts_of, target_refusal
 from sparktier.serving.engine_args import Device, engine_environment, engine_kwargs
 
 _GIB = 1 << 30
@@ -43,7 +47,14 @@ def plan_deployment(
         ArtifactError: a model's config is not at hand, or is of an unknown kind.
         ConfigError: the settings can't run on their device.
     """
-    model = model_facts(read_config(settings.model.path, model_config))
+    config = read_config(settings.model.path, model_config)
+    try:
+        model = model_facts(config)
+    except ArtifactError:
+        # A kind that is refused anyway need not be laid out.
+        if unsupported := tuple(_unsupported_target(settings, config)):
+            return DeploymentPlan((), unsupported)
+        raise
     draft_path = settings.speculation.draft_path
     draft = model_facts(read_config(draft_path, draft_config)) if draft_path else None
     return plan_of(settings, model, draft)
@@ -58,6 +69,7 @@ def plan_of(settings: Settings, model: ModelFacts, draft: ModelFacts | None) -> 
         *_memory_rows(settings, memory),
         *_division_rows(settings, model),
         *_placement_rows(settings),
+        *_cut_rows(settings, draft),
     )
     return DeploymentPlan(rows, tuple(_refusals(settings, model, draft, memory)))
 
@@ -134,11 +146,22 @@ def _placement_rows(settings: Settings) -> Iterator[Row]:
     yield Row("Ray", "gpus", replicas.ranks, "of all replicas")
 
 
+def _cut_rows(settings: Settings, draft: ModelFacts | None) -> Iterator[Row]:
+    """Lengths that the settings ask for and the draft wasn't trained for."""
+    speculation, block = settings.speculation, draft.draft_block if draft else None
+    if speculation.method not in LADDERS or block is None:
+        return
+    for name, tokens in (("block_tokens", speculation.block_tokens), ("short_tokens", speculation.short_tokens)):
+        if tokens is not None and tokens > block:
+            yield Row("speculation", name, block, f"cut from {tokens}: the draft was trained for blocks of {block}")
+
+
 def _refusals(settings: Settings, model: ModelFacts, draft: ModelFacts | None, memory: RankMemory) -> Iterator[Row]:
     yield from _undivided(settings, model)
     yield from _too_large(settings, model, memory)
     yield from _misfit_draft(settings, model, draft)
     yield from _unreadable_layers(settings, model)
+    yield from _unsupported_target(settings, model.config)
     trims, backend = settings.speculation.verification == "compact", settings.replicas.attention_backend
     if trims and backend == "flashinfer" and not model.latent_attention:
         # sglang/srt/layers/attention/flashinfer_backend.py raises at capture.
@@ -189,6 +212,12 @@ def _misfit_draft(settings: Settings, model: ModelFacts, draft: ModelFacts | Non
     block = (draft or model).draft_block
     if speculation.method == "dspark_native" and speculation.block_tokens not in (None, block):
         yield _refused("block_tokens", f"the draft was trained for blocks of {block}")
+
+
+def _unsupported_target(settings: Settings, config: Mapping[str, Any]) -> Iterator[Row]:
+    reason = target_refusal(facts_of(config), settings.speculation.method)
+    if reason is not None:
+        yield _refused("method", reason)
 
 
 def _unreadable_layers(settings: Settings, model: ModelFacts) -> Iterator[Row]:

@@ -11,18 +11,30 @@ from sparktier.configs.errors import ArtifactError
 from sparktier.configs.model_settings import ModelSource, model_source
 from sparktier.configs.settings import Settings
 from sparktier.configs.speculation_settings import LADDERS
+from sparktier.serving.engine.speculation.target_support import facts_of, require_supported
 
 
 def with_local_weights(settings: Settings, *, progress: Callable[[str], None] = lambda _: None) -> Settings:
     """Return `settings` with both paths as SGLang takes them, and the name that clients knew the model by.
 
     Raises:
-        ArtifactError: there is no checkpoint where one is named, or the drafter is not this target's.
+        ArtifactError: there is no checkpoint where one is named, the drafter is not this target's, or the method of
+            speculation can't serve it losslessly.
     """
     model = local_model(settings, progress=progress)
+    _require_supported_target(settings, Path(model))
     named = settings.model.model_copy(update={"path": model, "served_name": settings.model.public_name})
     draft = settings.speculation.model_copy(update={"draft_path": _local_draft(settings, Path(model))})
     return settings.model_copy(update={"model": named, "speculation": draft})
+
+
+def _require_supported_target(settings: Settings, model: Path) -> None:
+    if settings.speculation.method == "none" or not model.is_dir():
+        return
+    from sparktier.drafter.files import read_json
+
+    config = read_json(model / "config.json", "a model's config.json")
+    require_supported(facts_of(config), settings.speculation.method, settings.model.path)
 
 
 def _local_draft(settings: Settings, model: Path) -> str | None:

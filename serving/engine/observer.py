@@ -44,7 +44,7 @@ class Observer:
 
         def process_batch_result(batch: Any, result: Any) -> None:
             process(batch, result)
-            self.stepped(batch)
+            self.stepped(batch, result)
 
         def on_idle() -> None:
             idle()
@@ -56,11 +56,15 @@ class Observer:
         scheduler.process_batch_result, scheduler.on_idle = process_batch_result, on_idle
         controller.get_internal_state = get_internal_state
 
-    def stepped(self, batch: Any) -> None:
-        """Note the end of a step on SGLang's `batch`."""
+    def stepped(self, batch: Any, result: Any) -> None:
+        """Note the end of a step on SGLang's `batch`, whose `result` the scheduler has processed."""
         now_s = self._clock()
+        record = getattr(result, "record", None)
+        if record is not None:
+            self._scheduler.draft_worker.count_step(record, result.num_correct_drafts_per_req_cpu)
         if batch.forward_mode.is_decode():
-            self.times.decoded(now_s, rung=self._rung_of_step())
+            # The plan may have changed since the step was launched.
+            self.times.decoded(now_s, rung=int(self._plan.rung) if record is None else record.rung)
         elif batch.forward_mode.is_extend():
             self.times.prefilled(now_s)
             for request in batch.reqs:
@@ -102,11 +106,6 @@ class Observer:
         """Return tokens per second by tier: of users who are `running`, and of those who ended lately."""
         now_s = self._clock()
         return self._speeds.by_tier(now_s, self._running_speeds(running, now_s))
-
-    def _rung_of_step(self) -> int:
-        """The rung of the step that has just ended; the plan may have changed since it was launched."""
-        worker = self._scheduler.draft_worker
-        return self._figures.rung if hasattr(worker, "figures") else int(self._plan.rung)
 
     @property
     def _figures(self) -> Figures:

@@ -109,6 +109,13 @@ USES: tuple[Use, ...] = (
         "sglang.srt.speculative.dspark_components.dspark_worker_v2:resolve_runtime_config",
         "ties window to block; ours not",
     ),
+    Use(
+        "sglang.srt.speculative.dspark_components.dspark_config:parse_dspark_draft_config",
+        "the block that a draft was trained for",
+    ),
+    Use("sglang.srt.configs.hybrid_arch:mambaish_config", "whether a target has recurrent layers: refused"),
+    Use("sglang.srt.configs.model_config:is_deepseek_v4", "whether a target has a compressed cache: refused"),
+    Use("sglang.srt.layers.radix_attention:RadixAttention", "whether a target's layers have windows: no trees"),
     Use("sglang.srt.speculative.dflash_info:DFlashVerifyInput", "a verify pass's input; ours adds who sees whom"),
     Use("sglang.srt.model_executor.forward_batch_info:CaptureHiddenMode", "how much a pass captures"),
     Use("sglang.srt.model_executor.forward_batch_info:CaptureHiddenMode.FULL", "features of every verified row"),

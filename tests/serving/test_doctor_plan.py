@@ -190,6 +190,18 @@ def test_drafts_must_fit_their_target(qwen: ModelFacts, flash: ModelFacts) -> No
     assert refused(other_block, flash) == {"block_tokens"}
 
 
+def test_lengths_beyond_the_draft_s_block_are_cut_and_said(qwen: ModelFacts) -> None:
+    draft = ModelFacts({"num_hidden_layers": 1, "block_size": 5, "vocab_size": 151936}, {}, {})
+
+    def cut(**lengths: int) -> dict[str, object]:
+        settings = settings_of(speculation={"method": "chain", "draft_path": QWEN, **lengths})
+        return {row.name: row.value for row in plan_of(settings, qwen, draft).rows if row.section == "speculation"}
+
+    assert cut(short_tokens=8) == {"short_tokens": 5}
+    assert cut(block_tokens=9, short_tokens=5) == {"block_tokens": 5}
+    assert cut(block_tokens=5, short_tokens=2) == {}
+
+
 def test_a_dense_model_has_no_experts_to_share_out() -> None:
     dense = model_facts(read_config("Qwen/Qwen3-0.6B"))
     layout = {"tensor_parallel": 2, "expert_parallel": 2}

@@ -1,9 +1,12 @@
 """How many rows each request verifies: never past its end, its tier's cap or the budget; against a loop in Python."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PretrainedConfig
 
+from sparktier.serving.engine.speculation.options import Options
 from sparktier.serving.engine.speculation.plan import Plan, Rung, TierShare
 from sparktier.serving.engine.speculation.rows import row_counts, rung_tokens, tier_caps
 
@@ -45,3 +48,32 @@ def test_rungs_and_caps() -> None:
     caps = tier_caps(Plan(tiers={3: TierShare(cap=1)}), device=torch.device("cpu"))
     assert caps[3] == 1
     assert caps[0] > 7
+
+
+def test_no_rung_of_a_chain_is_longer_than_the_block() -> None:
+    lengths = [rung_tokens(rung, block_tokens=5, short_tokens=8, tree_rows=16) for rung in Rung]
+    assert lengths == [0, 5, 5, 15]
+
+
+@pytest.mark.parametrize(
+    ("asked", "trained", "drafted"), [(None, 5, 5), (3, 5, 3), (9, 5, 5), (9, None, 9), (None, None, None)]
+)
+def test_no_block_is_longer_than_the_draft_was_trained_for(
+    asked: int | None, trained: int | None, drafted: int | None
+) -> None:
+    assert Options(short_tokens=2, block_tokens=asked).block(trained) == drafted
+
+
+def test_a_worker_draws_the_trained_block_and_says_what_it_cut(caplog: pytest.LogCaptureFixture) -> None:
+    from sglang.srt.speculative.dspark_components import dspark_worker_v2
+
+    from sparktier.serving.engine.speculation.worker import _wide_window
+
+    draft = {"num_hidden_layers": 2, "block_size": 5, "mask_token_id": 3, "markov_rank": 4}
+    config = PretrainedConfig(**draft, markov_head_type="vanilla", dflash_config={})
+    with _wide_window(Options(short_tokens=2, block_tokens=9)):
+        found = dspark_worker_v2.resolve_runtime_config(
+            draft_hf_config=config, speculative_num_draft_tokens=10, target_vocab_size=256
+        )
+    assert (found.gamma, found.verify_num_draft_tokens) == (5, 6)
+    assert "block_tokens 9 is cut to the draft's block of 5" in caplog.text

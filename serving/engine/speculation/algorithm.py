@@ -10,6 +10,7 @@ from typing import Any
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
+from sparktier.configs.errors import ArtifactError
 from sparktier.serving.engine.speculation import options as speculation_options
 from sparktier.serving.engine.speculation.options import ALGORITHM
 
@@ -54,15 +55,19 @@ class SparktierAlgorithm(CustomSpecAlgo):
         return FutureMap(device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay)
 
     def handle_server_args(self, server_args: Any) -> None:
-        """Fix what a block drafter needs; the block is the draft checkpoint's unless the settings named one."""
+        """Fix what a block drafter needs; the settings may name a shorter block than the checkpoint's."""
         server_args.speculative_num_steps = 1
         server_args.speculative_eagle_topk = 1
-        options = speculation_options.load(os.environ[speculation_options.ENV])
-        block = options.block_tokens
-        if block is None:
-            from sglang.srt.speculative.dspark_components.dspark_config import read_draft_checkpoint_config
+        from sglang.srt.speculative.dspark_components.dspark_config import read_draft_checkpoint_config
 
-            block = read_draft_checkpoint_config(server_args=server_args).resolve_gamma()
+        options = speculation_options.load(os.environ[speculation_options.ENV])
+        trained = read_draft_checkpoint_config(server_args=server_args).resolve_gamma()
+        block = options.block(trained)
+        if block is None:
+            raise ArtifactError(
+                "speculation.draft_path: the draft's config.json must name its block_size (found none). "
+                "Add it, or set speculation.block_tokens."
+            )
         server_args.speculative_num_draft_tokens = options.width(block)
 
 

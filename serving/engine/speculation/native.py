@@ -67,7 +67,7 @@ class PlannedVerify(DSparkVerifyPlanner):
 
     def _drafted(self) -> int:
         assert self._plan is not None, "asked for under a plan only"
-        return rung_tokens(self._plan.rung, block_tokens=self.gamma, short_tokens=min(SHORT_TOKENS, self.gamma))
+        return rung_tokens(self._plan.rung, block_tokens=self.gamma, short_tokens=SHORT_TOKENS)
 
 
 class NativeWorker(DSparkWorkerV2):

@@ -35,6 +35,17 @@ class Options:
     accept_rule: AcceptRule = "match"
     tree: TreeOptions | None = None
 
+    @property
+    def method(self) -> str:
+        """The method of the settings that these are the options of."""
+        return "chain" if self.tree is None else "tree"
+
+    def block(self, trained_tokens: int | None) -> int | None:
+        """Return the block to draft: the one asked for, but none longer than the checkpoint was trained for."""
+        if self.block_tokens is None or trained_tokens is None:
+            return self.block_tokens or trained_tokens
+        return min(self.block_tokens, trained_tokens)
+
     def width(self, block_tokens: int) -> int:
         """Return the rows a request may bring to a verify pass, with drafts of `block_tokens`."""
         return max(block_tokens + 1, self.tree.rows if self.tree else 0)

@@ -10,8 +10,13 @@ from sparktier.serving.engine.speculation.plan import MAX_TIERS, NO_CAP, Plan, R
 
 
 def rung_tokens(rung: Rung, *, block_tokens: int, short_tokens: int, tree_rows: int = 1) -> int:
-    """Return how many drafted tokens of a request are verified at most on `rung`."""
-    drafted = {Rung.OFF: 0, Rung.CHAIN_SHORT: short_tokens, Rung.CHAIN: block_tokens, Rung.TREE: tree_rows - 1}
+    """Return how many drafted tokens of a request are verified at most on `rung`; no chain is longer than the block."""
+    drafted = {
+        Rung.OFF: 0,
+        Rung.CHAIN_SHORT: min(short_tokens, block_tokens),
+        Rung.CHAIN: block_tokens,
+        Rung.TREE: tree_rows - 1,
+    }
     return drafted[rung]
 
 

@@ -4,18 +4,17 @@ Extends SGLang's DSpark worker: its draft model, its feature injection, its veri
 request, trees, the choice of tokens and the accept rule. Knows nothing of where the plan comes from.
 """
 
+import logging
 import os
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from sglang.srt.layers.logprob_processor import compute_spec_logprobs
-from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
 from sglang.srt.speculative.dspark_components import dspark_worker_v2
+from sglang.srt.speculative.dspark_components.dspark_config import parse_dspark_draft_config
 from sglang.srt.speculative.dspark_components.dspark_draft import make_next_draft_input
 from sglang.srt.speculative.dspark_components.dspark_planner import alloc_verify_window
 from sglang.srt.speculative.dspark_components.dspark_worker_v2 import DSparkWorkerV2
@@ -33,7 +32,7 @@ from sparktier.serving.engine import tiers
 from sparktier.serving.engine.speculation import options as speculation_options
 from sparktier.serving.engine.speculation import verify_pass
 from sparktier.serving.engine.speculation.draft_step import Bounds, Drafted, DraftStep
-from sparktier.serving.engine.speculation.edges import read_edges
+from sparktier.serving.engine.speculation.edges import draft_folder, read_edges
 from sparktier.serving.engine.speculation.figures import Figures
 from sparktier.serving.engine.speculation.held_features import HeldFeatures
 from sparktier.serving.engine.speculation.penalties import PenaltyTable
@@ -43,8 +42,13 @@ from sparktier.serving.engine.speculation.rows import row_counts, rung_tokens, t
 from sparktier.serving.engine.speculation.sampling import KeyedSampler
 from sparktier.serving.engine.speculation.slots import SlotTable
 from sparktier.serving.engine.speculation.spans import spans_of_rank
+from sparktier.serving.engine.speculation.step_record import CountedResult, StepRecord
+from sparktier.serving.engine.speculation.target_facts import loaded_facts
 from sparktier.serving.engine.speculation.target_law import TargetLaw
+from sparktier.serving.engine.speculation.target_support import require_supported
 from sparktier.serving.engine.speculation.verify_pass import Verified
+
+logger = logging.getLogger(__name__)
 
 
 class LadderWorker(DSparkWorkerV2):
@@ -57,21 +61,28 @@ class LadderWorker(DSparkWorkerV2):
 
     def __init__(self, **kwargs: Any) -> None:
         self.options = speculation_options.load(os.environ[speculation_options.ENV])
+        target = kwargs["target_worker"].model_runner
+        require_supported(loaded_facts(target), self.options.method, target.model_config.model_path)
         with _wide_window(self.options):
             super().__init__(**kwargs)
         self.model_runner.sampler = KeyedSampler()
         self._spans = spans_of_rank(self._target_tp_rank)
-        # An overlapped scheduler launches a step before it has seen the last one's results.
-        self._uncounted: deque[tuple[Phases, int, Tensor, Tensor, Tensor]] = deque()
         self._held = HeldFeatures(self._write_features)
-        draft_path = Path(str(kwargs["server_args"].speculative_draft_model_path))
+        edges = read_edges(draft_folder(kwargs["server_args"]), device=torch.device(self.device))
+        self.calibration = edges.calibration
         self._draft_step = DraftStep(
-            self,
-            read_edges(draft_path, device=torch.device(self.device)),
-            needs_trees=self.options.tree is not None or self.options.accept_rule == "ratio",
+            self, edges, needs_trees=self.options.tree is not None or self.options.accept_rule == "ratio"
         )
         self.highest_rung = Rung.CHAIN if self.options.tree is None else Rung.TREE
         self.set_plan(Plan(rung=self.highest_rung))
+        if self._target_tp_rank == 0:
+            self._say_what_is_in_force()
+
+    def _say_what_is_in_force(self) -> None:
+        """Into the replica's log, which has nothing below a warning."""
+        logger.warning("calibration of tree edges in force: %s", self.calibration)
+        if (short := self.options.short_tokens) > self.gamma:
+            logger.warning("speculation.short_tokens %d is cut to the draft's block of %d", short, self.gamma)
 
     def _maybe_build_draft_sampler(self) -> None:
         """Leave the draft's graphs at the block's hidden states: SGLang would fold the drafting of its chain in."""
@@ -109,7 +120,7 @@ class LadderWorker(DSparkWorkerV2):
 
     def _forward_decode(
         self, batch: Any, on_publish: Any, grammar_barrier: Any = None, coordination_plan: Any = None
-    ) -> GenerationBatchResult:
+    ) -> Any:
         if batch.spec_info is None:
             batch.spec_info = DFlashDraftInputV2.create_idle_input(device=self.device)
         if batch.forward_mode.is_idle():
@@ -138,25 +149,23 @@ class LadderWorker(DSparkWorkerV2):
         with phases.of("inject"):
             self._inject(batch, window, verified, accepted)
         of_tier = self.slots.tier[batch.req_pool_indices]
-        self._uncounted.append((phases, int(self.plan.rung), of_tier, tree.row_counts, tree.depths.amax(dim=1)))
-        return self._commit(batch, verified, tree, accepted, on_publish)
+        record = StepRecord(phases, int(self.plan.rung), of_tier, tree.row_counts, tree.depths.amax(dim=1))
+        return self._commit(batch, verified, record, accepted, on_publish)
 
-    def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
-        """Count the step whose results have just reached the host, where reading them costs no sync."""
-        super().on_verify_complete_cpu(num_correct_drafts_per_req, batch_size=batch_size)
-        phases, rung, of_tier, row_counts, depths = self._uncounted.popleft()
-        rows = row_counts.tolist()
+    def count_step(self, record: StepRecord, accepted: list[int]) -> None:
+        """Count a step whose results have reached the host, where reading its record costs no sync."""
+        rows = record.row_counts.tolist()
         self.figures.step(
-            rung=rung,
-            phase_ms=phases.lasted_ms(),
-            tiers=of_tier.tolist(),
+            rung=record.rung,
+            phase_ms=record.phases.lasted_ms(),
+            tiers=record.tiers.tolist(),
             rows=rows,
-            depths=depths.tolist(),
-            accepted=num_correct_drafts_per_req,
+            depths=record.depths.tolist(),
+            accepted=accepted,
         )
         if self._spans is not None:
-            accepted = sum(num_correct_drafts_per_req)
-            self._spans.step(phases, {"rung": rung, "requests": len(rows), "rows": sum(rows), "accepted": accepted})
+            attributes = {"rung": record.rung, "requests": len(rows), "rows": sum(rows), "accepted": sum(accepted)}
+            self._spans.step(record.phases, attributes)
 
     def _window(self, batch: Any) -> Any:
         lengths = batch.seq_lens_cpu if batch.seq_lens_cpu is not None else batch.spec_info.nxt_kv_lens_cpu
@@ -255,11 +264,11 @@ class LadderWorker(DSparkWorkerV2):
         self,
         batch: Any,
         verified: Verified,
-        tree: DraftTree,
+        record: StepRecord,
         accepted: TreeAcceptance,
         on_publish: Any,
-    ) -> GenerationBatchResult:
-        """Hand what stands to the scheduler, and count it."""
+    ) -> CountedResult:
+        """Hand the accepted tokens to the scheduler, with the record to count them by."""
         lengths = (accepted.accepted + 1).to(torch.int32)
         new_seq_lens = batch.seq_lens + lengths
         tokens = accepted.tokens.masked_fill(accepted.tokens == PAD_TOKEN, 0)
@@ -275,11 +284,12 @@ class LadderWorker(DSparkWorkerV2):
             predicted[places[:, 0]] = tokens[:, 0]
             compute_spec_logprobs(batch, output, predicted, accept_index=places)
         output.hidden_states = None
-        return GenerationBatchResult(
+        return CountedResult(
+            record=record,
             logits_output=output,
             next_token_ids=tokens.reshape(-1),
             accept_lens=lengths,
-            cap_lens=tree.row_counts.to(torch.int32),
+            cap_lens=record.row_counts.to(torch.int32),
             can_run_cuda_graph=verified.result.can_run_cuda_graph,
             next_draft_input=make_next_draft_input(bonus_tokens=accepted.bonus, new_seq_lens=new_seq_lens),
             speculative_num_draft_tokens=self.verify_num_draft_tokens,
@@ -322,13 +332,19 @@ def _kept(verified: Verified, accepted: TreeAcceptance) -> Tensor:
 def _wide_window(options: speculation_options.Options) -> Iterator[None]:
     """Let SGLang's worker verify more rows than its block plus one, to which it ties the window.
 
-    The length of the block is the options', or else the checkpoint's.
+    The length of the block is the options' where the checkpoint's is no shorter.
     """
     stock = dspark_worker_v2.resolve_runtime_config
 
-    def resolve(*, speculative_num_draft_tokens: int | None, **facts: Any) -> Any:
-        block = None if options.block_tokens is None else options.block_tokens + 1
-        config = stock(speculative_num_draft_tokens=block, **facts)
+    def resolve(*, speculative_num_draft_tokens: int | None, draft_hf_config: Any, **facts: Any) -> Any:
+        trained = parse_dspark_draft_config(draft_hf_config=draft_hf_config).resolve_gamma()
+        block = options.block(trained)
+        if trained is not None and options.block_tokens is not None and options.block_tokens > trained:
+            logger.warning(
+                "speculation.block_tokens %d is cut to the draft's block of %d", options.block_tokens, trained
+            )
+        rows = None if block is None else block + 1
+        config = stock(speculative_num_draft_tokens=rows, draft_hf_config=draft_hf_config, **facts)
         return type(config)(config.gamma, options.width(config.gamma), config.mask_token_id)
 
     dspark_worker_v2.resolve_runtime_config = resolve
