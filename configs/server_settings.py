@@ -22,7 +22,12 @@ class ServerSettings(Section):
         default=4 << 20, ge=1024, le=1 << 30, description="Largest request body; a larger one is answered 413."
     )
     max_concurrent_requests: int = Field(
-        default=256, ge=1, description="Requests in the front at once; one more is answered 429."
+        default=256,
+        ge=1,
+        description="Requests in the front at once; one more is answered 429. As many bodies may be on their way.",
+    )
+    body_timeout_s: float = Field(
+        default=10.0, gt=0, description="Longest that a request's body may take to arrive; then it is answered 408."
     )
     request_timeout_s: float = Field(
         default=600.0, gt=0, description="Longest that one request may take before it is ended with an error."

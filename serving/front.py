@@ -6,7 +6,8 @@ listed here reach a replica: its admin endpoints are out of clients' reach.
 
 import asyncio
 import time
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -23,10 +24,12 @@ from sparktier.serving import usage
 from sparktier.serving.event_relay import LATE, LOST, STOPPING, EventRelay, unless_gone, whole_events
 from sparktier.serving.metrics_page import MetricsPage
 from sparktier.serving.replica_table import Replica, ReplicaTable, State
-from sparktier.serving.request_body import read_object
+from sparktier.serving.request_body import BodyIntake
 from sparktier.serving.request_rules import PATHS, checked, require_model
 
 _RETRY_AFTER_S = 5
+# Replicas are on this machine or a network away: one that hasn't taken a connection by then won't.
+_TIMEOUT = httpx.Timeout(None, connect=3.0)
 
 
 def front(
@@ -111,31 +114,32 @@ class _Generate:
         self._model = model
         self._tier = tier
         self._in_flight = 0
+        # Only what has arrived in full holds one of the places for requests.
+        self._intake = BodyIntake(
+            max_bytes=server.max_body_bytes, timeout_s=server.body_timeout_s, most=server.max_concurrent_requests
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if self._in_flight >= self._server.max_concurrent_requests:
-            await self._too_many()(scope, receive, send)
-            return
-        self._in_flight += 1
-        try:
-            # What a request holds is let go only when its answer has been sent.
-            async with AsyncExitStack() as held:
-                response = await self._answer(Request(scope, receive), held)
-                await response(scope, receive, send)
-        finally:
-            self._in_flight -= 1
+        # What a request holds is let go only when its answer has been sent.
+        async with AsyncExitStack() as held:
+            response = await self._answer(Request(scope, receive), held)
+            await response(scope, receive, send)
 
     async def _answer(self, request: Request, held: AsyncExitStack) -> Response:
         deadline = asyncio.get_running_loop().time() + self._server.request_timeout_s
         try:
             async with asyncio.timeout_at(deadline):
-                body = await read_object(request, max_bytes=self._server.max_body_bytes)
+                if self._full:
+                    return self._too_many()
+                body = await self._intake.object_of(request)
+                if self._full:
+                    return self._too_many()
+                held.enter_context(self._one_more())
                 replica = self._table.pick()
                 if replica is None or replica.limits is None:
                     return _no_replica()
                 body = checked(request.url.path, body, model=self._model, limits=replica.limits)
-                held.enter_context(replica.one_more())
                 work = self._forward(request.url.path, body, replica, held, deadline)
                 return await unless_gone(request.receive, work) or Response(status_code=499)
         except ClientDisconnect:
@@ -152,11 +156,7 @@ class _Generate:
         self, path: str, body: dict[str, Any], replica: Replica, held: AsyncExitStack, deadline: float
     ) -> Response:
         """Send `body` on and return the answer, or the start of it where it is a stream."""
-        headers = {"Content-Type": "application/json"}
-        outgoing = self._client.build_request(
-            "POST", replica.url + path, content=to_json(usage.asking(body)), headers=headers, timeout=None
-        )
-        upstream = await self._client.send(outgoing, stream=True)
+        upstream = await self._sent(path, to_json(usage.asking(body)), replica, held)
         held.push_async_callback(upstream.aclose)
         if upstream.headers.get("content-type", "").startswith("text/event-stream"):
             events = whole_events(upstream)
@@ -168,6 +168,37 @@ class _Generate:
         if upstream.status_code >= 400:
             return errors.from_engine(upstream.status_code, content)
         return Response(usage.in_answer(content, tier=self._tier), media_type="application/json")
+
+    async def _sent(self, path: str, content: bytes, replica: Replica, held: AsyncExitStack) -> httpx.Response:
+        """Send `content` to `replica`, or to the next one where it takes no connection: then nothing was sent."""
+        tried: list[Replica] = []
+        while True:
+            counted = held.enter_context(ExitStack())
+            counted.enter_context(replica.one_more())
+            headers = {"Content-Type": "application/json"}
+            url = replica.url + path
+            outgoing = self._client.build_request("POST", url, content=content, headers=headers, timeout=_TIMEOUT)
+            try:
+                return await self._client.send(outgoing, stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                counted.close()
+                tried.append(replica)
+                following = self._table.pick(besides=tried)
+                if following is None:
+                    raise
+                replica = following
+
+    @property
+    def _full(self) -> bool:
+        return self._in_flight >= self._server.max_concurrent_requests
+
+    @contextmanager
+    def _one_more(self) -> Iterator[None]:
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
 
     def _too_many(self) -> Response:
         message = f"The server answers {self._server.max_concurrent_requests} requests at once. Try again later."

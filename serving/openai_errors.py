@@ -25,17 +25,26 @@ _PATH = re.compile(r"(?<![\w:/])/(?:[\w.~-]+/)+[\w.~-]*")
 
 
 class Refused(RequestError):
-    """A request that is answered with a 4xx; `param` is the field at fault."""
+    """A request that is answered with a 4xx; `param` is the field at fault.
 
-    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+    `close` ends the connection too: what is still to come of the body isn't read.
+    """
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None, close: bool = False
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
+        self.close = close
 
     def answer(self) -> JSONResponse:
         """Return the refusal as a response."""
-        return answer(self.status, str(self), kind=INVALID, code=self.code, param=self.param)
+        response = answer(self.status, str(self), kind=INVALID, code=self.code, param=self.param)
+        if self.close:
+            response.headers["Connection"] = "close"
+        return response
 
 
 def body(message: str, *, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Knows nothing of processes or HTTP.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -62,9 +62,15 @@ class ReplicaTable:
         """Whether any replica has been ready once."""
         return any(replica.limits is not None for replica in self.replicas)
 
-    def pick(self) -> Replica | None:
-        """Return the serving replica with the fewest requests in flight (ties: the lowest number), or None."""
-        serving = [replica for replica in self.replicas if replica.state is State.SERVING]
+    def pick(self, *, besides: Collection[Replica] = ()) -> Replica | None:
+        """Return the serving replica with the fewest requests in flight (ties: the lowest number), or None.
+
+        Those in `besides` are left out.
+        """
+        numbers = {replica.number for replica in besides}
+        serving = [
+            replica for replica in self.replicas if replica.state is State.SERVING and replica.number not in numbers
+        ]
         return min(serving, key=lambda replica: (replica.in_flight, replica.number), default=None)
 
     def count(self, state: State) -> int:

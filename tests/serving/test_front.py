@@ -290,18 +290,91 @@ async def test_one_request_more_than_the_bound_is_told_to_come_again() -> None:
         assert (await post(client)).status_code == 200
 
 
-async def test_a_body_that_never_ends_holds_its_place_only_so_long() -> None:
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
-        writer.write(json_answer(b"{}"))
+async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+    writer.write(json_answer(b"{}"))
 
-    async with asked(script, request_timeout_s=1.0, max_concurrent_requests=1) as (client, _):
-        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 999\r\n\r\n{")
+
+async def silent_client(client: httpx.AsyncClient) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Return a connection to the front that has sent a request but for most of its body."""
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 999\r\n\r\n{"
+    )
+    await writer.drain()
+    return reader, writer
+
+
+async def test_a_body_that_never_ends_holds_no_place_and_ends_soon() -> None:
+    async with asked(answered, body_timeout_s=1.0, max_concurrent_requests=1) as (client, _):
+        reader, writer = await silent_client(client)
         answer = await asyncio.wait_for(reader.read(), 20)
-        assert answer.startswith(b"HTTP/1.1 504")
-        assert b'"timeout"' in answer
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b'"body_too_slow"' in answer
         writer.close()
         assert (await post(client)).status_code == 200
+
+
+async def test_clients_that_send_nothing_stop_nobody_else() -> None:
+    async with asked(answered, body_timeout_s=300.0, max_concurrent_requests=3) as (client, _):
+        silent = [await silent_client(client) for _ in range(3)]
+        assert [(await post(client)).status_code for _ in range(2)] == [200, 200]
+        # It took the place of the one that had been silent longest, which is told so.
+        assert (await asyncio.wait_for(silent[0][0].read(), 20)).startswith(b"HTTP/1.1 408")
+        for _, writer in silent:
+            writer.close()
+
+
+@pytest.mark.parametrize(("encoding", "status"), [("gzip", 415), ("br", 415), ("identity", 200), ("", 200)])
+async def test_a_body_that_is_encoded_is_refused(encoding: str, status: int) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    async with asked(answered) as (client, _):
+        answer = await client.post("/v1/completions", content=json.dumps(ASKED), headers=headers, timeout=30)
+    assert answer.status_code == status
+    if status == 415:
+        expected = f"Content-Encoding must be identity (found {encoding}). Send the body uncompressed."
+        assert error_of(answer)["message"] == expected
+
+
+async def test_a_replica_that_takes_no_connection_is_passed_over() -> None:
+    async with scripted_replica(answered) as address:
+        replicas = serving(0, "http://127.0.0.1:1"), serving(1, "http://127.0.0.1:2"), serving(2, address)
+        async with fronted(*replicas) as (url, _), httpx.AsyncClient(base_url=url) as client:
+            assert (await post(client)).status_code == 200
+            assert [replica.in_flight for replica in replicas] == [0, 0, 0]
+
+
+async def test_connecting_to_a_replica_takes_seconds_at_most() -> None:
+    asked: list[str] = []
+
+    async def replica(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        assert request.extensions["timeout"] == {"connect": 3.0, "read": None, "write": None, "pool": None}
+        if request.url.host == "deaf":
+            raise httpx.ConnectTimeout("no answer", request=request)
+        return httpx.Response(200, json={})
+
+    table = ReplicaTable((serving(0, "http://deaf"), serving(1, "http://hears")))
+    async with httpx.AsyncClient(transport=httpx.MockTransport(replica)) as upstream:
+        app = front(table, ServerSettings(), upstream, model="tiny", tier="standard")
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
+            assert (await post(client)).status_code == 200
+    assert asked == ["deaf", "hears"]
+
+
+async def test_a_request_that_was_sent_is_not_sent_again() -> None:
+    served = []
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        served.append(0)
+
+    async def lives(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        served.append(1)
+
+    async with scripted_replica(dies) as first, scripted_replica(lives) as second:
+        replicas = serving(0, first), serving(1, second)
+        async with fronted(*replicas) as (url, _), httpx.AsyncClient(base_url=url) as client:
+            assert error_of(await post(client))["code"] == "replica_lost"
+    assert served == [0]
 
 
 async def test_without_a_replica_clients_are_told_to_come_again() -> None:
