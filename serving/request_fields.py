@@ -7,14 +7,24 @@ import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo
+from pydantic_core import to_json
 
 from sparktier.serving.replica_table import EngineLimits
+from sparktier.serving.request_values import BadValue, containers, strict_json
 
 MAX_CHOICES = 128
 MAX_STOPS = 32  # SGLang's own limit (sampling_params.py)
 MAX_STOP_CHARACTERS = 256
 MAX_BIASES = 1024
 MAX_GRAMMAR_CHARACTERS = 64 << 10
+MAX_CACHE_KEY_CHARACTERS = 256
+# SGLang checks the schemas of tools, 1.3 ms for each schema in them, in the process that tokenises for all requests.
+MAX_SCHEMA_PARTS = 2048
+MAX_SCHEMA_DEPTH = 64
+# Logits are divided by the penalty: a vanishing one makes them infinite.
+MIN_REPETITION_PENALTY = 0.01
+# In the 32 bits that the engine has for it, less would be 0.
+MIN_TOP_P = 1e-30
 # Begins the parts of a pydantic location that name a form instead of a field.
 TAG_MARK = "~"
 # What SGLang passes to the chat template itself; a second value for one of them is a TypeError in its server.
@@ -45,6 +55,13 @@ def _in_context_at_best(text: str, info: ValidationInfo) -> str:
     if len(text) > longest:
         raise ValueError(f"must have at most {longest} characters: no more can fit the context")
     return text
+
+
+def _bounded_together(texts: list[str], info: ValidationInfo) -> list[str]:
+    longest = limits_of(info).text_characters
+    if sum(map(len, texts)) > longest:
+        raise ValueError(f"must have at most {longest} characters together, send them as several requests")
+    return texts
 
 
 def limits_of(info: ValidationInfo) -> EngineLimits:
@@ -79,6 +96,46 @@ def _all_or_at_least_one(count: int) -> int:
     return count
 
 
+def _not_vanishing(top_p: float) -> float:
+    if top_p < MIN_TOP_P:
+        raise ValueError(f"must be at least {MIN_TOP_P}")
+    return top_p
+
+
+def _whole(value: Any) -> Any:
+    # Clients whose language has floats alone send 10.0, which SGLang takes too.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def schema_parts(schema: Any) -> int:
+    """Return how many lists and objects `schema` holds, itself included."""
+    return sum(1 for _ in containers(schema))
+
+
+def _bounded_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    if len(to_json(schema)) > MAX_GRAMMAR_CHARACTERS:
+        raise ValueError(f"must have at most {MAX_GRAMMAR_CHARACTERS} bytes as JSON")
+    for number, (place, _) in enumerate(containers(schema)):
+        if number == MAX_SCHEMA_PARTS:
+            raise ValueError(f"must have at most {MAX_SCHEMA_PARTS} lists and objects")
+        if len(place) >= MAX_SCHEMA_DEPTH:
+            raise ValueError(f"must be nested at most {MAX_SCHEMA_DEPTH} lists and objects deep")
+    return schema
+
+
+def _schema_text(text: str) -> str:
+    try:
+        schema = strict_json(text)
+    except BadValue as error:
+        raise ValueError(f"must hold a JSON schema, but in it {error}".removesuffix(".")) from error
+    except ValueError as error:
+        raise ValueError(f"must hold a JSON schema ({error})") from error
+    if not isinstance(schema, dict):
+        raise ValueError("must hold a JSON schema that is an object")
+    _bounded_schema(schema)
+    return text
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -96,7 +153,8 @@ def _kind_of_prompt(prompt: Any) -> str | None:
 # fail_fast on every list: four million bytes of wrong items would make an error each, in 30 s and gigabytes.
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True, min_length=1), AfterValidator(_known_ids)]
 Prompts = Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)
-Tokens = Annotated[int, Field(ge=1), AfterValidator(_in_context)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Tokens = Annotated[int, Field(ge=1), AfterValidator(_in_context), BeforeValidator(_whole)]
 Text = Annotated[str, Field(min_length=1)]
 PromptText = Annotated[str, Field(min_length=1), AfterValidator(_in_context_at_best)]
 Stops = Annotated[
@@ -106,7 +164,7 @@ Stops = Annotated[
 ]
 Prompt = Annotated[
     Annotated[PromptText, Tag("~text")]
-    | Annotated[list[PromptText], Prompts, Tag("~texts")]
+    | Annotated[list[PromptText], Prompts, AfterValidator(_bounded_together), Tag("~texts")]
     | Annotated[TokenIds, Tag("~ids")]
     | Annotated[list[TokenIds], Prompts, Tag("~ids of texts")],
     Discriminator(
@@ -116,9 +174,14 @@ Prompt = Annotated[
     ),
 ]
 Grammar = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARACTERS)]
+Schema = Annotated[dict[str, Any], AfterValidator(_bounded_schema)]
+SchemaText = Annotated[Grammar, AfterValidator(_schema_text)]
+CacheKey = Annotated[str, Field(max_length=MAX_CACHE_KEY_CHARACTERS)]
 Biases = Annotated[
     dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_few), AfterValidator(_vocabulary_keys)
 ]
-TopK = Annotated[int, Field(lt=2**31), AfterValidator(_all_or_at_least_one)]
-MinTokens = Annotated[int, Field(ge=0), AfterValidator(_in_context)]
+TopK = Annotated[int, Field(lt=2**31), AfterValidator(_all_or_at_least_one), BeforeValidator(_whole)]
+TopP = Annotated[float, Field(gt=0, le=1), AfterValidator(_not_vanishing)]
+RepetitionPenalty = Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=2)]
+MinTokens = Annotated[int, Field(ge=0), AfterValidator(_in_context), BeforeValidator(_whole)]
 TemplateArguments = Annotated[dict[str, Any], AfterValidator(_without_template_arguments)]

@@ -74,6 +74,8 @@ def checked(path: str, body: Mapping[str, Any], *, model: str, limits: EngineLim
         _SCHEMAS[path].model_validate(kept, context=limits)
     except ValidationError as error:
         raise _refusal(error) from error
+    if _SCHEMAS[path] is Chat:
+        kept["messages"] = [_with_arguments(message) for message in kept["messages"]]
     return kept
 
 
@@ -84,6 +86,23 @@ def require_model(asked: object, served: str) -> None:
     if asked != served:
         message = f"The model {_shown(asked)} does not exist. This server has {_shown(served)}."
         raise Refused(message, status=404, param="model", code="model_not_found")
+
+
+def _with_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """Return `message` with `{}` for the arguments of calls that have none: SGLang takes only JSON for them."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return message
+    return message | {"tool_calls": [_call_with_arguments(call) for call in calls]}
+
+
+def _call_with_arguments(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        return call
+    arguments = function.get("arguments")
+    empty = arguments is None or (isinstance(arguments, str) and not arguments.strip())
+    return call | {"function": function | {"arguments": "{}"}} if empty else call
 
 
 def _refusal(error: ValidationError) -> Refused:

@@ -10,22 +10,36 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from sparktier.serving.request_fields import (
     MAX_CHOICES,
+    MAX_SCHEMA_PARTS,
     Biases,
+    CacheKey,
     Grammar,
     MinTokens,
     Prompt,
+    RepetitionPenalty,
+    Schema,
+    SchemaText,
     Stops,
     TemplateArguments,
     Text,
     TokenIds,
     Tokens,
     TopK,
+    TopP,
+    Whole,
     limits_of,
+    schema_parts,
 )
+from sparktier.serving.request_values import characters
 
 MAX_LOGPROBS = 20
+DEFAULT_MAX_TOKENS = 16  # SGLang's and OpenAI's, of completions alone
 MAX_TOOLS = 128
 MAX_STOP_IDS = 32
+# What chat templates and the tokenizer get, besides what is bounded by itself.
+_TEMPLATE_FIELDS = (
+    "messages", "tools", "tool_choice", "chat_template_kwargs", "reasoning", "reasoning_effort", "thinking", "task",
+)  # fmt: skip
 _OUTPUT_RULES = ("regex", "ebnf", "json_schema")
 
 
@@ -45,7 +59,7 @@ class JsonSchema(Part):
     """A named schema for the output."""
 
     name: Text
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: Schema = Field(alias="schema")
 
 
 class ResponseFormat(Part):
@@ -64,30 +78,32 @@ class ResponseFormat(Part):
 class Generation(Part):
     """Fields that completions and chats share. Absent ones keep SGLang's default; null counts as absent."""
 
-    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    n: Whole = Field(default=1, ge=1, le=MAX_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Tokens | None = None
     min_tokens: MinTokens = 0
     temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: TopP | None = None
     top_k: TopK | None = None
     min_p: float | None = Field(default=None, ge=0, le=1)
     frequency_penalty: float = Field(default=0, ge=-2, le=2)
     presence_penalty: float = Field(default=0, ge=-2, le=2)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=2)
+    repetition_penalty: RepetitionPenalty | None = None
     logit_bias: Biases | None = None
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    seed: Whole | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stops | None = None
     stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_IDS)] | None = None
     regex: Grammar | None = None
     ebnf: Grammar | None = None
-    json_schema: Grammar | None = None
+    json_schema: SchemaText | None = None
     response_format: ResponseFormat | None = None
     ignore_eos: bool = False
     no_stop_trim: bool = False
     skip_special_tokens: bool = True
     user: str | None = None
+    cache_salt: CacheKey | None = None
+    extra_key: CacheKey | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -96,7 +112,7 @@ class Generation(Part):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options must come with stream: true")
         if self.longest_output is not None and self.min_tokens > self.longest_output:
-            raise ValueError("min_tokens must be at most max_tokens")
+            raise ValueError(f"min_tokens must be at most max_tokens, here {self.longest_output}")
         if sum(rule is not None for rule in self._output_rules()) > 1:
             raise ValueError("at most one of regex, ebnf, json_schema and response_format may bind the output")
         return self
@@ -121,8 +137,8 @@ class Completion(Generation):
 
     prompt: Prompt
     echo: bool = False
-    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    best_of: int | None = None
+    logprobs: Whole | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    best_of: Whole | None = None
 
     @model_validator(mode="after")
     def _every_choice_returned(self) -> Self:
@@ -136,6 +152,11 @@ class Completion(Generation):
         several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         return len(self.prompt) if several else 1
 
+    @property
+    def longest_output(self) -> int | None:
+        """Most tokens of each choice."""
+        return self.max_tokens or DEFAULT_MAX_TOKENS
+
 
 def _kind_of_content(content: Any) -> str | None:
     return "~text" if isinstance(content, str) else "~parts" if isinstance(content, list) else None
@@ -148,8 +169,24 @@ class ContentPart(Part):
     text: str
 
 
+class Function(Part):
+    """What a tool does, and the schema of its arguments."""
+
+    name: Text
+    parameters: Schema | None = None
+
+
+class Tool(Part):
+    """A tool that the model may call."""
+
+    function: Function
+
+
+Tools = Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)]
+
+
 class Message(Part):
-    """One turn of a conversation."""
+    """One turn of a conversation; a system or developer's may bring tools of its own."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: (
@@ -162,12 +199,7 @@ class Message(Part):
         ]
         | None
     ) = None
-
-    @property
-    def characters(self) -> int:
-        """Length of all its text."""
-        parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content or []]
-        return sum(map(len, parts))
+    tools: Tools | None = None
 
     @model_validator(mode="after")
     def _something_said(self) -> Self:
@@ -182,15 +214,30 @@ class Chat(Generation):
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    tools: Tools | None = None
     chat_template_kwargs: TemplateArguments | None = None
 
-    @model_validator(mode="after")
-    def _in_context_at_best(self, info: ValidationInfo) -> Self:
+    @model_validator(mode="before")
+    @classmethod
+    def _in_context_at_best(cls, fields: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        # An engine writes the prompt and tokenises it, and answers nobody meanwhile, before it finds it too long.
         longest = limits_of(info).text_characters
-        if sum(message.characters for message in self.messages) > longest:
-            raise ValueError(f"messages must have at most {longest} characters together: no more can fit the context")
+        rendered = [fields[name] for name in _TEMPLATE_FIELDS if name in fields]
+        if characters(rendered, most=longest) > longest:
+            raise ValueError(
+                f"messages, tools and chat_template_kwargs must have at most {longest} characters together: "
+                "no more can fit the context"
+            )
+        return fields
+
+    @model_validator(mode="after")
+    def _few_tools(self) -> Self:
+        tools = [tool for own in (self.tools, *(message.tools for message in self.messages)) for tool in own or []]
+        if len(tools) > MAX_TOOLS:
+            raise ValueError(f"tools and those of messages must be at most {MAX_TOOLS} together")
+        if sum(schema_parts(tool.function.parameters) for tool in tools) > MAX_SCHEMA_PARTS:
+            raise ValueError(f"the parameters of tools must have at most {MAX_SCHEMA_PARTS} lists and objects together")
         return self
 
     @model_validator(mode="after")
