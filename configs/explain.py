@@ -29,7 +29,9 @@ _TYPES = {
     "int_from_float": ("must be a whole number", "Write it without a decimal point."),
     "float_type": ("must be a number", "Write it without quotes."),
     "finite_number": ("must be a finite number", "Write a finite number."),
+    "float_parsing": ("must be a number", "Write a number."),
     "string_type": ("must be text", "Put it in quotes."),
+    "path_type": ("must be a path", "Write a path, in quotes if it looks like a number."),
     "model_type": ("must be a section", "Write its keys below it, indented."),
     "dict_type": ("must be a mapping", "Write its keys below it, indented."),
     "mapping_type": ("must be a mapping", "Write its keys below it, indented."),
@@ -40,6 +42,7 @@ _BOUNDS = {
     "greater_than_equal": ("must be at least {ge}", "Use {ge} or more."),
     "less_than": ("must be less than {lt}", "Use less than {lt}."),
     "less_than_equal": ("must be at most {le}", "Use {le} or less."),
+    "multiple_of": ("must be a multiple of {multiple_of}", "Use a multiple of {multiple_of}."),
     "string_too_short": ("must not be empty", "Write something, or remove the key."),
     "too_short": ("must hold at least {min_length}", "Add one, or remove the key."),
     "string_pattern_mismatch": ("must match {pattern}", "Rename it."),
@@ -60,14 +63,14 @@ def shown(value: Any) -> str:
     return reprlib.repr(value)
 
 
-def explain(detail: ErrorDetails) -> Explained:
-    """Return what `detail` means for the author of the file."""
+def explain(detail: ErrorDetails, sections: type[BaseModel] = Settings) -> Explained:
+    """Return what `detail` means for the author of a file that `sections` describes."""
     location = [str(part) for part in detail["loc"] if part != "[key]"]
     if location[:2] == ["replicas", "sglang_args"]:
         del location[3:]  # what follows the argument's name is pydantic's idea of its type
     path = ".".join(location)
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(path, location, detail["input"])
+        return _unknown_key(path, location, detail["input"], sections)
     rule, cure = _rule_and_cure(detail)
     found = "nothing" if detail["type"] == "missing" else shown(detail["input"])
     return Explained(Problem(path, rule, found, cure), (path,))
@@ -83,9 +86,9 @@ def _rule_and_cure(detail: ErrorDetails) -> tuple[str, str]:
     return detail["msg"].removeprefix("Value error, "), "Correct the value."
 
 
-def _unknown_key(path: str, location: list[str], value: Any) -> Explained:
+def _unknown_key(path: str, location: list[str], value: Any, sections: type[BaseModel]) -> Explained:
     *parents, name = location
-    known = _keys_at(parents)
+    known = _keys_at(parents, sections)
     near = difflib.get_close_matches(name, known, n=1)
     refused = next((sentence for word, sentence in _NOT_SERVED.items() if word in name.lower()), None)
     if refused is not None:
@@ -98,9 +101,8 @@ def _unknown_key(path: str, location: list[str], value: Any) -> Explained:
     return Explained(Problem(path, "is not a key", shown(value), cure), (path, *meant))
 
 
-def _keys_at(parents: Iterable[str]) -> list[str]:
-    """Return the keys that the section at `parents` has; a numeric part is the id of a tier."""
-    model: type[BaseModel] = Settings
+def _keys_at(parents: Iterable[str], model: type[BaseModel]) -> list[str]:
+    """Return the keys that the section at `parents` in `model` has; a numeric part is the id of a tier."""
     for part in parents:
         field = model.model_fields.get(part)
         if field is None:

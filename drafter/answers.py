@@ -4,12 +4,17 @@ Whoever generates (an endpoint, an engine) appends; extraction and training read
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sparktier.configs.errors import ArtifactError
+from sparktier.drafter.json_lines import objects_in, read_lines, shown
 
 MIN_ANSWER_TOKENS = 2
+# Features are stored with ids of 32 bits.
+_ID_END = 2**31
 
 
 @dataclass(frozen=True)
@@ -37,26 +42,32 @@ def read_answers(path: Path) -> list[Answer]:
     """Return the answers long enough to train on; an unfinished last line is left out.
 
     Raises:
-        ArtifactError: the file is missing, or another line is broken.
+        ArtifactError: the file is missing or holds no such answer, or another line is broken.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: must be a readable jsonl file of answers ({error}). Generate it.") from None
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    answers = [_parsed(line, f"{path}:{number}") for number, line in enumerate(whole, 1)]
-    return [answer for answer in answers if len(answer.answer_ids) >= MIN_ANSWER_TOKENS]
-
-
-def _parsed(line: str, where: str) -> Answer:
-    try:
-        row = json.loads(line)
-        return Answer(
-            digest=str(row["digest"]),
-            prompt_ids=tuple(int(token) for token in row["prompt_ids"]),
-            answer_ids=tuple(int(token) for token in row["answer_ids"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+    # What follows the last line feed is a line that a crash cut, or nothing.
+    whole = read_lines(path, "answers, jsonl")[:-1]
+    answers = [_parsed(row, where) for where, row in objects_in(whole, path)]
+    long_enough = [answer for answer in answers if len(answer.answer_ids) >= MIN_ANSWER_TOKENS]
+    if not long_enough:
         raise ArtifactError(
-            f"{where}: an answer has digest, prompt_ids and answer_ids ({error!r}). Delete it."
-        ) from None
+            f"{path}: must hold an answer of {MIN_ANSWER_TOKENS} tokens or more (found none). Generate answers first."
+        )
+    return long_enough
+
+
+def _parsed(row: Mapping[str, Any], where: str) -> Answer:
+    return Answer(
+        digest=str(row.get("digest", "")),
+        prompt_ids=_ids(row, "prompt_ids", where),
+        answer_ids=_ids(row, "answer_ids", where),
+    )
+
+
+def _ids(row: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
+    ids = row.get(key)
+    if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < _ID_END for token in ids):
+        raise ArtifactError(
+            f"{where}: an answer must have {key}, a list of token ids (found {shown(ids)}). Delete the line, or "
+            "generate the answer again."
+        )
+    return tuple(ids)

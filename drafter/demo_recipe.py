@@ -71,7 +71,7 @@ def read_questions(path: Path) -> list[str]:
         raise ArtifactError(f"{path}: the questions of gsm8k's training half must be here (found no file). {cure}")
     if sha256_of(path) != QUESTIONS_SHA256:
         raise ArtifactError(f"{path}: must have the digest {QUESTIONS_SHA256[:12]}... (it differs). {cure}")
-    return [json.loads(line)["question"] for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line)["question"] for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def families(target: LocalTarget, questions: Sequence[str], scale: Scale, done: Callable[[int], None]) -> Families:

@@ -7,7 +7,7 @@ when the disk is too small. Knows nothing of where features come from.
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -32,7 +32,7 @@ class Manifest(BaseModel):
 
     schema_version: int = 1
     spec: FeatureSpec
-    lengths_tokens: tuple[int, ...] = Field(min_length=1)
+    lengths_tokens: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
     sequences_per_shard: int = Field(gt=0)
 
     @property
@@ -163,4 +163,8 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(read_json(path, "a feature store's manifest"))
     except ValidationError as error:
-        raise ArtifactError(f"{path}: {error.errors()[0]['msg']}. Make the store again.") from None
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise ArtifactError(
+            f"{path}: {where}: {first['msg']} (found {first['input']!r:.80}). Make the store again."
+        ) from None

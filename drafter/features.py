@@ -5,15 +5,15 @@ or engines.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.drafter.packing import FeatureRecord, anchor_candidates, pack
-from sparktier.drafter.target import Binding
+from sparktier.drafter.packing import FeatureRecord, has_anchor
+from sparktier.drafter.target import Binding, Target
 
 FeatureDtype = Literal["bfloat16", "float32"]
 TENSORS = ("token_ids", "answer_mask", "features", "last_hidden")
@@ -27,10 +27,10 @@ class FeatureSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    target_layer_ids: tuple[int, ...] = Field(min_length=1)
+    target_layer_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     hidden_size: int = Field(gt=0)
     dtype: FeatureDtype = "bfloat16"
-    temperature: float = Field(ge=0)
+    temperature: float = Field(ge=0, allow_inf_nan=False)
     seed: int = 0
     dataset: str
     target_sha256: str = ""
@@ -40,6 +40,15 @@ class FeatureSpec(BaseModel):
     def binding(self) -> Binding:
         """Return what made these features."""
         return Binding(self.target_sha256, self.tokenizer_sha256)
+
+    def require_target(self, target: Target, what: str) -> None:
+        """Raise ArtifactError unless `what`, which this describes, was made by `target`."""
+        target.binding.require(self.binding, what)
+        if self.hidden_size != target.hidden_size or max(self.target_layer_ids) >= target.num_hidden_layers:
+            raise ArtifactError(
+                f"{what}: must be of the target, {target.num_hidden_layers} layers of width {target.hidden_size} "
+                f"(found layers {list(self.target_layer_ids)} of width {self.hidden_size}). Make them of it."
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -92,7 +101,7 @@ def checked_record(tensors: Mapping[str, Tensor], spec: FeatureSpec, length_toke
     if found != wanted:
         raise ArtifactError(f"{where}: tensors must have shapes {wanted} (found {found}). Make the features again.")
     record = FeatureRecord(**{name: tensors[name] for name in TENSORS})
-    if not len(anchor_candidates(pack([record]))):
+    if not has_anchor(record.answer_mask.bool()):
         raise ArtifactError(
             f"{where}: an answer must have two tokens in a row (found {int(record.answer_mask.sum())} answer tokens). "
             "Leave such sequences out."

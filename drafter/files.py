@@ -35,6 +35,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: {what} was expected here (found nothing). Check the path.") from None
+    except RecursionError:
+        raise ArtifactError(
+            f"{path}: {what} must not nest this deep (found brackets in brackets). Restore it."
+        ) from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: {what} must be readable JSON ({error}). Restore or rewrite the file.") from None
     if not isinstance(raw, dict):

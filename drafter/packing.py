@@ -90,6 +90,11 @@ def anchor_candidates(row: PackedRow) -> Tensor:
     return (row.answer_mask[:-1] & follows).nonzero().squeeze(-1)
 
 
+def has_anchor(answer_mask: Tensor) -> bool:
+    """Return whether a sequence with this mask [n] has a position that may start a block."""
+    return bool((answer_mask[:-1] & answer_mask[1:]).any())
+
+
 def sample_anchors(row: PackedRow, count: int, generator: torch.Generator) -> Tensor:
     """Draw up to `count` anchors without replacement, ascending [A]; `generator` lives on the CPU."""
     candidates = anchor_candidates(row)

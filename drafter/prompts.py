@@ -1,4 +1,4 @@
-"""Prompts as files (`{"turns": [...]}` a line) and the splits they fall into by their own text.
+"""Prompts as files of JSON lines, and the splits they fall into by their own text.
 
 The split is a function of the text alone: whatever files a prompt comes from and in whatever order, it never trains a
 drafter and also judges or calibrates it. Knows nothing of where prompts come from or of tokens.
@@ -6,16 +6,19 @@ drafter and also judges or calibrates it. Knows nothing of where prompts come fr
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.drafter.files import staged
+from sparktier.drafter.json_lines import objects_in, read_lines, require_text, shown
 
 Split = Literal["train", "calibrate", "evaluate"]
 CALIBRATE_SHARE, EVALUATE_SHARE = 5, 5
+# Whose words OpenAI (`role`) and ShareGPT (`from`) call the user's.
+_USERS = ("user", "human")
 
 
 @dataclass(frozen=True)
@@ -50,26 +53,70 @@ def of_split(prompts: Iterable[Prompt], split: Split) -> list[Prompt]:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Read a jsonl file of prompts.
+    """Read a jsonl file of prompts: `{"turns": [...]}`, OpenAI's `messages` or ShareGPT's `conversations` a line.
+
+    Of the latter two only what the user says is taken: a target answers itself.
 
     Raises:
         ArtifactError: a line is no prompt; it is named.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: must be a readable jsonl file of prompts ({error}). Check the path.") from None
-    return [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    lines = read_lines(path, "prompts, jsonl")
+    return [_parsed(row, where) for where, row in objects_in(lines, path)]
 
 
-def _parsed(line: str, where: str) -> Prompt:
-    try:
-        turns = json.loads(line)["turns"]
-    except (ValueError, KeyError, TypeError):
-        turns = None
+def read_prompt_files(paths: Sequence[Path]) -> dict[str, list[Prompt]]:
+    """Read several files by the names that reports tell them apart by, those of the files without their ending.
+
+    Raises:
+        ArtifactError: two have one name, or one holds no prompt or something else.
+    """
+    named: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in named:
+            raise ArtifactError(
+                f"{path}: files of prompts must differ in name, by which reports tell them apart (found "
+                f"{named[path.stem]} as well). Rename one, or name it once."
+            )
+        named[path.stem] = path
+    prompts = {name: read_prompts(path) for name, path in named.items()}
+    for name, path in named.items():
+        if not prompts[name]:
+            raise ArtifactError(f"{path}: must hold at least one prompt (found none). Add one, or leave the file out.")
+    return prompts
+
+
+def _parsed(row: Mapping[str, Any], where: str) -> Prompt:
+    turns = row["turns"] if "turns" in row else _said(row.get("messages", row.get("conversations")), where)
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
-        raise ArtifactError(f'{where}: a prompt is {{"turns": ["text", ...]}} (found {line[:60]!r}). Mend the line.')
-    return Prompt(tuple(turns))
+        raise ArtifactError(
+            f'{where}: a prompt is {{"turns": ["text", ...]}}, or messages or conversations in which a user says '
+            f"something (found {shown(row)}). Mend or delete the line."
+        )
+    return Prompt(tuple(require_text(turn, where) for turn in turns))
+
+
+def _said(messages: object, where: str) -> list[Any]:
+    """Return what the user says in a conversation, written with OpenAI's names or ShareGPT's."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return []
+    return [
+        _text(message.get("content", message.get("value")), where)
+        for message in messages
+        if message.get("role", message.get("from")) in _USERS
+    ]
+
+
+def _text(content: object, where: str) -> object:
+    """Return a message's content; OpenAI allows a list of parts, of which a prompt can have text ones."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    if len(texts) < len(content) or not all(isinstance(text, str) for text in texts):
+        raise ArtifactError(
+            f"{where}: what a user says must be text (found {shown(content)}). Delete the line; images and files are "
+            "not drafted for."
+        )
+    return "".join(str(text) for text in texts)
 
 
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:

@@ -59,7 +59,7 @@ def read_target(folder: Path) -> Target:
         ArtifactError: a file is missing or corrupt, or holds no token embedding.
     """
     raw = read_json(folder / "config.json", "a target's config.json")
-    config: Mapping[str, Any] = raw.get("text_config") or raw
+    layers = _layers(raw, folder / "config.json")
     names = _tensor_files(folder)
     embedding_name = next((name for name in names if name.endswith(EMBEDDING_SUFFIX)), None)
     if embedding_name is None:
@@ -67,7 +67,11 @@ def read_target(folder: Path) -> Target:
     embedding = _read_tensor(names[embedding_name], embedding_name)
     head_name = next((name for name in names if name.endswith(HEAD_NAME)), None)
     head = embedding if head_name is None else _read_tensor(names[head_name], head_name)
-    layers = int(config.get("num_hidden_layers", 0))
+    if embedding.ndim != 2:
+        raise ArtifactError(
+            f"{folder}: {embedding_name} must be a table, one row a token (found shape {list(embedding.shape)}). "
+            "Restore the checkpoint."
+        )
     return Target(
         hidden_size=embedding.shape[1],
         num_hidden_layers=layers,
@@ -76,6 +80,16 @@ def read_target(folder: Path) -> Target:
         head=head,
         binding=Binding(_table_sha256(embedding, layers), tokenizer_sha256(folder)),
     )
+
+
+def _layers(raw: Mapping[str, Any], path: Path) -> int:
+    config = raw.get("text_config") or raw
+    layers = config.get("num_hidden_layers") if isinstance(config, Mapping) else None
+    if type(layers) is not int or layers < 1:
+        raise ArtifactError(
+            f"{path}: num_hidden_layers must be a whole number above 0 (found {layers!r}). Give a model's checkpoint."
+        )
+    return layers
 
 
 def tokenizer_sha256(folder: Path) -> str:
@@ -91,7 +105,11 @@ def tokenizer_sha256(folder: Path) -> str:
 def _tensor_files(folder: Path) -> dict[str, Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        weight_map = read_json(index, "a checkpoint's index").get("weight_map", {})
+        weight_map = read_json(index, "a checkpoint's index").get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise ArtifactError(
+                f"{index}: weight_map must name a file for each tensor (found {weight_map!r:.80}). Restore the file."
+            )
         return {name: folder / file for name, file in weight_map.items()}
     path = folder / "model.safetensors"
     try:

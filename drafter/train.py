@@ -47,7 +47,7 @@ def train(
     _check(settings, source, place)
     settings = _with_precision(settings, place)
     target = read_target(settings.target)
-    target.binding.require(source.spec.binding, f"features {source.spec.dataset}")
+    source.spec.require_target(target, f"features {source.spec.dataset}")
     trainer = Trainer(settings, build_model(settings, target, source.spec), target, source, place)
     run = RunDir(settings.run_dir, settings.keep_checkpoints)
     if place.rank == 0:
@@ -90,6 +90,10 @@ def build_model(settings: TrainSettings, target: Target, spec: FeatureSpec) -> D
 
 def _fresh_config(settings: TrainSettings, target: Target, spec: FeatureSpec) -> DraftConfig:
     assert settings.draft is not None
+    if settings.draft.mask_token_id >= target.vocab_size:
+        rule = f"must be a token of the target's vocabulary, 0 to {target.vocab_size - 1}, that it never writes"
+        found = str(settings.draft.mask_token_id)
+        raise ConfigError([Problem("draft.mask_token_id", rule, found, "Choose one of its reserved tokens.")])
     shape = settings.draft.model_dump(exclude={"confidence_head"})
     confidence = settings.draft.confidence_head
     return DraftConfig.model_validate(

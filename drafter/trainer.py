@@ -5,6 +5,7 @@ same curve. Master weights are the model's own fp32 parameters; bf16 is autocast
 from. Recipe: DeepSpec `trainer/base_trainer.py`.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sparktier.configs.errors import ArtifactError
+from sparktier.configs.errors import ArtifactError, ConfigError, Problem
 from sparktier.drafter.columns import Columns, draw_columns
 from sparktier.drafter.distributed import Place
 from sparktier.drafter.features import FeatureSource
@@ -42,7 +43,7 @@ class Trainer:
         self.settings, self.place, self.source = settings, place, source
         self.model = model.to(place.device)
         self.binding = target.binding
-        self.step = 0
+        self.step = self._saved_step = 0
         self._weights = LossWeights(
             settings.cross_entropy, settings.total_variation, settings.confidence, settings.decay_rows
         )
@@ -68,7 +69,7 @@ class Trainer:
             for name, parameter in self._own.items():
                 parameter.copy_(state.tensors[f"weight.{name}"])
         self._optimiser.restore(state.tensors, state.step)
-        self.step = state.step
+        self.step = self._saved_step = state.step
 
     def state(self) -> TrainingState:
         """Return what `restore` takes."""
@@ -77,19 +78,33 @@ class Trainer:
         return TrainingState(self.step, {name: value.contiguous().cpu() for name, value in tensors.items()})
 
     def run(self, run: RunDir, progress: TrainingProgress) -> None:
-        """Train to the last step, logging, evaluating and saving on the way (files: rank 0)."""
+        """Train to the last step, logging, evaluating and saving on the way (files: rank 0).
+
+        What is saved has finite weights and a finite loss on a held-out sequence: it never replaces better ones by NaN.
+
+        Raises:
+            ConfigError: loss, gradients or weights are no longer finite.
+            ArtifactError: the features are not finite, or a file can't be written.
+        """
         settings, lead = self.settings, self.place.rank == 0
         for rows, last in self._batches():
             started_s = time.monotonic()
             figures = self._train_step(rows)
             figures["tokens_per_s"] = figures.pop("tokens") / (time.monotonic() - started_s)
+            saves = last or self.step % settings.checkpoint_every_steps == 0
+            if saves:
+                self._require_finite_weights()
             if self.step % settings.evaluate_every_steps == 0 or last:
-                figures |= self.held_out()
+                figures |= self.held_out(self._held_out)
+            elif saves:
+                self.held_out(self._held_out[:1])
             if lead:
                 run.log({"step": self.step, **figures})
                 progress.update(self.step, figures)
-            if lead and (self.step % settings.checkpoint_every_steps == 0 or last):
-                run.save(self.state(), self.model, self.binding)
+            if saves:
+                self._saved_step = self.step
+                if lead:
+                    run.save(self.state(), self.model, self.binding)
 
     def _batches(self) -> Iterator[tuple[list[PackedRow], bool]]:
         """Yield this rank's packed rows of each remaining step, and whether the step is the last."""
@@ -116,21 +131,43 @@ class Trainer:
                 # DistributedDataParallel averages over ranks; the losses are sums.
                 torch.autograd.backward(sums.total(self._weights) * (self.place.world / denominator))
             figures += _figures(sums, self._weights, len(row.token_ids))
-        rate = self._update()
-        return _means(self.place.total(figures), denominator) | {"learning_rate": rate}
+        means = _means(self.place.total(figures), denominator)
+        norm = float(nn.utils.clip_grad_norm_(self._own.values(), self.settings.grad_clip))
+        if not (math.isfinite(means["loss"]) and math.isfinite(norm)):
+            for row in rows:
+                self._require_finite_features(row)
+            raise self._diverged(f"loss {means['loss']:g} and a gradient of size {norm:g}", self.step + 1)
+        return means | {"learning_rate": self._update()}
 
     def _update(self) -> float:
         settings = self.settings
-        nn.utils.clip_grad_norm_(self._own.values(), settings.grad_clip)
         rate = settings.learning_rate * learning_rate_scale(self.step, settings.steps, settings.warmup_frac)
         self._optimiser.step(rate)
         self.step += 1
         return rate
 
+    def _require_finite_features(self, row: PackedRow) -> None:
+        if not (row.features.isfinite().all() and row.last_hidden.isfinite().all()):
+            raise ArtifactError(
+                f"features {self.source.spec.dataset}: must be finite (found NaN or infinity in a sequence of step "
+                f"{self.step + 1}). Make the features again."
+            )
+
+    def _require_finite_weights(self) -> None:
+        broken = [name for name, value in self._own.items() if not value.isfinite().all()]
+        if broken:
+            raise self._diverged(f"weights of {broken[0]} that are not finite", self.step)
+
+    def _diverged(self, found: str, step: int) -> ConfigError:
+        rule = "must be low enough for loss and weights to stay finite"
+        kept = f"the checkpoint of step {self._saved_step}" if self._saved_step else "no checkpoint, as none was due"
+        cure = f"Lower it, in a new run_dir or with init_from; this run keeps {kept}."
+        return ConfigError([Problem("learning_rate", rule, f"{found} in step {step}", cure)])
+
     @torch.no_grad()
-    def held_out(self) -> dict[str, float]:
-        """Return loss and accepted lengths of the held-out slice: greedy, and expected under ratio rejection."""
-        mine = self._held_out[self.place.rank :: self.place.world]
+    def held_out(self, sequences: Sequence[int]) -> dict[str, float]:
+        """Return loss and accepted lengths of held-out `sequences`: greedy, and expected under ratio rejection."""
+        mine = sequences[self.place.rank :: self.place.world]
         decay, gamma = self.settings.decay_rows, self.model.config.block_size
         figures = torch.zeros(9, dtype=torch.float64)
         for index, record in zip(mine, self.source.read(mine), strict=True):
@@ -139,9 +176,14 @@ class Trainer:
             output = self._forward(self.model, row, anchors)
             sums = loss_sums(output, decay)
             share = torch.tensor([_greedy_length(output), weight_sum(block_labels(row, anchors, gamma), decay)])
-            figures += torch.cat((_figures(sums, self._weights, 0), share.double()))
+            own = _figures(sums, self._weights, 0)
+            if not own.isfinite().all():
+                self._require_finite_features(row)
+            figures += torch.cat((own, share.double()))
         total = self.place.total(figures)
         means = _means(total[:7], float(total[8]))
+        if not math.isfinite(means["loss"]):
+            raise self._diverged(f"a held-out loss of {means['loss']:g}", self.step)
         return {
             "held_out_loss": means["loss"],
             "held_out_length": means["accepted_length"],

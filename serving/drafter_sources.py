@@ -18,10 +18,10 @@ from sparktier.drafter.answered import answer_prompts
 from sparktier.drafter.checkpoint import load_draft
 from sparktier.drafter.demo import demo_draft
 from sparktier.drafter.feature_store import FeatureStore
-from sparktier.drafter.features import FeatureSource
+from sparktier.drafter.features import FeatureSource, FeatureSpec
 from sparktier.drafter.local_target import LocalTarget
 from sparktier.drafter.model import DraftModel
-from sparktier.drafter.prompts import Prompt, Split, distinct, of_split, read_prompts
+from sparktier.drafter.prompts import Prompt, Split, distinct, of_split, read_prompt_files
 from sparktier.drafter.target import Target, read_target
 from sparktier.serving.model_source import local_model
 
@@ -85,10 +85,13 @@ def sources(who: Subject, wanted: Wanted, console: Console) -> Iterator[FeatureS
     if not wanted.features and not wanted.prompts:
         rule = "answers come from --prompts or --features"
         raise ConfigError([Problem("--prompts", rule, "neither", "Name a file of prompts or a store.")])
-    asked = [(path.stem, _chosen(path, wanted)) for path in wanted.prompts]
+    asked = [
+        (name, _chosen(prompts, path, wanted))
+        for path, (name, prompts) in zip(wanted.prompts, read_prompt_files(wanted.prompts).items(), strict=True)
+    ]
     for folder in wanted.features:
         store = FeatureStore(folder)
-        who.target.binding.require(store.spec.binding, str(folder))
+        _require_fit(who, store.spec, folder)
         yield store
     if not asked:
         return
@@ -101,14 +104,25 @@ def sources(who: Subject, wanted: Wanted, console: Console) -> Iterator[FeatureS
             yield made
 
 
-def _chosen(path: Path, wanted: Wanted) -> list[Prompt]:
-    prompts = distinct(read_prompts(path))
+def _require_fit(who: Subject, spec: FeatureSpec, folder: Path) -> None:
+    spec.require_target(who.target, str(folder))
+    read = who.model.config.target_layer_ids
+    if spec.target_layer_ids != read:
+        raise ArtifactError(
+            f"{folder}: must hold the layers that the drafter reads, {list(read)} (found "
+            f"{list(spec.target_layer_ids)}). Make features for this drafter."
+        )
+
+
+def _chosen(prompts: Sequence[Prompt], path: Path, wanted: Wanted) -> list[Prompt]:
+    chosen = distinct(prompts)
     if wanted.split is not None:
-        prompts = of_split(prompts, wanted.split)
-    if not prompts:
-        kind = f"one of the {wanted.split} split" if wanted.split else "one"
-        raise ArtifactError(f"{path}: must hold prompts, at least {kind} (found none). Add prompts.")
-    return prompts[: wanted.limit]
+        chosen = of_split(chosen, wanted.split)
+    if not chosen:
+        raise ArtifactError(
+            f"{path}: must hold prompts, at least one of the {wanted.split} split (found none). Add prompts."
+        )
+    return chosen[: wanted.limit]
 
 
 @contextmanager

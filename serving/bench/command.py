@@ -10,7 +10,7 @@ from sparktier.configs.errors import ConfigError, Problem
 from sparktier.configs.report import report_meta
 from sparktier.configs.settings import Settings
 from sparktier.configs.speculation_settings import LADDERS
-from sparktier.drafter.prompts import read_prompts
+from sparktier.drafter.prompts import read_prompt_files
 from sparktier.drafter.report import write_report
 from sparktier.serving.bench.report import draw, show
 from sparktier.serving.bench.rows import Case, Rows, rungs_of
@@ -40,7 +40,7 @@ def run(
         ReplicaError: the deployment did not start, or a request failed.
     """
     _require_ladder(settings, max(batches))
-    texts = {path.stem: [prompt.turns[0] for prompt in read_prompts(path)] for path in prompts}
+    texts = {name: [prompt.turns[0] for prompt in asked] for name, asked in read_prompt_files(prompts).items()}
     cases = [Case(batch, temperature, name) for name in texts for temperature in temperatures for batch in batches]
     rungs = rungs_of(settings.speculation.method)
     console = Console(stderr=True)

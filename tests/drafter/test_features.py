@@ -2,19 +2,23 @@
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.drafter.feature_store import FeatureStore, FeatureWriter, Manifest
 from sparktier.drafter.feature_stream import FeatureStream
-from sparktier.drafter.features import FeatureSpec
-from sparktier.drafter.packing import FeatureRecord
+from sparktier.drafter.features import TENSORS, FeatureSpec, checked_record
+from sparktier.drafter.packing import FeatureRecord, anchor_candidates, has_anchor, pack
 from support.drafts import random_record, tiny_config
 
 CONFIG = tiny_config()
@@ -93,6 +97,34 @@ def test_records_that_break_the_contract_are_refused(tmp_path: Path) -> None:
         writer.append(random_record(CONFIG, LENGTHS[0] + 1, 1, 0))
     with pytest.raises(ArtifactError, match="two tokens in a row"):
         writer.append(random_record(CONFIG, LENGTHS[0], LENGTHS[0] - 1, 0))
+
+
+class LargestResult(TorchDispatchMode):
+    """Notes the elements of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.elements = max(self.elements, made.numel() if isinstance(made, Tensor) else 0)
+        return made
+
+
+@given(st.lists(st.booleans(), max_size=12))
+def test_a_mask_has_an_anchor_where_packing_finds_one(mask: list[bool]) -> None:
+    record = replace(random_record(CONFIG, len(mask), 0, 0), answer_mask=torch.tensor(mask, dtype=torch.bool))
+    assert has_anchor(record.answer_mask) == bool(len(anchor_candidates(pack([record]))))
+
+
+def test_a_record_is_checked_without_a_copy_of_its_features() -> None:
+    record = random_record(CONFIG, 40, 1, 0)
+    tensors = {name: getattr(record, name) for name in TENSORS}
+    with LargestResult() as largest:
+        checked = checked_record(tensors, spec(), 40, "here")
+    assert checked.features is record.features
+    assert 0 < largest.elements <= 40
 
 
 def test_a_damaged_shard_is_refused(tmp_path: Path) -> None:

@@ -1,16 +1,21 @@
 """The training loop: it learns, survives being killed, is the same on one rank and two, cached and streamed."""
 
+import itertools
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
 from sparktier.configs.errors import ArtifactError, ConfigError
@@ -20,10 +25,14 @@ from sparktier.drafter.distributed import Place
 from sparktier.drafter.feature_store import FeatureStore
 from sparktier.drafter.feature_stream import FeatureStream
 from sparktier.drafter.features import FeatureSource
+from sparktier.drafter.model import DraftModel
+from sparktier.drafter.optimiser import Optimiser
 from sparktier.drafter.packing import FeatureRecord
+from sparktier.drafter.run_dir import RunDir
 from sparktier.drafter.target import read_target
 from sparktier.drafter.train import train
 from sparktier.drafter.train_settings import TrainSettings, load_train_settings
+from sparktier.drafter.trainer import Trainer
 from support.toy_training import curve, toy_settings, write_world
 
 HERE = Place(0, 1, torch.device("cpu"))
@@ -48,6 +57,11 @@ def world(tmp_path: Path) -> Path:
 def run(settings: TrainSettings, source: FeatureSource | None = None) -> Path:
     store = source or FeatureStore(settings.target.parent / "store")
     return train(settings, store, HERE, QUIET, {"commit": "abc"})
+
+
+def loud(world: Path) -> DraftModel:
+    settings, target = toy_settings(world, 4), read_target(world / "target")
+    return train_module.build_model(settings, target, FeatureStore(world / "store").spec)
 
 
 def program(*arguments: str, launcher: tuple[str, ...] = ()) -> list[str]:
@@ -174,6 +188,88 @@ def test_old_checkpoints_are_dropped(world: Path) -> None:
     assert names == ["step-00000008", "step-00000012"]
 
 
+def test_only_what_a_run_wrote_is_dropped_and_only_its_names_are_resumed_from(world: Path) -> None:
+    run(toy_settings(world, 8, run_dir=world / "whole"))
+    settings = toy_settings(world, 8, keep_checkpoints=1, checkpoint_every_steps=2)
+    checkpoints = world / "run" / "checkpoints"
+    run(toy_settings(world, 8, keep_checkpoints=1, checkpoint_every_steps=2))
+    newest = checkpoints / "step-00000008"
+    # Copies under names of one's own and of another step, notes, and a checkpoint that was calibrated in place.
+    for name in ("step-00000008-good", "step-best", "step-00000009", "step-8", ".step-00000008.bak"):
+        shutil.copytree(newest, checkpoints / name)
+    shutil.copytree(newest, checkpoints / "step-00000004")
+    (checkpoints / "step-00000004" / "state.json").write_text(json.dumps({"step": 4, "sha256": ""}))
+    (checkpoints / "step-00000004" / "draft" / "sts.json").write_text("{}")
+    (checkpoints / "step-notes.txt").write_text("mine")
+    kept = {path.name for path in checkpoints.iterdir()}
+    run(settings)
+    shutil.rmtree(newest)
+    shutil.rmtree(checkpoints / "step-00000004")
+    run(settings)
+    assert {path.name for path in checkpoints.iterdir()} == kept - {"step-00000004"}
+    assert [row["loss"] for row in curve(world / "run")] == [row["loss"] for row in curve(world / "whole")]
+
+
+@pytest.mark.parametrize(
+    ("last_good", "value", "found"),
+    [(6, math.nan, "loss nan"), (7, math.inf, "not finite"), (11, math.nan, "not finite")],
+)
+def test_a_run_that_diverges_ends_with_its_last_good_checkpoint(
+    last_good: int, value: float, found: str, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 8 and 12 are saved; what breaks in them must not be."""
+    stepped, done = Optimiser.step, itertools.count()
+
+    def step(optimiser: Optimiser, learning_rate: float) -> None:
+        stepped(optimiser, learning_rate)
+        if next(done) == last_good:
+            optimiser._parts[0][1]["layers.0.mlp.down_proj.weight"].data[0, 0] = value
+
+    monkeypatch.setattr(Optimiser, "step", step)
+    with pytest.raises(ConfigError) as caught:
+        run(toy_settings(world, 12))
+    (problem,) = caught.value.problems
+    saved = last_good // 4 * 4
+    assert problem.path == "learning_rate"
+    assert found in problem.value
+    assert f"in step {last_good + (2 if found == 'loss nan' else 1)}" in problem.value
+    assert f"the checkpoint of step {saved}" in problem.cure
+    state = RunDir(world / "run", 2).latest()
+    assert state is not None
+    assert state.step == saved
+    assert all(tensor.isfinite().all() for tensor in state.tensors.values())
+    assert sorted(path.name for path in (world / "run" / "checkpoints").iterdir())[-1] == f"step-{saved:08d}"
+    assert all(math.isfinite(row["loss"]) for row in curve(world / "run"))
+
+
+def test_weights_that_are_finite_but_of_no_use_are_not_saved(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(optimiser: Optimiser, learning_rate: float) -> None:
+        for parameter in optimiser._parts[0][1].values():
+            parameter.data.fill_(1e38)
+
+    monkeypatch.setattr(Optimiser, "step", step)
+    with pytest.raises(ConfigError, match=r"a held-out loss of nan in step 1.*no checkpoint, as none was due"):
+        run(toy_settings(world, 4, checkpoint_every_steps=1))
+    assert not list((world / "run").glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_features_that_are_not_finite_are_named(held_out: bool, world: Path) -> None:
+    store = FeatureStore(world / "store")
+    quiet = Trainer(toy_settings(world, 4), loud(world), read_target(world / "target"), store, HERE)
+    spoilt = quiet._held_out[0] if held_out else quiet._training[0]
+
+    def produce(order: Iterator[int]) -> Iterator[FeatureRecord]:
+        for index in order:
+            for record in store.read([index]):
+                features = record.features * (math.nan if index == spoilt else 1.0)
+                yield replace(record, features=features)
+
+    stream = FeatureStream(store.spec, store.lengths_tokens, produce, in_flight=3)
+    with pytest.raises(ArtifactError, match=r"features toy: must be finite .*Make the features again"):
+        run(toy_settings(world, 40), stream)
+
+
 def test_a_full_disk_stops_the_run_and_loses_nothing(world: Path) -> None:
     run(toy_settings(world, 8, run_dir=world / "whole"))
     limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
@@ -207,14 +303,65 @@ def test_contradicting_settings_are_all_named_at_once(world: Path) -> None:
     assert {problem.path for problem in caught.value.problems} == {"draft", "held_out_sequences", "rows_per_step"}
 
 
-def test_settings_of_a_file_are_read_and_every_mistake_is_named(tmp_path: Path) -> None:
-    good = {"target": "t", "run_dir": "r", "steps": 3, "init_from": "d"}
-    (tmp_path / "run.yaml").write_text(json.dumps(good))
-    assert load_train_settings(tmp_path / "run.yaml").steps == 3
-    (tmp_path / "run.yaml").write_text(
-        json.dumps(good | {"steps": 0, "learnin_rate": 1, "draft": {"mask_token_id": -1}})
-    )
+GOOD = {"target": "t", "run_dir": "r", "steps": 3, "init_from": "d"}
+SHAPE_OF_FOUR = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 8}
+
+
+def test_settings_of_a_file_are_read(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("{target: t, run_dir: r, steps: 3, init_from: d, learning_rate: 6e-4}")
+    settings = load_train_settings(tmp_path / "run.yaml")
+    assert (settings.steps, settings.learning_rate, settings.target) == (3, 6e-4, Path("t"))
+
+
+WRONG: dict[str, tuple[dict[str, object], set[str]]] = {
+    "all at once": (
+        {"steps": 0, "learnin_rate": 1, "draft": {"mask_token_id": -1}},
+        {
+            "steps: must be more than 0 (found 0). Use more than 0.",
+            "learnin_rate: is not a key (found 1). Did you mean learning_rate?",
+            "draft.mask_token_id: must be at least 0 (found -1). Use 0 or more.",
+            "draft.head_dim: is required (found nothing). Add it.",
+        },
+    ),
+    "infinite": ({"learning_rate": math.inf}, {"learning_rate: must be a finite number (found inf)"}),
+    "not a number": ({"weight_decay": math.nan}, {"weight_decay: must be a finite number (found nan)"}),
+    "text": ({"grad_clip": "much"}, {"grad_clip: must be a number (found 'much')"}),
+    "a fraction": ({"steps": 1.5}, {"steps: must be a whole number (found 1.5)"}),
+    "yes": ({"steps": True}, {"steps: must be a whole number (found True)"}),
+    "a number for a path": ({"target": 5}, {"target: must be a path (found 5)"}),
+    "an odd head": (
+        {"draft": SHAPE_OF_FOUR | {"mask_token_id": 1, "head_dim": 15}},
+        {"draft.head_dim: must be a multiple of 2 (found 15)"},
+    ),
+    "uneven heads": (
+        {"draft": SHAPE_OF_FOUR | {"mask_token_id": 1, "num_attention_heads": 3}},
+        {"draft: num_attention_heads 3 must be a multiple of num_key_value_heads 2"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_every_wrong_setting_is_named_with_rule_value_and_cure(name: str, tmp_path: Path) -> None:
+    changes, expected = WRONG[name]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(GOOD | changes))
     with pytest.raises(ConfigError) as caught:
         load_train_settings(tmp_path / "run.yaml")
-    paths = {problem.path for problem in caught.value.problems}
-    assert paths >= {"steps", "learnin_rate", "draft.mask_token_id", "draft.head_dim"}
+    found = [str(problem) for problem in caught.value.problems]
+    assert all(any(line.startswith(start) for line in found) for start in expected), found
+
+
+def test_a_mask_token_outside_the_target_s_vocabulary_is_a_wrong_setting(world: Path) -> None:
+    settings = toy_settings(world, 4)
+    assert settings.draft is not None
+    with pytest.raises(ConfigError, match=r"draft\.mask_token_id: must be a token of the target's vocabulary, 0 to 63"):
+        run(toy_settings(world, 4, draft=settings.draft.model_dump() | {"mask_token_id": 64}))
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": 16}, {"target_layer_ids": (0, 3)}])
+def test_features_of_another_shape_of_target_are_refused(changes: dict[str, object], world: Path) -> None:
+    """A store that doesn't say whose it is."""
+    store = FeatureStore(world / "store")
+    other = store.spec.model_copy(update={"target_sha256": "", **changes})
+    stream = FeatureStream(other, store.lengths_tokens, lambda order: iter(()), in_flight=1)
+    with pytest.raises(ArtifactError, match="features toy: must be of the target, 3 layers of width 32"):
+        run(toy_settings(world, 4), stream)

@@ -146,8 +146,8 @@ def test_train_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 BAD = {
     "no answers": (["evaluate", "CONFIG"], "--prompts: answers come from --prompts or --features"),
-    "no such prompts": (["evaluate", "CONFIG", "--prompts", "nowhere.jsonl"], "readable jsonl file of prompts"),
-    "broken prompts": (["evaluate", "CONFIG", "--prompts", "CONFIG"], "config.yaml:1: a prompt is"),
+    "no such prompts": (["evaluate", "CONFIG", "--prompts", "nowhere.jsonl"], "readable file of prompts"),
+    "broken prompts": (["evaluate", "CONFIG", "--prompts", "CONFIG"], "config.yaml:1: a line must be JSON"),
     "no such store": (["evaluate", "CONFIG", "--features", "nowhere"], "a feature store's manifest was expected"),
     "no such drafter": (["evaluate", "CONFIG", "--prompts", "ASKED", "--draft", "nowhere"], "a draft's config.json"),
     "no drafter": (
