@@ -6,10 +6,12 @@ and `fields/model.py` at 0.5.23), cut down to those a mixture-of-experts model i
 
 import re
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from sparktier.configs.errors import ArtifactError
 from sparktier.configs.section import Section
 
 _LOCAL_PREFIXES = ("/", "./", "../", "~")
@@ -32,6 +34,8 @@ def model_source(path: str) -> ModelSource:
     """
     if path == "demo":
         return ModelSource.DEMO
+    if not path.isprintable():
+        raise ValueError("must be without control characters")
     if path.startswith(_LOCAL_PREFIXES):
         return ModelSource.LOCAL
     if _HUB_ID.fullmatch(path):
@@ -44,6 +48,18 @@ def model_source(path: str) -> ModelSource:
 def _known_source(path: str) -> str:
     model_source(path)
     return path
+
+
+def local_path(path: str) -> Path:
+    """Return the directory that `path` names.
+
+    Raises:
+        ArtifactError: it begins with the home of a user whom this machine doesn't know.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ArtifactError(f"{path}: must begin with a home that there is (found none). Write it out.") from None
 
 
 ModelPath = Annotated[str, AfterValidator(_known_source)]

@@ -46,7 +46,9 @@ class SupervisionSettings(Section):
     start_timeout_s: float = Field(
         default=600.0, gt=0, description="A replica that is not ready after this long counts as failed."
     )
-    restart_backoff_first_s: float = Field(default=1.0, gt=0, description="Pause before the first restart.")
+    restart_backoff_first_s: float = Field(
+        default=1.0, gt=0, description="Pause before the first restart; each pause is drawn between half of it and all."
+    )
     restart_backoff_max_s: float = Field(
         default=60.0, gt=0, description="Longest pause: it doubles with each failure up to this."
     )

@@ -20,9 +20,12 @@ _PROBE_BYTES = 4096
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hex digest of a file's bytes."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    """Return the hex digest of a file's bytes. Raises ArtifactError when it can't be read."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactError(f"{path}: must be readable (found {error.strerror}). Check the path.") from None
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def staged(final: Path) -> Iterator[Path]:
+def staged(final: Path, *, cure: str = "free space there, or name another place") -> Iterator[Path]:
     """Yield a temporary sibling of `final` to write (a file, or a folder to make) and put it in place if all went well.
 
     A link is followed: what it leads to is replaced.
@@ -71,8 +74,7 @@ def staged(final: Path) -> Iterator[Path]:
         _flush_name(final)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(
-            f"{final}: must be a place that can be written (found {error}). What was there is untouched; free space "
-            "there, or name another place."
+            f"{final}: must be a place that can be written (found {error}). What was there is untouched; {cure}."
         ) from error
     finally:
         _remove(part)

@@ -1,5 +1,7 @@
-"""Host and port as text, IPv6 in brackets, and the environment that keeps calls within this machine off proxies."""
+"""Host and port as text, IPv6 in brackets; listening there; the environment that keeps local calls off proxies."""
 
+import errno
+import socket
 from collections.abc import Mapping
 
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
@@ -16,6 +18,24 @@ def host_port(host: str, port: int) -> str:
 def http_url(host: str, port: int) -> str:
     """Return the address of an HTTP server, without a slash at its end."""
     return f"http://{host_port(host, port)}"
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on `host` and `port`. Raises OSError when this machine can't."""
+    try:
+        found = socket.getaddrinfo(host.removeprefix("[").removesuffix("]"), port, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise OSError(errno.EINVAL, "no name of a host") from None
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def no_proxy_env(env: Mapping[str, str]) -> dict[str, str]:

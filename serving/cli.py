@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check or a replica failed, 2 bad input, 130 interrupted.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -47,6 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SparktierError as error:
         _complain(str(error))
         return EXIT_BAD_INPUT if isinstance(error, _BAD_INPUT) else EXIT_FAILED
+    except BrokenPipeError:
+        # The reader of our output has gone; without this, Python complains of that when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except OSError as error:
+        place = error.filename or "this machine"
+        _complain(
+            f"{place}: must be usable (found {error.strerror or error}). Check the path, its rights and its disk."
+        )
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

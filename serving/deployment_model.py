@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.configs.model_settings import ModelSource, model_source
+from sparktier.configs.model_settings import ModelSource, local_path, model_source
 
 
 class Role(Enum):
@@ -163,4 +163,4 @@ def _config_file(path: str) -> Path:
         if directory is None:
             raise ArtifactError("demo: the demo model must be built to be planned with (found none). Run make demo.")
         return directory / "config.json"
-    return Path(path).expanduser() / "config.json"
+    return local_path(path) / "config.json"

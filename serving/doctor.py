@@ -17,13 +17,16 @@ from typing import Literal
 import psutil
 from packaging.requirements import Requirement
 
+from sparktier.configs.errors import ArtifactError
 from sparktier.configs.model_settings import ModelSource
 from sparktier.configs.settings import Settings
-from sparktier.serving.addresses import host_port
-from sparktier.serving.demo_model import built_demo_model, default_cache_dir
+from sparktier.serving.addresses import host_port, listening
+from sparktier.serving.demo_model import built_demo_model, require_buildable
 from sparktier.serving.device import resolve_device, with_dtype_of
 from sparktier.serving.engine import upstream
 from sparktier.serving.engine.upstream_source import installed_root
+from sparktier.serving.model_source import local_checkpoint
+from sparktier.serving.run_dir import runs_folder
 
 Status = Literal["ok", "warning", "failed"]
 
@@ -31,8 +34,7 @@ _GIB = 1 << 30
 _WATCHED = ("sglang", "torch", "ray", "flashinfer-python", "transformers")
 _PLUGIN = ("sglang.srt.plugins", "sparktier")
 _PLATFORM = ("sglang.srt.platforms", "sparktier_cpu")
-# The wheel of the demo's source, its GGUF and the built model, with room to build beside it.
-_DEMO_DISK_BYTES = 2 * _GIB
+_LOGS_BYTES = _GIB // 4
 # An SGLang process maps about 2 GiB before it has loaded any weights.
 _RANK_MEMORY_BYTES = 2 * _GIB
 _SHARED_MEMORY_BYTES = 128 << 20
@@ -150,30 +152,28 @@ def check_memory(settings: Settings) -> Iterator[Finding]:
         yield _finding("shared memory", free >= _SHARED_MEMORY_BYTES, f"{free / _GIB:.2f} GiB free", cure)
 
 
-def check_disk(settings: Settings) -> Iterator[Finding]:
-    """There is room to build the demo model, and for logs."""
-    folder = default_cache_dir()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    builds = settings.model.source is ModelSource.DEMO and built_demo_model() is None
-    needed = _DEMO_DISK_BYTES if builds else _GIB // 4
-    cure = f"Free {needed / _GIB:.1f} GiB there, or set SPARKTIER_CACHE."
-    yield _finding("disk", free >= needed, f"{free / _GIB:.1f} GiB free in {folder}", cure)
+def check_disk(_: Settings) -> Iterator[Finding]:
+    """There is room for logs."""
+    try:
+        folder = runs_folder()
+    except ArtifactError as error:
+        yield Finding("disk", "failed", str(error), "Set SPARKTIER_CACHE.")
+        return
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(nearest).free
+    cure = f"Free {_LOGS_BYTES / _GIB:.1f} GiB there, or set SPARKTIER_CACHE."
+    yield _finding("disk", free >= _LOGS_BYTES, f"{free / _GIB:.1f} GiB free in {folder}", cure, otherwise="warning")
 
 
 def check_port(settings: Settings) -> Iterator[Finding]:
     """Nobody else listens where the front will."""
     host, port = settings.server.host, settings.server.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            found = f"{host_port(host, port)}: {error.strerror}"
-            yield Finding("port", "failed", found, "Stop what listens there, or set server.port.")
-            return
+    try:
+        listening(host, port).close()
+    except OSError as error:
+        found = f"{host_port(host, port)}: {error.strerror}"
+        yield Finding("port", "failed", found, "Stop what listens there, or set server.port.")
+        return
     yield Finding("port", "ok", f"{host_port(host, port)} is free")
 
 
@@ -200,10 +200,19 @@ def check_model(settings: Settings) -> Iterator[Finding]:
     if settings.model.source is ModelSource.HUB:
         yield Finding("model", "ok", f"{settings.model.path}: SGLang will fetch it")
     elif settings.model.source is ModelSource.DEMO:
-        built = built_demo_model()
-        yield Finding("model", "ok", str(built) if built else "demo: will be built at the first start (93 MB download)")
+        yield _demo_model()
     else:
-        yield _local_checkpoint(Path(settings.model.path).expanduser())
+        yield _local_checkpoint(settings.model.path)
+
+
+def _demo_model() -> Finding:
+    try:
+        if built := built_demo_model():
+            return Finding("model", "ok", str(built))
+        require_buildable()
+    except ArtifactError as error:
+        return Finding("model", "failed", str(error), "Set SPARKTIER_CACHE.")
+    return Finding("model", "ok", "demo: will be built at the first start (93 MB download)")
 
 
 _CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
@@ -221,10 +230,12 @@ _CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
 )
 
 
-def _local_checkpoint(directory: Path) -> Finding:
+def _local_checkpoint(path: str) -> Finding:
     cure = "Copy the whole checkpoint there, or correct model.path."
-    if not (directory / "config.json").is_file():
-        return Finding("model", "failed", f"no config.json in {directory}", cure)
+    try:
+        directory = local_checkpoint(path, "model.path")
+    except ArtifactError as error:
+        return Finding("model", "failed", str(error), cure)
     other_format = any(directory.glob("*.bin")) or any(directory.glob("*.gguf"))
     missing = [name for name in _weight_files(directory) if not _whole(directory / name)]
     if missing and not other_format:

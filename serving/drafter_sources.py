@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from sparktier.configs.errors import ArtifactError, ConfigError, Problem
-from sparktier.configs.model_settings import ModelSource
+from sparktier.configs.model_settings import ModelSource, local_path
 from sparktier.configs.settings import Settings
 from sparktier.drafter.answered import answer_prompts
 from sparktier.drafter.checkpoint import load_draft
@@ -72,7 +72,7 @@ def _configured(settings: Settings) -> Path:
     if path is None:
         rule = "a drafter must be named"
         raise ConfigError([Problem("speculation.draft_path", rule, "null", "Set it, or give --draft.")])
-    return Path(path).expanduser()
+    return local_path(path)
 
 
 def sources(who: Subject, wanted: Wanted, console: Console) -> Iterator[FeatureSource]:

@@ -1,11 +1,16 @@
-"""Finds in a process's log the lines that say why it ended. Pure; knows nothing of who wrote it.
+"""Finds in a process's log the lines that say why it ended.
 
 SGLang and Ray print warnings by the hundred and one error through many layers, so the end of a log seldom says it.
 """
 
+import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
+# Logs of days are large, and what ended a process is near the end.
+_TAIL_BYTES = 256 << 10
+_READ_CHARACTERS = 1000
 _MAX_LINES = 4
 _MAX_CHARACTERS = 250
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -20,9 +25,21 @@ _FATAL = re.compile(
 _SAYS_NOTHING = re.compile(r"Traceback \(most recent call last\)|Triggered after fatal|^\w+\.RayActorError: *$")
 
 
+def reason_in(log: Path, *, start: int) -> list[str]:
+    """Return the few lines of the file `log`, from byte `start` on, that tell most, and where the rest is."""
+    try:
+        with log.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(start, end - _TAIL_BYTES))
+            text = file.read(_TAIL_BYTES).decode(errors="replace")
+    except OSError as error:
+        return [f"(its log, {log}, can't be read: {error.strerror})"]
+    return [*reason(text), f"(all of it in {log})"]
+
+
 def reason(log: str) -> list[str]:
     """Return the few lines of `log` that tell most, oldest first: errors if there are any, else how it ends."""
-    lines = [plain for line in log.splitlines() if (plain := _plain(line))]
+    lines = [plain for line in log.splitlines() if (plain := _plain(line[:_READ_CHARACTERS]))]
     errors = [line for line in lines if _ERROR.match(line) or _FATAL.match(line)]
     told = [line for line in _once(errors) if not _SAYS_NOTHING.search(line)]
     return [line[:_MAX_CHARACTERS] for line in (told or _once(lines))[-_MAX_LINES:]]

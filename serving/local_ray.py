@@ -9,19 +9,23 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from sparktier.configs.errors import ReplicaError
 from sparktier.serving.addresses import host_port, no_proxy_env
+from sparktier.serving.failure_reason import reason_in
 from sparktier.serving.processes import free_port, spawn, stop
 
 _HOST = "127.0.0.1"
-_READY_MARK = "Ray runtime started."
+_READY_MARK = b"Ray runtime started."
 _OBJECT_STORE_BYTES = 128 << 20  # ranks exchange tensors over gloo or NCCL, never through Ray's store
 # Ray runs its workers at nice 15; ours are the ranks, which everything waits for.
 _HEAD_ENV = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 _START_TIMEOUT_S = 60.0
+_POLL_S = 0.1
 
 
 @dataclass
@@ -57,14 +61,30 @@ class LocalRay:
 
     async def start(self) -> None:
         """Start the head and return once it answers. Raises ReplicaError when it does not."""
-        self._port = free_port(_HOST)
-        mark = self.log.stat().st_size if self.log.exists() else 0
-        self._process = spawn(self._command(), log=self.log, env={**no_proxy_env(os.environ), **self.env, **_HEAD_ENV})
-        deadline = asyncio.get_running_loop().time() + _START_TIMEOUT_S
-        while _READY_MARK not in self.log.read_text(errors="replace")[mark:]:
-            if not self.running or asyncio.get_running_loop().time() >= deadline:
-                raise ReplicaError(f"The local Ray cluster must start within {_START_TIMEOUT_S:g} s. See {self.log}.")
-            await asyncio.sleep(0.1)
+        try:
+            self._port = free_port(_HOST)
+            start = self.log.stat().st_size if self.log.exists() else 0
+            env = {**no_proxy_env(os.environ), **self.env, **_HEAD_ENV}
+            self._process = spawn(self._command(), log=self.log, env=env)
+            with self.log.open("rb") as log:
+                log.seek(start)
+                started = await self._says_it_started(log)
+        except OSError as error:
+            rule = f"The local Ray cluster must start, and log to {self.log}"
+            raise ReplicaError(f"{rule} (found {error}). Free space there, or set SPARKTIER_CACHE.") from error
+        if not started:
+            told = "\n".join(await asyncio.to_thread(reason_in, self.log, start=start))
+            raise ReplicaError(f"The local Ray cluster must start within {_START_TIMEOUT_S:g} s (found: {told}).")
+
+    async def _says_it_started(self, log: IO[bytes]) -> bool:
+        """Return whether the head's log, read from where it is, tells of a start in time."""
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        seen = b""
+        while _READY_MARK not in (seen := seen[-len(_READY_MARK) :] + log.read()):
+            if not self.running or time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(_POLL_S)
+        return True
 
     async def stop(self, *, grace_s: float) -> None:
         """End the head and every Ray process under it."""

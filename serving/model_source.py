@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.configs.model_settings import ModelSource, model_source
+from sparktier.configs.model_settings import ModelSource, local_path, model_source
 from sparktier.configs.settings import Settings
 from sparktier.configs.speculation_settings import LADDERS
 from sparktier.serving.engine.speculation.target_support import facts_of, require_supported
@@ -47,7 +47,7 @@ def _local_draft(settings: Settings, model: Path) -> str | None:
 
     if path != "demo" and model_source(path) is ModelSource.HUB:
         return path
-    folder = demo_draft() if path == "demo" else _checkpoint(path, "speculation.draft_path")
+    folder = demo_draft() if path == "demo" else local_checkpoint(path, "speculation.draft_path")
     if settings.speculation.method in LADDERS:
         check_draft(folder, read_target(model) if model.is_dir() else None)
     return str(folder)
@@ -65,14 +65,21 @@ def local_model(settings: Settings, *, progress: Callable[[str], None] = lambda 
         return str(ensure_demo_model(progress=progress))
     if settings.model.source is ModelSource.HUB:
         return settings.model.path
-    return str(_checkpoint(settings.model.path, "model.path"))
+    return str(local_checkpoint(settings.model.path, "model.path"))
 
 
-def _checkpoint(path: str, key: str) -> Path:
-    directory = Path(path).expanduser().resolve()
-    if not (directory / "config.json").is_file():
-        raise ArtifactError(
-            f"{key}: a local model is a directory with config.json and weights (found none in {directory}). "
-            "Give the directory of a Hugging Face checkpoint, or `demo`."
-        )
-    return directory
+def local_checkpoint(path: str, key: str) -> Path:
+    """Return the directory of a checkpoint, or raise ArtifactError when there is none at `path`."""
+    try:
+        directory = local_path(path).resolve()
+        if (directory / "config.json").is_file():
+            # One that can't be read would stop every replica, one after the other.
+            (directory / "config.json").open("rb").close()
+            return directory
+        found = f"none in {directory}"
+    except (OSError, RuntimeError) as error:
+        found = str(error)
+    raise ArtifactError(
+        f"{key}: a local model is a directory with config.json and weights (found {found}). "
+        "Give the directory of a Hugging Face checkpoint, or `demo`."
+    )

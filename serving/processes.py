@@ -1,25 +1,33 @@
 """Starting processes so that they can't outlive us, and ending a whole tree of them in bounded time.
 
-Knows nothing of what they run.
+Nothing here blocks an event loop for longer than a fork: walks over all processes run in a thread, waits have limits.
 """
 
 import asyncio
 import ctypes
 import os
-import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.05
+# A killed process is gone at once, unless a driver or a file system holds it.
+_KILLED_WITHIN_S = 2.0
 _libc = ctypes.CDLL(None, use_errno=True)
+# Run in the new process, which becomes the command. PR_SET_PDEATHSIG is 1; the parent may be gone before it is set.
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 def adopt_orphans() -> None:
@@ -27,36 +35,42 @@ def adopt_orphans() -> None:
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-
-
 def spawn(command: Sequence[str], *, log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own, output appended to `log`; it is told to end when we die.
 
-    A session of its own keeps the terminal's Ctrl-C to us alone, and names all that `command` starts in turn.
+    The log's folder is made if it is missing. A session of its own keeps the terminal's Ctrl-C to us alone, and names
+    all that `command` starts in turn. Call it in a thread that lives as long as the process should: to the kernel,
+    that thread is the parent.
     """
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with log.open("ab") as output:
         return subprocess.Popen(
-            command,
+            [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **env},
             start_new_session=True,
-            preexec_fn=_die_with_parent,
         )
 
 
-async def stop(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
-    """Ask `process` (from `spawn`) to end, and after `grace_s` kill it with everything it started."""
+async def stop(process: subprocess.Popen[bytes], *, grace_s: float) -> bool:
+    """Ask `process` (from `spawn`) to end, and after `grace_s` kill it with everything it started.
+
+    Returns whether it has ended: one that a driver holds in the kernel may not, however it is told.
+    """
     if process.poll() is None:
         process.terminate()
-    deadline = time.monotonic() + grace_s
+    await _ended(process, within_s=grace_s)
+    await asyncio.to_thread(lambda: _kill(_session(process.pid)))
+    return await _ended(process, within_s=_KILLED_WITHIN_S)
+
+
+async def _ended(process: subprocess.Popen[bytes], *, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
     while process.poll() is None and time.monotonic() < deadline:
         await asyncio.sleep(_POLL_S)
-    _kill(_session(process.pid))
-    process.wait()
+    return process.poll() is not None
 
 
 def end_descendants(*, timeout_s: float) -> int:
@@ -67,17 +81,24 @@ def end_descendants(*, timeout_s: float) -> int:
     return len(remaining)
 
 
-def reap(*, besides: Sequence[int]) -> None:
+async def reap(*, besides: Callable[[], Collection[int]]) -> None:
     """Collect ended orphans that we adopted, else they stay in the process table.
 
-    `besides` are the pids whose exit status somebody still waits for.
+    `besides` gives the pids whose exit status is still waited for, those started meanwhile included.
     """
+    ended = await asyncio.to_thread(_ended_children)
+    for pid in set(ended) - set(besides()):
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
+def _ended_children() -> list[int]:
+    ended = []
     for child in psutil.Process().children():
-        try:
-            if child.pid not in besides and child.status() == psutil.STATUS_ZOMBIE:
-                os.waitpid(child.pid, os.WNOHANG)
-        except (psutil.NoSuchProcess, ChildProcessError):
-            continue
+        with suppress(psutil.NoSuchProcess):
+            if child.status() == psutil.STATUS_ZOMBIE:
+                ended.append(child.pid)
+    return ended
 
 
 def _session(leader: int) -> list[psutil.Process]:

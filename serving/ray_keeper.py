@@ -4,6 +4,7 @@ Knows nothing of replicas: when the cluster ends theirs end with it, and wait he
 """
 
 import asyncio
+import random
 from collections.abc import Callable, Mapping
 
 from sparktier.configs.errors import ReplicaError
@@ -27,7 +28,8 @@ class RayKeeper:
                 first_s=supervision.restart_backoff_first_s,
                 max_s=supervision.restart_backoff_max_s,
                 healthy_after_s=supervision.healthy_after_s,
-            )
+            ),
+            random.Random(),
         )
 
     @property
@@ -69,7 +71,7 @@ class RayKeeper:
         """Return once another head runs; one that fails to start is tried again, because replicas served before."""
         while True:
             pause_s = self._restarts.failed(served_s=ran_s)
-            self._say(f"the local Ray cluster ended; another one starts in {pause_s:g} s")
+            self._say(f"the local Ray cluster ended; another one starts in {pause_s:.1f} s")
             await local.stop(grace_s=0.0)
             await asyncio.sleep(pause_s)
             try:

@@ -5,24 +5,26 @@ rank ends, and is a failed process here.
 """
 
 import asyncio
+import random
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from sparktier.configs.errors import ArtifactError, ReplicaError
+from sparktier.configs.errors import ArtifactError, ReplicaError, SparktierError
 from sparktier.configs.settings import SupervisionSettings
 from sparktier.serving.addresses import http_url
-from sparktier.serving.failure_reason import reason
+from sparktier.serving.failure_reason import reason_in
 from sparktier.serving.processes import held_port, spawn, stop
-from sparktier.serving.replica_table import EngineLimits, Replica, State
+from sparktier.serving.rank_facts import RankFacts, read_ranks
+from sparktier.serving.replica_table import EngineLimits, Replica, ReplicaTable, State
 from sparktier.serving.restarts import Backoff, Restarts
-from sparktier.serving.run_dir import fresh_metrics_env
+from sparktier.serving.run_dir import RunDir, fresh_metrics_env
 
 # Starts that may fail before anything has ever served: then it is the settings, or the machine, and trying on for
 # ever would hide that from whoever waits for `ready`.
@@ -33,6 +35,7 @@ _FAILED_PROBES = 3
 _POLL_S = 0.5
 _FAILED_PROCESS_GRACE_S = 2.0
 _FIRST_REQUEST_TIMEOUT_S = 60.0
+_RANKS_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,10 @@ class Surroundings:
     """What a replica's process is started with."""
 
     settings_file: Path
-    run_dir: Path
+    run_dir: RunDir
     env: Callable[[], Mapping[str, str]]
     cluster_ready: Callable[[], Awaitable[None]]
-    ever_served: Callable[[], bool]
+    table: ReplicaTable
     say: Callable[[str], None]
 
 
@@ -54,6 +57,8 @@ class _Life:
     failure: str
     served_s: float
     exit_status: int | None
+    told: Sequence[str]
+    """The lines of its log that tell most."""
 
 
 class ReplicaKeeper:
@@ -65,7 +70,7 @@ class ReplicaKeeper:
         self._replica = replica
         self._supervision = supervision
         self._around = around
-        self._log = around.run_dir / f"replica-{replica.number}.log"
+        self._log = around.run_dir.path / f"replica-{replica.number}.log"
         self._client = client
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
@@ -74,7 +79,8 @@ class ReplicaKeeper:
                 first_s=supervision.restart_backoff_first_s,
                 max_s=supervision.restart_backoff_max_s,
                 healthy_after_s=supervision.healthy_after_s,
-            )
+            ),
+            random.Random(),
         )
 
     @property
@@ -87,14 +93,14 @@ class ReplicaKeeper:
 
         Raises:
             ArtifactError: the replica's process refuses the settings or the model.
-            ReplicaError: it fails to start again and again, and no replica has ever served.
+            ReplicaError: every replica fails to start again and again, and none has ever served.
         """
         while True:
             await self._around.cluster_ready()
-            life = await self._one_life()
+            life = await self._bounded_life()
             self._give_up_on_a_bad_start(life)
             pause_s = self._restarts.failed(served_s=life.served_s)
-            self._around.say(f"replica {self._replica.number} starts again in {pause_s:g} s")
+            self._say(f"starts again in {pause_s:.1f} s")
             await asyncio.sleep(pause_s)
 
     async def stop(self, *, grace_s: float) -> None:
@@ -103,13 +109,27 @@ class ReplicaKeeper:
             await stop(self._process, grace_s=grace_s)
 
     def _give_up_on_a_bad_start(self, life: _Life) -> None:
-        if self._around.ever_served():
+        if self._around.table.ever_served:
             return
-        name = f"replica {self._replica.number}"
+        name, told = f"replica {self._replica.number}", "\n".join(life.told)
         if life.exit_status == EXIT_BAD_INPUT:
-            raise ArtifactError(f"{name} can't start with these settings: {self._why()}")
-        if self._restarts.failures + 1 >= FIRST_STARTS:
-            raise ReplicaError(f"{name} must start within {FIRST_STARTS} attempts ({life.failure}): {self._why()}")
+            raise ArtifactError(f"{name} can't start with these settings: {told}")
+        self._replica.failed_starts += 1
+        if self._around.table.never_started(FIRST_STARTS):
+            raise ReplicaError(f"{name} must start within {FIRST_STARTS} attempts ({life.failure}): {told}")
+
+    async def _bounded_life(self) -> _Life:
+        """One life; what goes wrong in it and was not foreseen ends the replica and nothing else."""
+        try:
+            return await self._one_life()
+        except SparktierError:
+            raise
+        except Exception as error:
+            self._replica.state = State.DOWN
+            failure = f"{type(error).__name__}: {error}"
+            self._say(f"failed: {failure}")
+            await self.stop(grace_s=_FAILED_PROCESS_GRACE_S)
+            return _Life(failure, served_s=0.0, exit_status=None, told=())
 
     async def _one_life(self) -> _Life:
         """Start the process and see it through to its end."""
@@ -122,17 +142,21 @@ class ReplicaKeeper:
             served_s = time.monotonic() - started
         self._replica.state = State.DOWN
         exit_status = process.poll()
-        await stop(process, grace_s=_FAILED_PROCESS_GRACE_S)
-        self._around.say(f"replica {self._replica.number} failed: {failure}\n{self._why()}")
-        return _Life(failure, served_s, exit_status)
+        if not await stop(process, grace_s=_FAILED_PROCESS_GRACE_S):
+            self._say(f"has a process that was killed and does not end (pid {process.pid})")
+        told = await asyncio.to_thread(reason_in, self._log, start=self._log_start)
+        self._say("\n    ".join([f"failed: {failure}", *told]))
+        return _Life(failure, served_s, exit_status, told)
 
     def _spawned(self, port: int) -> "subprocess.Popen[bytes]":
         self._replica.url = http_url("127.0.0.1", port)
         self._replica.state = State.STARTING
+        if missing := self._around.run_dir.restore():
+            self._say(f"finds files of this run removed, and its logs with them: wrote {', '.join(map(str, missing))}")
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         command = [sys.executable, "-m", "sparktier.serving.cli", "engine", str(self._around.settings_file)]
         command += ["--replica", str(self._replica.number), "--port", str(port)]
-        metrics = fresh_metrics_env(self._around.run_dir, self._replica.number)
+        metrics = fresh_metrics_env(self._around.run_dir.path, self._replica.number)
         self._process = spawn(command, log=self._log, env={**self._around.env(), **metrics})
         return self._process
 
@@ -148,13 +172,13 @@ class ReplicaKeeper:
             await asyncio.sleep(_POLL_S)
         return f"it was not ready within {self._supervision.start_timeout_s:g} s (supervision.start_timeout_s)"
 
-    def _present(self, ranks: list[dict[str, Any]]) -> None:
+    def _present(self, ranks: list[RankFacts]) -> None:
         first = ranks[0]
-        self._replica.limits = EngineLimits(first["vocab_size"], first["context_tokens"], first["token_characters"])
+        self._replica.limits = EngineLimits(first.vocab_size, first.context_tokens, first.token_characters)
         self._replica.state = State.SERVING
-        self._around.say(f"replica {self._replica.number} serves on {self._replica.url}")
+        self._say(f"serves on {self._replica.url}")
         for rank in ranks:
-            self._around.say(f"    {describe_rank(rank)}")
+            self._around.say(f"    {rank.line()}")
 
     async def _until_failed(self, process: "subprocess.Popen[bytes]") -> str:
         failed = 0
@@ -169,44 +193,32 @@ class ReplicaKeeper:
         return f"its process ended with status {process.returncode}"
 
     async def _ok(self, path: str) -> bool:
-        try:
-            answer = await self._client.get(self._replica.url + path, timeout=self._supervision.probe_timeout_s)
-        except httpx.HTTPError:
-            return False
-        return answer.status_code == 200
+        return await self._asked("GET", path, timeout_s=self._supervision.probe_timeout_s) is not None
 
     async def _answers(self) -> bool:
         """Whether a real request is answered: readiness is a promise that one would be."""
         body = {"prompt": "Hello", "max_tokens": 2, "temperature": 0}
-        url = f"{self._replica.url}/v1/completions"
-        try:
-            answer = await self._client.post(url, json=body, timeout=_FIRST_REQUEST_TIMEOUT_S)
-        except httpx.HTTPError:
-            return False
-        return answer.status_code == 200
+        answer = await self._asked("POST", "/v1/completions", timeout_s=_FIRST_REQUEST_TIMEOUT_S, json=body)
+        return answer is not None
 
-    async def _ranks(self) -> list[dict[str, Any]]:
+    async def _ranks(self) -> list[RankFacts]:
+        """Return what the ranks say, or nothing while they say what can't be read."""
+        answer = await self._asked("GET", "/sparktier/ranks", timeout_s=_RANKS_TIMEOUT_S)
         try:
-            answer = await self._client.get(f"{self._replica.url}/sparktier/ranks", timeout=10.0)
-        except httpx.HTTPError:
+            return [] if answer is None else read_ranks(answer)
+        except ValueError:
             return []
-        ranks: list[dict[str, Any]] = answer.json()
-        return ranks
 
-    def _why(self) -> str:
-        """Return what the log of the last process tells, and where it is."""
-        with self._log.open("rb") as log:
-            log.seek(self._log_start)
-            lines = reason(log.read().decode(errors="replace"))
-        return "\n".join(f"    {line}" for line in [*lines, f"(all of it in {self._log})"])
+    async def _asked(self, method: str, path: str, *, timeout_s: float, **content: Any) -> bytes | None:
+        """Return the body of an answer with status 200, None for any other outcome."""
+        url = f"{self._replica.url}{path}"
+        try:
+            # httpx limits each wait for bytes, which a trickle of them meets for ever.
+            async with asyncio.timeout(timeout_s):
+                answer = await self._client.request(method, url, timeout=timeout_s, **content)
+        except (httpx.HTTPError, TimeoutError):
+            return None
+        return answer.content if answer.status_code == httpx.codes.OK else None
 
-
-def describe_rank(rank: Mapping[str, Any]) -> str:
-    """Return one line on what a rank is and holds."""
-    held = rank.get("local_experts")
-    first, last = held if isinstance(held, list) and held else (0, -1)
-    experts = f"experts {first}-{last} of {rank['experts']}" if rank.get("experts") else "no experts"
-    return (
-        f"rank {rank['rank']}: Ray actor pid {rank['pid']} on {rank['node']}, {experts} in {rank['moe_layers']} "
-        f"layers, {rank['threads']} threads, platform {rank['platform']}"
-    )
+    def _say(self, what: str) -> None:
+        self._around.say(f"replica {self._replica.number} {what}")

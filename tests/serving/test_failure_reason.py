@@ -1,6 +1,8 @@
 """The lines shown of a failed process's log are those that say why it failed."""
 
-from sparktier.serving.failure_reason import reason
+from pathlib import Path
+
+from sparktier.serving.failure_reason import reason, reason_in
 
 # Shortened from what a rank that asked for too many log-probabilities left behind.
 CRASH = """\
@@ -52,3 +54,27 @@ def test_a_log_without_lines_tells_nothing() -> None:
 
 def test_a_line_without_end_is_cut() -> None:
     assert len(reason("ValueError: " + "x" * 100_000)[0]) == 250
+
+
+def test_a_log_of_days_is_read_from_near_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        file.write(b"RuntimeError: long ago\n")
+        file.truncate(1 << 40)
+        file.seek(1 << 40)
+        file.write(b"\nRuntimeError: just now\n")
+    assert reason_in(log, start=0) == ["RuntimeError: just now", f"(all of it in {log})"]
+
+
+def test_what_came_before_the_start_is_not_told(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("RuntimeError: ältere\n")
+    start = log.stat().st_size
+    with log.open("a") as file:
+        file.write("RuntimeError: new\n")
+    assert reason_in(log, start=start)[:-1] == ["RuntimeError: new"]
+
+
+def test_a_log_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    (line,) = reason_in(tmp_path / "log", start=7)
+    assert "No such file" in line

@@ -1,13 +1,16 @@
 """Processes that can't outlive us, and whole trees of them ended in bounded time."""
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -95,6 +98,51 @@ async def test_stop_takes_what_a_dead_process_left_behind(tmp_path: Path) -> Non
     until(lambda: gone(grandchild))
 
 
+async def test_a_process_that_a_driver_holds_is_given_up_in_bounded_time(tmp_path: Path) -> None:
+    process = spawned(SLEEP, tmp_path / "log")
+
+    class Held:
+        """Ends for nobody, as a process in uninterruptible sleep does."""
+
+        pid = process.pid
+
+        def poll(self) -> None:
+            """Return that it runs."""
+
+        def terminate(self) -> None:
+            """Tell it, in vain."""
+
+    held: Any = Held()
+    assert not await asyncio.wait_for(processes.stop(held, grace_s=0.1), timeout=60)
+    assert await processes.stop(process, grace_s=1.0)
+
+
+async def test_a_walk_over_all_processes_leaves_the_loop_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, threads = spawned(SLEEP, tmp_path / "log"), set()
+    walk = psutil.process_iter
+
+    def noted(*arguments: Any) -> Iterator[psutil.Process]:
+        threads.add(threading.current_thread())
+        return walk(*arguments)
+
+    monkeypatch.setattr(psutil, "process_iter", noted)
+    await processes.stop(process, grace_s=1.0)
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+async def test_a_missing_folder_for_the_log_is_made(tmp_path: Path) -> None:
+    process = spawned("print('here')", tmp_path / "gone" / "log")
+    process.wait(timeout=30)
+    assert (tmp_path / "gone" / "log").read_text() == "here\n"
+
+
+async def test_a_process_whose_owner_is_gone_already_does_not_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", processes._DIE_WITH_PARENT, str(os.getpid() + 1), "touch", str(tmp_path / "made")]
+    assert subprocess.run(command, check=False).returncode == 0
+    assert not (tmp_path / "made").exists()
+
+
 async def test_stopping_a_process_that_has_ended_is_no_error(tmp_path: Path) -> None:
     process = spawned("pass", tmp_path / "log")
     process.wait(timeout=30)
@@ -125,7 +173,7 @@ def test_a_process_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
 
 
 ADOPTER = """
-import sys, time
+import asyncio, sys, time
 from pathlib import Path
 import psutil
 from sparktier.serving import processes
@@ -155,9 +203,9 @@ def test_adopted_orphans_leave_no_zombie_when_they_end(tmp_path: Path) -> None:
 orphan.kill()
 while orphan.status() != psutil.STATUS_ZOMBIE:
     time.sleep(0.05)
-processes.reap(besides=[orphan.pid])
+asyncio.run(processes.reap(besides=lambda: [orphan.pid]))
 print(psutil.pid_exists(orphan.pid))
-processes.reap(besides=[])
+asyncio.run(processes.reap(besides=list))
 print(psutil.pid_exists(orphan.pid))
 """
     assert adopted(then, tmp_path) == ["True", "False"]

@@ -28,6 +28,14 @@ def test_requests_in_flight_are_counted_until_they_end() -> None:
     assert replica.in_flight == 0
 
 
+def test_starts_are_given_up_when_every_replica_has_failed_so_often_and_none_has_served() -> None:
+    table = ReplicaTable((Replica(0, failed_starts=2), Replica(1, failed_starts=5)))
+    assert table.never_started(2)
+    assert not table.never_started(3)
+    table.replicas[0].limits = EngineLimits(512, 256, 12)
+    assert not table.never_started(2)
+
+
 def test_a_deployment_has_served_once_any_replica_has() -> None:
     table = ReplicaTable((Replica(0), Replica(1)))
     assert not table.ever_served

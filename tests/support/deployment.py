@@ -71,10 +71,23 @@ class Deployment:
         """Return once the command has printed `text`; fails when it ends before or takes longer."""
 
         def printed_or_ended() -> bool:
-            return text in self.output or self.exit_status is not None
+            return text in self.output or self._ended
 
         wait_until(printed_or_ended, timeout_s=timeout_s, what=lambda: f"{text!r} in:\n{self.output}")
         assert text in self.output, f"sparktier up ended with {self.exit_status}:\n{self.output}"
+
+    def wait_until_all_serve(self) -> None:
+        """Return once the command has said that every replica serves."""
+
+        def said_or_ended() -> bool:
+            return bool(re.search(r"^(\d+) of \1 replicas serve$", self.output, re.MULTILINE)) or self._ended
+
+        wait_until(said_or_ended, timeout_s=READY_LIMIT_S, what=lambda: f"all replicas in:\n{self.output}")
+        assert not self._ended, f"sparktier up ended with {self.exit_status}:\n{self.output}"
+
+    @property
+    def _ended(self) -> bool:
+        return self.exit_status is not None
 
     def client(self) -> openai.OpenAI:
         """Return OpenAI's client, which tries nothing twice."""
@@ -170,6 +183,7 @@ def deployed(
     deployment = Deployment(model, output, env, **settings)
     try:
         deployment.wait_for("ready http=")
+        deployment.wait_until_all_serve()
         yield deployment
         if deployment.exit_status is None:
             deployment.stop()
