@@ -14,6 +14,9 @@ A message states the rule, the value that broke it, and the cure.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+REQUEST_ENDED = "This request was ended alone: "
+"""How an engine's message begins that says why one request could not go on."""
+
 
 class SparktierError(Exception):
     """Base of every error that sparktier raises on purpose."""

@@ -13,6 +13,7 @@ _active = False
 def register() -> None:
     """Apply sparktier's hooks; called once a process by SGLang's loader."""
     global _active
+    from sparktier.serving.engine import grammar_faults, least_length, request_faults
     from sparktier.serving.engine.features import capture, options
     from sparktier.serving.engine.speculation import algorithm, control, seeds
     from sparktier.serving.engine.speculation import options as speculation_options
@@ -30,6 +31,9 @@ def register() -> None:
     algorithm.register()
     control.install()
     seeds.install()
+    least_length.install()
+    grammar_faults.install()
+    request_faults.install()
     if options.ENV in os.environ:
         capture.install(options.load(os.environ[options.ENV]))
     _active = True

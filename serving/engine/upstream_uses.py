@@ -166,6 +166,36 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.layers.dp_attention:memcpy_func", "Triton only; replaced on CPUs"),
     Use("sglang.srt.layers.dp_attention:memcpy_cpu", "what replaces it"),
     Use("sglang.srt.model_executor.forward_batch_info:_is_cpu", "without it, padding pins memory for a GPU"),
+    # One request's fault ends that request alone
+    Use("sglang.srt.layers.sampler:Sampler.forward", "every sampler; ours marks rows without a finite logit before it"),
+    Use(
+        "sglang.srt.layers.sampler:Sampler._sync_token_ids_across_tp", "ranks agree on tokens; ours on marks with them"
+    ),
+    Use(
+        "sglang.srt.layers.logits_processor:LogitsProcessorOutput",
+        "a new one for each step, or one that each sampler sets; carries the marks to the host",
+    ),
+    Use("sglang.srt.managers.schedule_batch:FINISH_ABORT", "ends a request with a status and a message"),
+    Use("sglang.srt.managers.schedule_batch:Req", "`to_finish` ends it, before its last token is looked at"),
+    Use(
+        "sglang.srt.managers.scheduler_components.batch_result_processor:SchedulerBatchResultProcessor",
+        "marked requests are told to end before it processes a result, or advances grammars early",
+    ),
+    Use("sglang.srt.managers.scheduler:Scheduler", "where a step raises, its requests are named"),
+    Use("sglang.srt.utils.common:async_d2h", "brings the marks to the host beside the tokens"),
+    Use(
+        "sglang.srt.constrained.base_grammar_backend:BaseGrammarBackend",
+        "makes every grammar; ours refuses those that can produce nothing",
+    ),
+    Use("sglang.srt.constrained.base_grammar_backend:InvalidGrammarObject", "what SGLang answers with a 400"),
+    Use(
+        "sglang.srt.constrained.xgrammar_backend:XGrammarGrammar", "errors inside it leave its request without a token"
+    ),
+    Use("sglang.srt.speculative.spec_utils:traverse_tree", "the same over drafted tokens"),
+    Use(
+        "sglang.srt.sampling.penaltylib.min_new_tokens:BatchedMinNewTokensPenalizer",
+        "bars early ends; a grammar that allows its end alone wins over it",
+    ),
     # Features for a trainer
     Use("sglang.srt.managers.tp_worker:TpModelWorker", "after its forward pass rank 0 sends what was captured"),
     Use("sglang.srt.managers.io_struct:GenerateReqInput", "asks for the prefill of a sequence"),

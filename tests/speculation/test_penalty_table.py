@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from sparktier.serving.engine.least_length import EARLY_STOP
 from sparktier.serving.engine.speculation.penalties import PenaltyTable
 
 VOCAB = 6
@@ -69,7 +70,7 @@ def test_a_first_token_after_a_retraction_is_penalised_for_all_before_it() -> No
         assert batch.sampling_info.acc_additive_penalties is batch.sampling_info.acc_scaling_penalties is None
         batch.sampling_info.penalizer_orchestrator.apply(logits)
     assert batch.sampling_info is stock
-    assert logits.tolist() == [[0, -1, -1, 0, 0, 0], [0, 0, 0, 0, float("-inf"), 0]]
+    assert logits.tolist() == [[0, -1, -1, 0, 0, 0], [0, 0, 0, 0, EARLY_STOP, 0]]
 
 
 def test_a_prefill_without_penalties_is_left_alone() -> None:
@@ -94,5 +95,5 @@ def test_a_slot_starts_anew_with_its_next_request() -> None:
 def test_a_request_may_not_end_before_its_least_length() -> None:
     counts = table()
     counts.enter([request("a", min_new_tokens=3, stops=(4,))], [1])
-    assert penalised(counts, [1], [2])[0, 4] == float("-inf")
+    assert penalised(counts, [1], [2])[0, 4] == EARLY_STOP
     assert penalised(counts, [1], [3])[0, 4] == 0.0

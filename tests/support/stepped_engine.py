@@ -28,9 +28,19 @@ class Place:
 
 
 class SteppedEngine:
-    """A rank that decodes `model` with trees of `draft`, in float32, prefilling in chunks."""
+    """A rank that decodes `model`, with trees of `draft` unless it has none, in float32, prefilling in chunks."""
 
-    def __init__(self, model: Path, draft: Path, *, chunk_tokens: int, tree_rows: int, place: Place) -> None:
+    def __init__(
+        self,
+        model: Path,
+        draft: Path | None,
+        *,
+        chunk_tokens: int,
+        tree_rows: int,
+        place: Place,
+        accept_rule: str = "match",
+    ) -> None:
+        tree = {"method": "tree", "draft_path": str(draft), "tree_rows": tree_rows, "accept_rule": accept_rule}
         settings = settings_from(
             {
                 "model": {"path": str(model), "dtype": "float32", "context_tokens": 1024},
@@ -41,7 +51,7 @@ class SteppedEngine:
                     "kv_tokens": 8192,
                     "chunked_prefill_tokens": chunk_tokens,
                 },
-                "speculation": {"method": "tree", "draft_path": str(draft), "tree_rows": tree_rows},
+                "speculation": tree if draft is not None else {"method": "none"},
             }
         )
         os.environ.update(rank_env(settings, device="cpu"))
@@ -63,7 +73,7 @@ class SteppedEngine:
         from sglang.srt.sampling.sampling_params import SamplingParams
 
         params = SamplingParams(**{"temperature": 0.0, "max_new_tokens": new_tokens, "ignore_eos": True, **law})
-        params.normalize(None)
+        params.normalize(self.scheduler.tokenizer)
         request = TokenizedGenerateReqInput(
             rid=request_id,
             input_text=None,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparktier.kernels.penalties import Penalties, penalise
+from sparktier.serving.engine.least_length import EARLY_STOP
 
 
 def is_penalised(params: Any) -> bool:
@@ -81,7 +82,7 @@ class PenaltyTable:
         penalties = Penalties(frequency=frequency, presence=presence, repetition=repetition)
         penalise(logits=logits, counts=seen, penalties=penalties)
         early = (emitted < self._shortest[rows]).unsqueeze(1)
-        logits.masked_fill_(early & self._stops[rows], float("-inf"))
+        logits.add_((early & self._stops[rows]).to(logits.dtype), alpha=EARLY_STOP)
 
     @contextmanager
     def in_prefill(self, batch: Any) -> Iterator[None]:

@@ -28,7 +28,9 @@ from sparktier.kernels.compact import compaction_plan
 from sparktier.kernels.draft_tree import NO_ROW, DraftTree, anchors_alone
 from sparktier.kernels.expand import Shape
 from sparktier.kernels.layout import row_links
+from sparktier.kernels.target_probs import NO_TOKEN
 from sparktier.serving.engine import tiers
+from sparktier.serving.engine.request_faults import is_marked, mark
 from sparktier.serving.engine.speculation import options as speculation_options
 from sparktier.serving.engine.speculation import verify_pass
 from sparktier.serving.engine.speculation.draft_step import Bounds, Drafted, DraftStep
@@ -113,6 +115,9 @@ class LadderWorker(DSparkWorkerV2):
             self.penalties.enter(batch.reqs, batch.req_pool_indices.tolist())
         with self.penalties.in_prefill(batch):
             result = super()._forward_prefill(batch, on_publish, pp_proxy_tensors)
+        if is_marked(result.logits_output):
+            silent = self.model_runner.sampler.silent.long()
+            mark(result.logits_output, self._tp_sync.sync(SpecTpSyncSite.DSPARK_TARGET, silent) > 0)
         if not self.penalties.idle and not batch.forward_mode.is_idle():
             first = result.next_token_ids.long().unsqueeze(1)
             self.penalties.add(batch.req_pool_indices, first, torch.ones_like(first, dtype=torch.bool))
@@ -284,6 +289,7 @@ class LadderWorker(DSparkWorkerV2):
             predicted[places[:, 0]] = tokens[:, 0]
             compute_spec_logprobs(batch, output, predicted, accept_index=places)
         output.hidden_states = None
+        mark(output, accepted.bonus == NO_TOKEN)
         return CountedResult(
             record=record,
             logits_output=output,
@@ -291,7 +297,7 @@ class LadderWorker(DSparkWorkerV2):
             accept_lens=lengths,
             cap_lens=record.row_counts.to(torch.int32),
             can_run_cuda_graph=verified.result.can_run_cuda_graph,
-            next_draft_input=make_next_draft_input(bonus_tokens=accepted.bonus, new_seq_lens=new_seq_lens),
+            next_draft_input=make_next_draft_input(bonus_tokens=accepted.bonus.clamp(min=0), new_seq_lens=new_seq_lens),
             speculative_num_draft_tokens=self.verify_num_draft_tokens,
             speculative_output_stride=tokens.shape[1],
             new_seq_lens=new_seq_lens,
