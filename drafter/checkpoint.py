@@ -25,6 +25,7 @@ from sparktier.kernels.cpu_units import has_bfloat16_units
 SCHEMA = 1
 WEIGHTS = "model.safetensors"
 NOTE = "sparktier.json"
+_PLAIN = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def trainable_tensors(model: DraftModel) -> dict[str, Tensor]:
@@ -173,6 +174,11 @@ def _check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], fo
             "Restore the checkpoint; without frozen tables, give the target."
         )
     for name, tensor in wanted.items():
+        if not name.startswith(FROZEN) and not (found[name].dtype in _PLAIN and found[name].isfinite().all()):
+            raise ArtifactError(
+                f"{folder}: {name} must hold finite numbers (found {found[name].dtype}, or NaN or infinity in it). Use "
+                "an earlier checkpoint, unquantised."
+            )
         if tensor.shape != found[name].shape:
             raise ArtifactError(
                 f"{folder}: {name} must be {list(tensor.shape)} (found {list(found[name].shape)}). Restore it."

@@ -13,6 +13,45 @@ from sparktier.configs.errors import ArtifactError
 MarkovType = Literal["vanilla", "gated", "rnn"]
 ARCHITECTURES = ("Qwen3DSparkModel", "DSparkDraftModel", "LingDSparkModel")
 
+# transformers' own for every architecture here.
+_DEFAULT_THETA = 10_000.0
+# Keys that SGLang looks for in these objects before the top level; the later object wins.
+_NESTED = {
+    "dflash_config": (
+        "block_size", "num_target_layers", "target_layer_ids", "mask_token_id", "markov_rank", "markov_head_type"
+    ),
+    "dspark_config": ("mask_token_id", "markov_rank", "markov_head_type"),
+}  # fmt: skip
+# Read by nobody once mask_token_id is there, or by the trainer alone.
+_UNREAD = ("mask_token", "num_anchors")
+_PLAIN = "is not run by our draft layers"
+# Keys that change what SGLang's draft model computes, with the values under which it computes what ours does.
+_NEUTRAL: dict[str, tuple[tuple[object, ...], str]] = {
+    "hidden_act": (("silu",), "must be silu"),
+    "is_causal": ((None, False), "must be false: a block attends to all of itself"),
+    "sample_from_anchor": ((True,), "must be true: row k predicts offset k+1"),
+    "partial_rotary_factor": ((1.0,), "must be 1: whole heads are rotated"),
+    "rope_is_neox_style": ((True,), "must be true: heads are rotated by halves"),
+    "is_neox_style": ((True,), "must be true: heads are rotated by halves"),
+    "use_gemma_norm": ((False,), _PLAIN),
+    "attention_sink_bias": ((None, False), _PLAIN),
+    "attention_value_scale": ((None, 1.0), _PLAIN),
+    "conv_kernel_size": ((None, 0), _PLAIN),
+    "conv_group_size": ((None, 0), _PLAIN),
+    "selector_rank": ((None, 0), _PLAIN),
+    "selector_top_k": ((None, 0), _PLAIN),
+    "output_multiplier": ((1.0,), _PLAIN),
+    "final_logit_softcapping": ((None, 0.0), _PLAIN),
+    "projector_type": ((None,), _PLAIN),
+    "quantization_config": ((None,), "must be absent: drafts have plain weights"),
+    "text_config": ((None,), "must be absent: a draft's keys are at the top level"),
+    "dspark_block_size": ((None,), "must be written as block_size"),
+    "dspark_markov_rank": ((None,), "must be written as markov_rank"),
+    "dspark_markov_head_type": ((None,), "must be written as markov_head_type"),
+    "dspark_noise_token_id": ((None,), "must be written as mask_token_id"),
+    "dspark_target_layer_ids": ((None,), "must be written as target_layer_ids"),
+}
+
 
 class DraftConfig(BaseModel):
     """A DSpark draft of Qwen3-style layers (DSpark paper section 3; DeepSpec `modeling/dspark/qwen3`).
@@ -21,7 +60,7 @@ class DraftConfig(BaseModel):
     name the hidden states *after* those layers. `markov_rank` 0 without a confidence head is the DFlash baseline.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     hidden_size: int = Field(gt=0)
     num_hidden_layers: int = Field(gt=0)
@@ -36,7 +75,8 @@ class DraftConfig(BaseModel):
     attention_bias: bool = False
     block_size: int = Field(gt=0)
     num_target_layers: int = Field(gt=0)
-    target_layer_ids: tuple[int, ...] = Field(min_length=1)
+    # JSON has lists alone.
+    target_layer_ids: tuple[int, ...] = Field(min_length=1, strict=False)
     mask_token_id: int = Field(ge=0)
     num_anchors: int = Field(default=512, gt=0)
     markov_rank: int = Field(default=256, ge=0)
@@ -88,12 +128,11 @@ class DraftConfig(BaseModel):
         Raises:
             ArtifactError: it describes no DSpark draft, or one with parts that we do not run.
         """
-        merged = {**raw, **(raw.get("dflash_config") or {}), **(raw.get("dspark_config") or {})}
-        merged.update(_rope(merged, source))
+        merged = dict(raw) | {key: value for part in _NESTED for key, value in _nested(raw, part, source).items()}
         _refuse_foreign_parts(merged, source)
-        merged.setdefault("head_dim", merged.get("hidden_size", 0) // max(merged.get("num_attention_heads", 1), 1))
-        merged.setdefault("num_key_value_heads", merged.get("num_attention_heads"))
-        merged.setdefault("confidence_head_with_markov", bool(merged.get("markov_rank")))
+        merged["rope_theta"] = _rope_theta(merged, source)
+        merged.setdefault("markov_rank", 0)
+        merged.setdefault("confidence_head_with_markov", bool(merged["markov_rank"]))
         try:
             return cls.model_validate(merged)
         except ValidationError as error:
@@ -104,26 +143,60 @@ class DraftConfig(BaseModel):
             ) from None
 
 
-def _rope(raw: Mapping[str, Any], source: str) -> dict[str, float]:
-    """Return the rope base from either transformers' old (`rope_theta`) or new (`rope_parameters`) layout."""
-    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
-        raise ArtifactError(f"{source}: draft layers use plain rotary positions (found rope_type {kind!r}). Retrain.")
-    theta = parameters.get("rope_theta", raw.get("rope_theta"))
-    return {} if theta is None else {"rope_theta": float(theta)}
+def _nested(raw: Mapping[str, Any], part: str, source: str) -> Mapping[str, Any]:
+    """Return what a config nests under `part`, once all of it is what SGLang reads there."""
+    found = raw.get(part)
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise _refused(source, part, "must be an object", found)
+    for key, value in found.items():
+        if key not in (*_NESTED[part], *_NEUTRAL, *_UNREAD):
+            raise _refused(source, f"{part}.{key}", f"is not read: there, only {', '.join(_NESTED[part])} are", value)
+        # The engine's Markov head is built of the top level's.
+        if key.startswith("markov_") and value != raw.get(key, value):
+            raise _refused(source, f"{part}.{key}", f"must be {raw[key]!r} as at the top level", value)
+    return found
+
+
+def _rope_theta(raw: Mapping[str, Any], source: str) -> object:
+    """Return the rope base from transformers' old (`rope_theta`) or new (`rope_parameters`) layout, in its order."""
+    theta = raw.get("rope_theta", _DEFAULT_THETA)
+    for name in ("rope_parameters", "rope_scaling"):
+        parameters = raw.get(name)
+        if parameters is None:
+            continue
+        if not isinstance(parameters, Mapping):
+            raise _refused(source, name, "must be an object", parameters)
+        for key, value in parameters.items():
+            if key in ("rope_type", "type") and value != "default":
+                raise _refused(
+                    source, f"{name}.{key}", "must be default: draft layers use plain rotary positions", value
+                )
+            if key not in ("rope_type", "type", "rope_theta") and (key, value) != ("partial_rotary_factor", 1.0):
+                raise _refused(source, f"{name}.{key}", "is not run: draft layers use plain rotary positions", value)
+        theta = parameters.get("rope_theta", theta)
+    return float(theta) if type(theta) is int else theta
 
 
 def _refuse_foreign_parts(raw: Mapping[str, Any], source: str) -> None:
-    named = raw.get("architectures") or []
-    if not any(name in ARCHITECTURES for name in named):
+    named = raw.get("architectures")
+    if not isinstance(named, list) or not any(name in ARCHITECTURES for name in named):
         raise ArtifactError(
-            f"{source}: a draft is one of {', '.join(ARCHITECTURES)} (found {named}). Give the path of a DSpark draft."
+            f"{source}: architectures: a draft is one of {', '.join(ARCHITECTURES)} (found {named!r:.80}). Give a "
+            "DSpark draft."
         )
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ArtifactError(f"{source}: draft layers use silu (found {raw['hidden_act']!r}). Retrain.")
-    kinds = set(raw.get("layer_types") or ["full_attention"])
-    if kinds != {"full_attention"} or raw.get("is_causal"):
-        raise ArtifactError(f"{source}: draft layers attend to the whole block (found {sorted(kinds)}). Retrain.")
-    if not raw.get("sample_from_anchor", True):
-        raise ArtifactError(f"{source}: row k must predict offset k+1 (found sample_from_anchor false). Retrain.")
+    for key, (neutral, rule) in _NEUTRAL.items():
+        if raw.get(key, neutral[0]) not in neutral:
+            raise _refused(source, key, rule, raw[key])
+    layers = raw.get("layer_types")
+    if layers is None and raw.get("use_sliding_window"):
+        raise _refused(source, "use_sliding_window", "must be false, or layer_types say full_attention", True)
+    if layers is not None and (not isinstance(layers, list) or any(kind != "full_attention" for kind in layers)):
+        raise _refused(source, "layer_types", "must be full_attention: draft layers attend to the whole block", layers)
+    if raw.get("markov_rank") and "markov_head_type" not in raw:
+        raise _refused(source, "markov_head_type", "must be named with markov_rank", None)
+
+
+def _refused(source: str, key: str, rule: str, value: object) -> ArtifactError:
+    return ArtifactError(f"{source}: {key} {rule} (found {value!r:.80}). Train a draft without it, or mend the key.")
