@@ -1,4 +1,4 @@
-"""The forms and bounds of single fields of a request: prompts, token ids, stops, biases, grammars.
+"""The forms and bounds of single fields of a request: prompts, token ids, stops, biases.
 
 Bounds that depend on the model come in as pydantic's validation context, an `EngineLimits`. Knows no whole request.
 """
@@ -7,20 +7,14 @@ import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo
-from pydantic_core import to_json
 
 from sparktier.serving.replica_table import EngineLimits
-from sparktier.serving.request_values import BadValue, containers, strict_json
 
 MAX_CHOICES = 128
 MAX_STOPS = 32  # SGLang's own limit (sampling_params.py)
 MAX_STOP_CHARACTERS = 256
 MAX_BIASES = 1024
-MAX_GRAMMAR_CHARACTERS = 64 << 10
 MAX_CACHE_KEY_CHARACTERS = 256
-# SGLang checks the schemas of tools, 1.3 ms for each schema in them, in the process that tokenises for all requests.
-MAX_SCHEMA_PARTS = 2048
-MAX_SCHEMA_DEPTH = 64
 # Logits are divided by the penalty: a vanishing one makes them infinite.
 MIN_REPETITION_PENALTY = 0.01
 # In the 32 bits that the engine has for it, less would be 0.
@@ -107,35 +101,6 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def schema_parts(schema: Any) -> int:
-    """Return how many lists and objects `schema` holds, itself included."""
-    return sum(1 for _ in containers(schema))
-
-
-def _bounded_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    if len(to_json(schema)) > MAX_GRAMMAR_CHARACTERS:
-        raise ValueError(f"must have at most {MAX_GRAMMAR_CHARACTERS} bytes as JSON")
-    for number, (place, _) in enumerate(containers(schema)):
-        if number == MAX_SCHEMA_PARTS:
-            raise ValueError(f"must have at most {MAX_SCHEMA_PARTS} lists and objects")
-        if len(place) >= MAX_SCHEMA_DEPTH:
-            raise ValueError(f"must be nested at most {MAX_SCHEMA_DEPTH} lists and objects deep")
-    return schema
-
-
-def _schema_text(text: str) -> str:
-    try:
-        schema = strict_json(text)
-    except BadValue as error:
-        raise ValueError(f"must hold a JSON schema, but in it {error}".removesuffix(".")) from error
-    except ValueError as error:
-        raise ValueError(f"must hold a JSON schema ({error})") from error
-    if not isinstance(schema, dict):
-        raise ValueError("must hold a JSON schema that is an object")
-    _bounded_schema(schema)
-    return text
-
-
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -173,9 +138,6 @@ Prompt = Annotated[
         custom_error_message="must be text, a list of texts, a list of token ids, or a list of such lists",
     ),
 ]
-Grammar = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARACTERS)]
-Schema = Annotated[dict[str, Any], AfterValidator(_bounded_schema)]
-SchemaText = Annotated[Grammar, AfterValidator(_schema_text)]
 CacheKey = Annotated[str, Field(max_length=MAX_CACHE_KEY_CHARACTERS)]
 Biases = Annotated[
     dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_few), AfterValidator(_vocabulary_keys)

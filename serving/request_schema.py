@@ -10,15 +10,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from sparktier.serving.request_fields import (
     MAX_CHOICES,
-    MAX_SCHEMA_PARTS,
     Biases,
     CacheKey,
-    Grammar,
     MinTokens,
     Prompt,
     RepetitionPenalty,
-    Schema,
-    SchemaText,
     Stops,
     TemplateArguments,
     Text,
@@ -28,8 +24,8 @@ from sparktier.serving.request_fields import (
     TopP,
     Whole,
     limits_of,
-    schema_parts,
 )
+from sparktier.serving.request_grammars import MAX_SCHEMA_PARTS, Ebnf, Regex, Schema, SchemaText, schema_parts
 from sparktier.serving.request_values import characters
 
 MAX_LOGPROBS = 20
@@ -94,8 +90,8 @@ class Generation(Part):
     seed: Whole | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stops | None = None
     stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_IDS)] | None = None
-    regex: Grammar | None = None
-    ebnf: Grammar | None = None
+    regex: Regex | None = None
+    ebnf: Ebnf | None = None
     json_schema: SchemaText | None = None
     response_format: ResponseFormat | None = None
     ignore_eos: bool = False

@@ -91,6 +91,10 @@ WRONG_SCHEMAS = [
     ({"properties": {f"{item}": {} for item in range(2048)}}, "2048 lists and objects"),
     ({"anyOf": [[]] * 2048}, "2048 lists and objects"),
     (nested(100), "64 lists and objects deep"),
+    ({"items": {"pattern": "a" * 4097}}, "one in items must have at most 4096 characters"),
+    ({"properties": {"a": {"pattern": "[^a]*" * 129}}}, "one in properties.a must have at most 128 of the characters"),
+    ({"patternProperties": {"[^a]*" * 129: {}}}, "one in the schema must have at most 128 of the characters"),
+    ({"anyOf": [{"pattern": "a" * 4000}] * 5}, "patterns of at most 16384 characters together"),
 ]
 
 
@@ -125,6 +129,21 @@ def test_schemas_that_people_use_pass() -> None:
     tools = [{"function": {"name": f"f{item}", "parameters": nested(5)}} for item in range(128)]
     assert check(CHAT, WIDE, response_format=form(schema), tools=tools)
     assert check(COMPLETIONS, json_schema=json.dumps(schema))
+
+
+@pytest.mark.parametrize(
+    ("name", "grammar", "words"),
+    [
+        ("regex", "a" * 4097, "regex: must have at most 4096 characters"),
+        ("regex", "(a|" * 1500 + "b" + ")" * 1500, "regex: must have at most 4096 characters"),
+        ("regex", "[^a]*" * 129, "regex: must have at most 128 of the characters * + ? {"),
+        ("ebnf", "root ::= " + "[^a]* " * 257, "ebnf: must have at most 256 of the characters * + ? {"),
+        ("ebnf", "root ::= " + "a " * (32 << 10), "ebnf: must have at most 65536 characters"),
+    ],
+)
+def test_grammars_that_take_long_to_compile_are_refused(name: str, grammar: str, words: str) -> None:
+    assert words in str(refusal(COMPLETIONS, **{name: grammar}))
+    assert check(COMPLETIONS, **{name: "root ::= [a-z]* | (a+ b?){2}"})
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"maximum": 1e999}', '{"a": 1, "a": 2}', "9" * 5000])
