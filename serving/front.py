@@ -156,6 +156,7 @@ class _Generate:
         self, path: str, body: dict[str, Any], replica: Replica, held: AsyncExitStack, deadline: float
     ) -> Response:
         """Send `body` on and return the answer, or the start of it where it is a stream."""
+        grammar = errors.grammar_field(body)
         upstream = await self._sent(path, to_json(usage.asking(body)), replica, held)
         held.push_async_callback(upstream.aclose)
         if upstream.headers.get("content-type", "").startswith("text/event-stream"):
@@ -163,10 +164,11 @@ class _Generate:
             held.push_async_callback(events.aclose)
             first = await anext(events, b"")
             restate = usage.UsageStream(tier=self._tier).events
-            return errors.first_error(first) or EventRelay(first, events, deadline=deadline, restate=restate)
+            refusal = errors.first_error(first, grammar=grammar)
+            return refusal or EventRelay(first, events, deadline=deadline, restate=restate)
         content = await upstream.aread()
         if upstream.status_code >= 400:
-            return errors.from_engine(upstream.status_code, content)
+            return errors.from_engine(upstream.status_code, content, grammar=grammar)
         return Response(usage.in_answer(content, tier=self._tier), media_type="application/json")
 
     async def _sent(self, path: str, content: bytes, replica: Replica, held: AsyncExitStack) -> httpx.Response:

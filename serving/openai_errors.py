@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from sparktier.configs.errors import RequestError
+from sparktier.configs.errors import REQUEST_ENDED, RequestError
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
@@ -21,6 +21,9 @@ _EVENT_OF_ERROR = b'data: {"error"'
 # One entry of what SGLang makes of a pydantic error: "{'type': 'missing', 'loc': ('body', 'a', 0), 'msg': 'Field ...'".
 _PYDANTIC_ENTRY = re.compile(r"""'loc': \((.*?)\), 'msg': (?:'([^']*)'|"([^"]*)")""")
 _GRAMMAR_SOURCE = re.compile(r"\[\d\d:\d\d:\d\d\] /\S+:\d+: ")
+_FAILED_GRAMMAR = re.compile(r"^Failed to compile \w+ grammar: ")
+# The fields that bind the output; one of them at most is in force.
+_GRAMMAR_FIELDS = ("response_format", "json_schema", "regex", "ebnf", "tools")
 _PATH = re.compile(r"(?<![\w:/])/(?:[\w.~-]+/)+[\w.~-]*")
 
 
@@ -71,21 +74,33 @@ def event(message: str, *, code: str) -> bytes:
     return _event(body(message, kind=SERVER, code=code))
 
 
-def from_engine(status: int, content: bytes) -> JSONResponse:
-    """Return SGLang's error `content` in OpenAI's form; it has the message at the top level, or FastAPI's `detail`."""
+def grammar_field(asked: Mapping[str, Any]) -> str | None:
+    """Return the field of the request `asked` that binds its output by a grammar, if any does."""
+    return next((name for name in _GRAMMAR_FIELDS if name in asked), None)
+
+
+def from_engine(status: int, content: bytes, *, grammar: str | None = None) -> JSONResponse:
+    """Return SGLang's error `content` in OpenAI's form; it has the message at the top level, or FastAPI's `detail`.
+
+    `grammar`: the field that an error of the grammar is of.
+    """
     try:
         parsed = json.loads(content)
     except ValueError:
         parsed = None
     fields = parsed if isinstance(parsed, dict) else {}
     nested = fields.get("error")
-    return JSONResponse(_restated(status, nested if isinstance(nested, dict) else fields), status_code=status)
+    restated = _restated(status, nested if isinstance(nested, dict) else fields, grammar)
+    return JSONResponse(restated, status_code=status)
 
 
-def first_error(events: bytes) -> JSONResponse | None:
-    """Return the error that a stream opens with, as the plain response it should have been, or None."""
+def first_error(events: bytes, *, grammar: str | None = None) -> JSONResponse | None:
+    """Return the error that a stream opens with, as the plain response it should have been, or None.
+
+    `grammar`: as in `from_engine`.
+    """
     fields = _error_fields(events)
-    return JSONResponse(_restated(_status(fields), fields), status_code=_status(fields)) if fields else None
+    return JSONResponse(_restated(_status(fields), fields, grammar), status_code=_status(fields)) if fields else None
 
 
 def restated_events(events: bytes) -> bytes:
@@ -117,10 +132,15 @@ def _event(content: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(content).encode() + b"\n\n"
 
 
-def _restated(status: int, fields: Mapping[str, Any]) -> dict[str, Any]:
-    if status >= 500:
-        return body(_ENGINE_FAILED, kind=SERVER, code="engine_error")
+def _restated(status: int, fields: Mapping[str, Any], grammar: str | None = None) -> dict[str, Any]:
     said = fields.get("message") or fields.get("detail")
+    ended = isinstance(said, str) and said.startswith(REQUEST_ENDED)
+    if status >= 500:
+        message = said if isinstance(said, str) and ended else _ENGINE_FAILED
+        return body(message, kind=SERVER, code="request_ended" if ended else "engine_error")
+    if grammar and isinstance(said, str) and (ended or _FAILED_GRAMMAR.match(said)):
+        cause = _FAILED_GRAMMAR.sub("", said.removeprefix(REQUEST_ENDED))
+        return body(f"{grammar}: {_without_internals(cause)}", kind=INVALID, param=grammar)
     message = _without_internals(said) if isinstance(said, str) else f"The engine refused this request ({status})."
     code = "context_length_exceeded" if "context length" in message else None
     return body(message, kind=INVALID, code=code)

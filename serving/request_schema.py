@@ -109,6 +109,9 @@ class Generation(Part):
             raise ValueError("stream_options must come with stream: true")
         if self.longest_output is not None and self.min_tokens > self.longest_output:
             raise ValueError(f"min_tokens must be at most max_tokens, here {self.longest_output}")
+        if self.min_tokens and self.stop:
+            # SGLang lets a stop string end an answer at any length; other engines don't, so neither is guessed.
+            raise ValueError("stop must not come with min_tokens, which bars stop tokens alone: use stop_token_ids")
         if sum(rule is not None for rule in self._output_rules()) > 1:
             raise ValueError("at most one of regex, ebnf, json_schema and response_format may bind the output")
         return self

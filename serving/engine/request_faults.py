@@ -100,7 +100,7 @@ def _ending_before_grammars(stock: Any) -> Any:
 
 def end_silent(batch: Any, result: Any) -> None:
     """Let requests of `batch` that its `result` marks as silent end with a declared reason; done once a result."""
-    silent = getattr(result.logits_output, _MARK, None)
+    silent = getattr(getattr(result, "logits_output", None), _MARK, None)
     if silent is None:
         return
     if result.copy_done is not None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support.deployment import deployed
+from support.dead_ends import assert_every_request_ends_alone
+from support.deployment import Deployment, deployed
 from support.generation import Answer, Switching, Tokens, generate, generate_all, random_prompts, set_plan
 from support.greedy import assert_same_greedy
 from support.oracle_draft import make_oracle_draft
+from support.random_requests import run_random_requests
 from support.tiny_moe import make_tiny_moe
 
 pytestmark = pytest.mark.engine
@@ -30,6 +32,7 @@ class Engines:
     plain: str
     drafting: str
     model: Path
+    deployments: tuple[Deployment, Deployment]
 
     def plan(self, **keys: int) -> None:
         changed = {f"sparktier_{key}": value for key, value in keys.items()}
@@ -49,7 +52,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
         deployed(model, folder / "plain", **wide, **single) as plain,
         deployed(model, folder / "drafting", **wide, **tree) as drafting,
     ):
-        yield Engines(plain.replica_url(), drafting.replica_url(), model)
+        yield Engines(plain.replica_url(), drafting.replica_url(), model, (plain, drafting))
 
 
 def tokens_of(answers: list[Answer]) -> list[Tokens]:
@@ -206,6 +209,24 @@ def test_a_plan_that_breaks_a_rule_is_refused_whole(engines: Engines, keys: dict
     engines.plan(plan_version=41)
     assert not set_plan(engines.drafting, {"sparktier_plan_version": 42, **keys})
     assert plan_in_force(engines) == {"plan_version": 41, "rung": TREE, "rows": 0}
+
+
+@pytest.mark.parametrize("rung", [TREE, CHAIN, OFF])
+def test_every_request_ends_alone(engines: Engines, rung: int) -> None:
+    engines.plan(rung=rung)
+    assert_every_request_ends_alone(engines.deployments[1])
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["plain", "drafting"])
+def test_random_requests_end_alone(engines: Engines, place: int) -> None:
+    engines.plan()
+    outcome = run_random_requests(engines.deployments[place], 100, seed=place)
+    outcome.ties(engines.model)
+    assert not outcome.sampled, outcome.sampled
+
+
+def test_every_request_ends_alone_in_plain_decoding(engines: Engines) -> None:
+    assert_every_request_ends_alone(engines.deployments[0])
 
 
 def test_the_plan_is_read_back(engines: Engines) -> None:

@@ -14,7 +14,8 @@ import torch
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM
 
-from support.deployment import deployed
+from support.dead_ends import assert_every_request_ends_alone
+from support.deployment import Deployment, deployed
 from support.generation import Answer, Tokens, random_prompts, set_plan
 from support.oracle_draft import make_oracle_draft
 from support.planted_rules import LIKELIEST, OTHER_TEMPERATURE, install
@@ -34,6 +35,7 @@ class Engine:
     url: str
     prompt: Tokens
     law: Law
+    deployment: Deployment
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(install(folder / "planted")))
         with deployed(model, folder / "log", **single, **settings) as deployment:
-            yield Engine(deployment.replica_url(), prompt, exact_law(model, prompt))
+            yield Engine(deployment.replica_url(), prompt, exact_law(model, prompt), deployment)
 
 
 def exact_law(model_path: Path, prompt: Tokens) -> Law:
@@ -140,3 +142,9 @@ def test_greedy_answers_are_the_target_s_and_where_nobody_samples_nothing_is_dra
     # Draws follow the seed, and how many of them stand does too.
     assert steps(alone[0]) == steps(alone[1]) != steps(plain)
     assert steps(beside[0]) != steps(beside[1])
+
+
+@pytest.mark.parametrize("rung", [TREE, CHAIN])
+def test_every_request_ends_alone(engine: Engine, rung: int) -> None:
+    assert set_plan(engine.url, {"sparktier_rung": rung, "sparktier_plan_version": 0})
+    assert_every_request_ends_alone(engine.deployment)

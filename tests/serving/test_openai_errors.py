@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from sparktier.configs.errors import REQUEST_ENDED
 from sparktier.serving import openai_errors as errors
 
 # As SGLang 0.5.23 sent them.
@@ -41,6 +42,39 @@ def test_messages_lose_paths_and_python_objects(said: str, told: str) -> None:
         "param": None,
         "code": None,
     }
+
+
+DEAD_END = REQUEST_ENDED + "its grammar allows no token after 3 tokens, and no end."
+BROKEN = REQUEST_ENDED + "the model's logits are not finite after 3 tokens."
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "param", "told"),
+    [
+        ({"ebnf": "x"}, DEAD_END, "ebnf", "ebnf: its grammar allows no token after 3 tokens, and no end."),
+        ({"response_format": {}}, GRAMMAR, "response_format", 'response_format: Unsupported "banana"'),
+        ({"json_schema": "x"}, GRAMMAR, "json_schema", 'json_schema: Unsupported "banana"'),
+        ({"regex": "x"}, "top_p must be in (0, 1].", None, "top_p must be in (0, 1]."),
+    ],
+)
+def test_a_grammar_at_fault_is_named_by_the_field_it_came_in(
+    asked: dict[str, object], said: str, param: str | None, told: str
+) -> None:
+    grammar = errors.grammar_field(asked)
+    plain = errors.from_engine(400, json.dumps({"message": said, "code": 400}).encode(), grammar=grammar)
+    event = b"data: " + json.dumps({"error": {"message": said, "code": 400}}).encode() + b"\n\n"
+    streamed = errors.first_error(event, grammar=grammar)
+    assert streamed is not None
+    for answer in (plain, streamed):
+        assert answer.status_code == 400
+        error = json.loads(answer.body)["error"]
+        assert (error["param"], error["message"]) == (param, told)
+
+
+def test_a_request_that_was_ended_alone_is_told_why() -> None:
+    answer = errors.from_engine(500, json.dumps({"detail": BROKEN}).encode())
+    error = json.loads(answer.body)["error"]
+    assert (answer.status_code, error["message"], error["code"]) == (500, BROKEN, "request_ended")
 
 
 def test_a_prompt_too_long_has_openais_code() -> None:

@@ -113,6 +113,11 @@ def test_what_chats_ask_for_passes(fields: dict[str, Any]) -> None:
         ({"logprobs": 5000}, "logprobs", "logprobs: must be less than or equal to 20 (found 5000)."),
         ({"max_tokens": 0}, "max_tokens", "max_tokens: must be greater than or equal to 1 (found 0)."),
         ({"min_tokens": 9, "max_tokens": 5}, None, "min_tokens must be at most max_tokens, here 5."),
+        (
+            {"min_tokens": 5, "max_tokens": 9, "stop": ["x"]},
+            None,
+            "stop must not come with min_tokens, which bars stop tokens alone: use stop_token_ids.",
+        ),
         ({"min_tokens": 17}, None, "min_tokens must be at most max_tokens, here 16."),
         ({"temperature": -1}, "temperature", "temperature: must be greater than or equal to 0 (found -1)."),
         ({"temperature": 10**400}, "temperature", None),
