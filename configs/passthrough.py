@@ -49,13 +49,16 @@ _SET_BY_KEY = {
 }
 
 _SET_BY_LAUNCHER = frozenset({
-    "admin_api_key", "api_key", "base_gpu_id", "dist_init_addr", "enable_dp_lm_head", "enable_metrics", "gpu_id_step",
+    "base_gpu_id", "dist_init_addr", "enable_dp_lm_head", "enable_metrics", "gpu_id_step",
     "grpc_mode", "grpc_port", "nccl_port", "node_rank", "sidecar", "smg_grpc_mode", "speculative_eagle_topk",
     "tokenizer_path", "use_ray",
 })  # fmt: skip
 
+_MADE_EACH_RUN = frozenset({"admin_api_key", "api_key"})
+
 _LOSSY = "loosens acceptance, so speculation would change the model's answers; sparktier is lossless"
 _DISAGGREGATION = "separates prefill from decode, which sparktier does not serve"
+_PROCESSES = "starts more HTTP processes, which have neither sparktier's routes nor its keys"
 _PIPELINE = "splits the model by layers (pipeline parallelism), which sparktier does not serve"
 _CONTEXT = "adds a parallel dimension that the placement of ranks does not know"
 _LORA = "loads LoRA adapters, which sparktier does not serve"
@@ -78,6 +81,7 @@ _REFUSED = {
     "lora_": _LORA,
     "max_lora": _LORA,
     "uno_lora_path": _LORA,
+    "tokenizer_worker_num": _PROCESSES,
     "enable_multimodal": _IMAGES,
     "mm_": _IMAGES,
     "limit_mm_data_per_request": _IMAGES,
@@ -110,6 +114,8 @@ def _broken_rule(name: str) -> tuple[str, str] | None:
             return f"is refused: it {reason}", "Remove it."
     if name in _SET_BY_KEY:
         return "has a key of its own", f"Set {_SET_BY_KEY[name]} instead."
+    if name in _MADE_EACH_RUN:
+        return "is made by sparktier anew for each run", "Remove it, and read it in the keys file of the run."
     if name in _SET_BY_LAUNCHER:
         return "is set by sparktier itself", "Remove it."
     return None

@@ -6,7 +6,7 @@ Talks HTTP to the replica's own port (not the front's). Knows nothing of SGLang,
 import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 import torch
@@ -20,6 +20,7 @@ from sparktier.drafter.feature_store import FeatureWriter
 from sparktier.drafter.feature_stream import FeatureStream
 from sparktier.drafter.features import FeatureDtype, FeatureSpec
 from sparktier.drafter.packing import FeatureRecord
+from sparktier.serving.replica_keys import KEYS_FILE_ENV, bearer
 
 _PATH = "/sparktier/features"
 _CONNECT_TIMEOUT_S = 10.0
@@ -45,15 +46,16 @@ class EngineFacts(BaseModel):
         return FeatureSpec(dataset=dataset, temperature=temperature, seed=seed, **made_by)
 
 
-def engine_facts(url: str) -> EngineFacts:
-    """Ask the replica at `url` what its records are.
+def engine_facts(url: str, *, key: str) -> EngineFacts:
+    """Ask the replica at `url`, which `key` opens, what its records are.
 
     Raises:
         ReplicaError: nobody answers there, or the replica hands out no features.
     """
     try:
         timeout = httpx.Timeout(_RECORD_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
-        answer = httpx.get(url + _PATH, timeout=timeout, trust_env=False)
+        answer = httpx.get(url + _PATH, headers=bearer(key), timeout=timeout, trust_env=False)
+        _require_opened(url, answer)
         answer.raise_for_status()
         return EngineFacts.model_validate_json(answer.content)
     except (httpx.HTTPError, ValidationError) as error:
@@ -63,11 +65,15 @@ def engine_facts(url: str) -> EngineFacts:
 
 @dataclass(frozen=True)
 class EngineFeatures:
-    """Makes the features of `answers` on the replica at `url`; `ahead` records are asked for before they are read."""
+    """Makes the features of `answers` on the replica at `url`; `ahead` records are asked for before they are read.
+
+    `key` is the replica's admin key.
+    """
 
     url: str
     answers: Sequence[Answer]
     ahead: int = 2
+    key: str = field(kw_only=True, repr=False)
 
     @property
     def lengths_tokens(self) -> tuple[int, ...]:
@@ -103,7 +109,9 @@ class EngineFeatures:
         limits = httpx.Limits(max_keepalive_connections=0)
         # Leaving the runner cancels what is asked for and unread, which hangs up, which ends it in the engine.
         with asyncio.Runner() as runner:
-            client = httpx.AsyncClient(base_url=self.url, timeout=timeout, limits=limits, trust_env=False)
+            client = httpx.AsyncClient(
+                base_url=self.url, headers=bearer(self.key), timeout=timeout, limits=limits, trust_env=False
+            )
             waiting: deque[asyncio.Task[FeatureRecord]] = deque()
             try:
                 for index in order:
@@ -131,6 +139,7 @@ async def _record(client: httpx.AsyncClient, answer: Answer) -> FeatureRecord:
     token_ids = [*answer.prompt_ids, *answer.answer_ids]
     try:
         response = await client.post(_PATH, json={"token_ids": token_ids})
+        _require_opened(str(client.base_url), response)
         if response.status_code != httpx.codes.OK:
             raise ReplicaError(f"{client.base_url}: {response.text[:300]} (status {response.status_code})")
         tensors = load(response.content)
@@ -143,6 +152,12 @@ async def _record(client: httpx.AsyncClient, answer: Answer) -> FeatureRecord:
         answer_mask=torch.arange(len(token_ids)) >= len(answer.prompt_ids),
         **tensors,
     )
+
+
+def _require_opened(url: str, answer: httpx.Response) -> None:
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        cure = f"Name the keys file of the replica's run in {KEYS_FILE_ENV}; a new run has new keys."
+        raise ReplicaError(f"{url}: the replica must know the admin key (found status 401). {cure}")
 
 
 def _short(error: Exception) -> str:

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 
@@ -22,6 +23,7 @@ from sparktier.serving.engine import tiers
 from sparktier.serving.engine.features import options as feature_options
 from sparktier.serving.engine_args import Device, engine_environment, engine_kwargs, on_device
 from sparktier.serving.model_source import with_local_weights
+from sparktier.serving.replica_keys import KEYS_FILE_ENV, Keys, keys_of, new_keys_file
 from sparktier.serving.run_dir import METRICS_DIR_ENV
 
 EXIT_NOT_STARTED = 69
@@ -37,6 +39,7 @@ def run(settings: Settings, *, replica: int, port: int) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     device = resolve_device(settings)
+    keys = _keys()
     try:
         # Imported before Ray so that this process's own SGLang sees the same environment as the ranks.
         env = {**rank_env(settings, device=device), **_feature_env(settings), **_metrics_env()}
@@ -50,6 +53,7 @@ def run(settings: Settings, *, replica: int, port: int) -> int:
         arguments = engine_kwargs(local, replica=replica, device=device, model_path=local.model.path)
         serve(
             {**arguments, "port": port},
+            keys=keys,
             replica_id=f"replica-{replica}",
             group=group,
             on_started=lambda: logging.info("replica %d serves", replica),
@@ -99,6 +103,16 @@ def _feature_env(settings: Settings) -> dict[str, str]:
         endpoint=feature_options.fresh_endpoint(),
     )
     return {feature_options.ENV: options.dump()}
+
+
+def _keys() -> Keys:
+    """Return the keys of the run that this process is told of, or new ones in a file that the log names."""
+    if KEYS_FILE_ENV not in os.environ:
+        directory = tempfile.mkdtemp(prefix="sparktier-keys-")
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        os.environ[KEYS_FILE_ENV] = str(new_keys_file(Path(directory)))
+        logging.info("keys of this replica's port in %s", os.environ[KEYS_FILE_ENV])
+    return keys_of(os.environ)
 
 
 def _metrics_env() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """`sparktier train`: finds the features, joins the other ranks and trains. Knows nothing of losses or checkpoints."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sparktier.drafter.joined_stores import JoinedStores
 from sparktier.drafter.train import train
 from sparktier.drafter.train_settings import load_train_settings
 from sparktier.serving.feature_client import EngineFeatures, engine_facts
+from sparktier.serving.replica_keys import keys_of
 
 IN_FLIGHT = 4
 
@@ -52,6 +54,7 @@ def _source(features: Sequence[Path], engine: str | None, answers: Path | None, 
         )
         rule = "features come from --features, or from --engine with --answers"
         raise ConfigError([Problem("--features", rule, found or "neither", "Name one source.")])
-    facts, made = engine_facts(engine), EngineFeatures(engine, read_answers(answers))
+    key = keys_of(os.environ).admin
+    facts, made = engine_facts(engine, key=key), EngineFeatures(engine, read_answers(answers), key=key)
     made.require_fit(facts)
     return made.stream(facts.spec(dataset=answers.stem, temperature=temperature), IN_FLIGHT)

@@ -27,6 +27,7 @@ from sparktier.serving.model_source import with_local_weights
 from sparktier.serving.processes import adopt_orphans, end_descendants, reap
 from sparktier.serving.ray_keeper import RayKeeper
 from sparktier.serving.replica_keeper import ReplicaKeeper, Surroundings
+from sparktier.serving.replica_keys import KEYS_FILE_ENV, bearer, new_keys_file, read_keys, write_private
 from sparktier.serving.replica_table import Replica, ReplicaTable, State
 from sparktier.serving.run_dir import RunDir, new_run_dir, runs_folder
 
@@ -60,8 +61,9 @@ class _Deployment:
         self._settings = settings
         self._run_dir = run_dir
         self._settings_file = run_dir.path / "settings.yaml"
-        self._settings_file.write_text(yaml.safe_dump(settings.model_dump()))
-        run_dir.keep(self._settings_file)
+        write_private(self._settings_file, yaml.safe_dump(settings.model_dump()))
+        self._keys_file = new_keys_file(run_dir.path)
+        run_dir.keep(self._settings_file, self._keys_file)
         local = None if settings.ray.address else LocalRay(run_dir.path / "ray.log", self._logical_gpus())
         self._ray = RayKeeper(local, settings.supervision, _say)
         self._table = ReplicaTable(tuple(Replica(number) for number in range(settings.replicas.count)))
@@ -71,11 +73,13 @@ class _Deployment:
         stopping = asyncio.Event()
         # A connection a request: a kept one can be closed by the replica just as the next request is sent on it.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        async with httpx.AsyncClient(limits=limits, trust_env=False) as client:
+        key = bearer(read_keys(self._keys_file).requests)
+        async with httpx.AsyncClient(limits=limits, headers=key, trust_env=False) as client:
             keepers = [self._keeper(replica, client) for replica in self._table.replicas]
             server = self._server(client)
             _stop_on_signals(stopping)
             _say(f"logs in {self._run_dir.path}")
+            _say(f"keys of the replicas' own ports in {self._keys_file}")
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
             tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]
@@ -131,7 +135,7 @@ class _Deployment:
         around = Surroundings(
             settings_file=self._settings_file,
             run_dir=self._run_dir,
-            env=lambda: self._ray.env,
+            env=lambda: {**self._ray.env, KEYS_FILE_ENV: str(self._keys_file)},
             cluster_ready=self._ray.wait_until_up,
             table=self._table,
             say=_say,

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sparktier.configs.errors import ReplicaError
 from sparktier.serving.processes import spawn
+from sparktier.serving.replica_keys import bearer, read_keys
 
 _POLL_S = 0.2
 _REQUEST_TIMEOUT_S = 600.0
@@ -67,12 +68,14 @@ class Choice(NamedTuple):
 
 
 class Target:
-    """A replica, by the address of its own port."""
+    """A replica, by the address of its own port and the key that opens it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, key: str) -> None:
         # A connection a request: a kept one can be closed by the replica just as the next request is sent on it.
         limits = httpx.Limits(max_keepalive_connections=0)
-        self._client = httpx.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S, limits=limits, trust_env=False)
+        self._client = httpx.Client(
+            base_url=url, headers=bearer(key), timeout=_REQUEST_TIMEOUT_S, limits=limits, trust_env=False
+        )
 
     def answer(self, prompt: str, *, max_tokens: int, temperature: float, seed: int) -> int:
         """Answer one chat prompt and return how many tokens came."""
@@ -157,21 +160,27 @@ def deployed(config: Path, overrides: Sequence[str]) -> Iterator[Target]:
         command = [sys.executable, "-m", "sparktier.serving.cli", "up", str(config), *options]
         process = spawn(command, log=log, env={})
         try:
-            yield Target(_ready(process, log))
+            yield target_in(_ready(process, log))
         finally:
             process.terminate()
             process.wait(_END_TIMEOUT_S)
 
 
 def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Wait until the whole deployment serves and return where its first replica does."""
+    """Wait until the whole deployment serves and return what it printed."""
     # A replica that is still starting takes time from those that are measured.
     while not _ALL_SERVE.search(text := log.read_text(errors="replace")):
         if process.poll() is not None:
             raise ReplicaError(f"The deployment must become ready (it ended with: {_last_line(text)}).")
         time.sleep(_POLL_S)
-    found = re.findall(r"replica 0 serves on (\S+)", text)
-    return str(found[-1])
+    return text
+
+
+def target_in(output: str) -> Target:
+    """Return the first replica of a deployment that has printed `output`."""
+    url = re.findall(r"^replica 0 serves on (\S+)$", output, re.MULTILINE)[-1]
+    keys = re.findall(r"^keys of the replicas' own ports in (.+)$", output, re.MULTILINE)[-1]
+    return Target(url, key=read_keys(Path(keys)).admin)
 
 
 def _last_line(text: str) -> Any:

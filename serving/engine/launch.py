@@ -14,10 +14,11 @@ import psutil
 from ray.util.placement_group import PlacementGroup
 
 from sparktier.configs.errors import ReplicaError
-from sparktier.serving.engine import attention_groups, choices
+from sparktier.serving.engine import attention_groups, choices, key_guard
 from sparktier.serving.engine.admin_routes import admin_routes
 from sparktier.serving.engine.features import options as feature_options
 from sparktier.serving.engine.rank_actor import RankLauncher, RankReport
+from sparktier.serving.replica_keys import Keys
 
 EXIT_RANK_LOST = 70
 _REPORT_TIMEOUT_S = 60.0
@@ -25,17 +26,24 @@ logger = logging.getLogger(__name__)
 
 
 def serve(
-    engine_kwargs: Mapping[str, Any], *, replica_id: str, group: PlacementGroup, on_started: Callable[[], None]
+    engine_kwargs: Mapping[str, Any],
+    *,
+    keys: Keys,
+    replica_id: str,
+    group: PlacementGroup,
+    on_started: Callable[[], None],
 ) -> None:
     """Start the ranks on `group`, serve HTTP on the host and port in `engine_kwargs`, and return after a shutdown.
 
-    `on_started` is called once SGLang's own warm-up request has been answered. Raises ReplicaError when a rank does
-    not start. Source of the sequence: `sglang/srt/ray/http_server.py`, which has no seam for a placement group.
+    Requests there have to show one of `keys`. `on_started` is called once SGLang's own warm-up request has been
+    answered. Raises ReplicaError when a rank does not start. Source of the sequence: `sglang/srt/ray/http_server.py`,
+    which has no seam for a placement group.
     """
     from sglang.srt.entrypoints import engine as engine_module
     from sglang.srt.entrypoints import http_server
     from sglang.srt.plugins import load_plugins
     from sglang.srt.ray import engine as ray_engine
+    from sglang.srt.runtime_context import get_serving
     from sglang.srt.server_args import ServerArgs
 
     from sparktier.serving.engine.features.layers import require_layers
@@ -65,15 +73,18 @@ def serve(
     http_server.app.include_router(admin_routes(reports, tokenizer_manager, replica_id=replica_id))
     if features is not None:
         http_server.app.include_router(feature_routes(tokenizer_manager, feature_options.load(features)))
-    http_server._setup_and_run_http_server(
-        server_args,
-        tokenizer_manager,
-        template_manager,
-        port_args,
-        ranks.scheduler_infos,
-        watchdog,
-        launch_callback=on_started,
-    )
+    key_guard.install()
+    # Not in the arguments: SGLang logs these, hands them to its ranks, and tells them at /server_info.
+    with get_serving().override(api_key=keys.requests, admin_api_key=keys.admin):
+        http_server._setup_and_run_http_server(
+            server_args,
+            tokenizer_manager,
+            template_manager,
+            port_args,
+            ranks.scheduler_infos,
+            watchdog,
+            launch_callback=on_started,
+        )
 
 
 def _require_every_rank(reports: list[RankReport], ranks: int) -> None:

@@ -245,6 +245,11 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.entrypoints.engine:run_detokenizer_process", "an argument of the start sequence"),
     Use("sglang.srt.entrypoints.http_server:_setup_and_run_http_server", "serves the OpenAI API of a replica"),
     Use("sglang.srt.entrypoints.http_server:app", "gets our admin routes"),
+    Use(
+        "sglang.srt.utils.auth:add_api_key_middleware", "its check of keys is replaced by ours, which is on all routes"
+    ),
+    Use("sglang.srt.runtime_context:get_serving", "where the HTTP server and its warm-up read the keys"),
+    Use("sglang.srt.runtime_context:_ConfigBag.override", "puts them there and nowhere else"),
     # Settings that are refused or computed because of what SGLang does
     Use("sglang.srt.arg_groups.speculative_hook:_handle_dspark", "rules of native DSpark under attention-DP"),
     Use("sglang.srt.arg_groups.speculative_hook:_handle_eagle_family", "rules of a standalone draft"),

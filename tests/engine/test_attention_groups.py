@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
+from support import replica_http
 from support.deployment import Deployment, deployed, wait_until
 from support.generation import generate, generate_all, random_prompts
 from support.greedy import assert_same_greedy, plain_greedy
@@ -34,9 +34,9 @@ def test_tokens_are_those_of_the_model_itself(groups: Deployment, tiny: Path) ->
 
 
 def test_each_group_reports_once(groups: Deployment) -> None:
-    signals = httpx.get(f"{groups.replica_url()}/sparktier/signals", timeout=30.0)
+    signals = replica_http.get(f"{groups.replica_url()}/sparktier/signals", timeout=30.0)
     assert [rank["dp_rank"] for rank in signals.json()["ranks"]] == [0, 1]
-    page = httpx.get(f"{groups.replica_url()}/metrics", timeout=30.0).text
+    page = replica_http.get(f"{groups.replica_url()}/metrics", timeout=30.0).text
     ours = [line.rsplit(" ", 1)[0] for line in page.splitlines() if line.startswith("sparktier")]
     assert ours
     assert len(set(ours)) == len(ours)

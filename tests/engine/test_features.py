@@ -21,6 +21,7 @@ from sparktier.drafter.packing import FeatureRecord
 from sparktier.drafter.train import train
 from sparktier.serving.demo_model import ensure_demo_model
 from sparktier.serving.feature_client import EngineFeatures, engine_facts
+from support import replica_http
 from support.deployment import Deployment, deployed, wait_until
 from support.generation import Tokens, generate_all, random_prompts
 from support.oracle_draft import make_oracle_draft
@@ -52,8 +53,12 @@ def answers(sequences: Sequence[Tokens]) -> list[Answer]:
     return [Answer("", tuple(tokens[: len(tokens) // 3]), tuple(tokens[len(tokens) // 3 :])) for tokens in sequences]
 
 
+def engine_features(url: str, asked: Sequence[Answer], ahead: int = 2) -> EngineFeatures:
+    return EngineFeatures(url, asked, ahead, key=replica_http.key_of(url))
+
+
 def made(url: str, sequences: Sequence[Tokens], *, ahead: int = 4) -> list[FeatureRecord]:
-    return list(EngineFeatures(url, answers(sequences), ahead).produce(iter(range(len(sequences)))))
+    return list(engine_features(url, answers(sequences), ahead).produce(iter(range(len(sequences)))))
 
 
 def assert_records(
@@ -137,7 +142,7 @@ BAD_BODIES: dict[str, Any] = {
 def test_bad_input_is_one_clear_error(replica: Deployment, name: str) -> None:
     body = BAD_BODIES[name]
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    answer = httpx.post(replica.replica_url() + PATH, content=content, timeout=30.0)
+    answer = replica_http.post(replica.replica_url() + PATH, content=content, timeout=30.0)
     assert answer.status_code == 400
     message = answer.json()["error"]
     assert message.startswith("token_ids: must be a list of 1 to 505 token ids from 0 to 511 (found ")
@@ -145,9 +150,9 @@ def test_bad_input_is_one_clear_error(replica: Deployment, name: str) -> None:
 
 
 def test_what_doesn_t_fit_is_refused_before_any_work(replica: Deployment) -> None:
-    long = EngineFeatures(replica.replica_url(), answers([[5] * 506]))
+    long = engine_features(replica.replica_url(), answers([[5] * 506]))
     with pytest.raises(ArtifactError, match="takes up to 505 tokens"):
-        long.require_fit(engine_facts(long.url))
+        long.require_fit(engine_facts(long.url, key=long.key))
     with pytest.raises(ReplicaError, match="found 506 of them"):
         list(long.produce(iter([0])))
 
@@ -156,16 +161,18 @@ def test_clients_can_t_reach_it(replica: Deployment, sharded: Deployment) -> Non
     for send in (httpx.get, httpx.post):
         assert send(replica.url + PATH, timeout=30.0).status_code == 404
     with pytest.raises(ReplicaError, match="hand out features"):
-        engine_facts(replica.url)
+        engine_facts(replica.url, key="any")
+    with pytest.raises(ReplicaError, match=r"the replica must know the admin key .*SPARKTIER_KEYS_FILE"):
+        engine_facts(replica.replica_url(), key=replica.keys.requests)
     # Nor anybody, where it is not configured.
-    assert httpx.get(sharded.replica_url() + PATH, timeout=30.0).status_code == 404
+    assert replica_http.get(sharded.replica_url() + PATH, timeout=30.0).status_code == 404
 
 
 def test_a_trainer_that_goes_away_ends_its_work(replica: Deployment, plain: PlainForward) -> None:
     sequences = random_prompts(64, seed=8, longest=500)
     url = replica.replica_url()
     for _ in range(3):
-        reading = EngineFeatures(url, answers(sequences), ahead=40).produce(iter(range(64)))
+        reading = engine_features(url, answers(sequences), ahead=40).produce(iter(range(64)))
         next(reading)
         reading.close()
     wait_until(lambda: replica.running_requests() == 0, timeout_s=10, what=lambda: "an idle engine")
@@ -179,12 +186,12 @@ def corpus(replica: Deployment) -> EngineFeatures:
     prompts = random_prompts(40, seed=9, longest=24)
     given = generate_all(replica.replica_url(), prompts, tokens=24, at_once=8)
     found = [Answer("", tuple(prompt), tuple(answer.tokens)) for prompt, answer in zip(prompts, given, strict=True)]
-    return EngineFeatures(replica.replica_url(), found)
+    return engine_features(replica.replica_url(), found)
 
 
 def filled(corpus: EngineFeatures, folder: Path) -> FeatureStore:
     """A cache, whose filling broke once in the middle."""
-    spec = engine_facts(corpus.url).spec(dataset="test", temperature=0.0)
+    spec = engine_facts(corpus.url, key=corpus.key).spec(dataset="test", temperature=0.0)
     manifest = Manifest(spec=spec, lengths_tokens=corpus.lengths_tokens, sequences_per_shard=4)
     first = FeatureWriter(folder, manifest, free_bytes=10**9)
     for record in itertools.islice(corpus.produce(iter(range(40))), 18):

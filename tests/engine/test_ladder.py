@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
+from support import replica_http
 from support.dead_ends import assert_every_request_ends_alone
 from support.deployment import Deployment, deployed
 from support.generation import Answer, Switching, Tokens, generate, generate_all, random_prompts, set_plan
@@ -150,7 +150,7 @@ def test_logprobs_are_those_of_plain_decoding(engines: Engines) -> None:
     def logprobs(url: str) -> list[tuple[float, int]]:
         body = {"input_ids": prompt, "return_logprob": True, "top_logprobs_num": 3}
         params = {"max_new_tokens": 24, "temperature": 0, "ignore_eos": True}
-        answer = httpx.post(f"{url}/generate", json=body | {"sampling_params": params}, timeout=300.0).json()
+        answer = replica_http.post(f"{url}/generate", json=body | {"sampling_params": params}, timeout=300.0).json()
         return [(value, token) for value, token, _ in answer["meta_info"]["output_token_logprobs"]]
 
     plain, chains = logprobs(engines.plain), logprobs(engines.drafting)
@@ -235,6 +235,6 @@ def test_the_plan_is_read_back(engines: Engines) -> None:
 
 
 def plan_in_force(engines: Engines) -> dict[str, int]:
-    states = httpx.get(f"{engines.drafting}/server_info", timeout=60.0).json()["internal_states"]
+    states = replica_http.get(f"{engines.drafting}/server_info", timeout=60.0).json()["internal_states"]
     found: dict[str, int] = states[0]["sparktier"]
     return found

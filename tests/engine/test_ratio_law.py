@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 import torch
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM
 
+from support import replica_http
 from support.dead_ends import assert_every_request_ends_alone
 from support.deployment import Deployment, deployed
 from support.generation import Answer, Tokens, random_prompts, set_plan
@@ -81,7 +81,7 @@ def sampled(engine: Engine, *, rung: int, planted: int = 0) -> Counter[tuple[int
             "input_ids": [engine.prompt] * len(seeds),
             "sampling_params": [{**common, "sampling_seed": seed} for seed in seeds],
         }
-        answers = httpx.post(f"{engine.url}/generate", json=body, timeout=600.0)
+        answers = replica_http.post(f"{engine.url}/generate", json=body, timeout=600.0)
         assert answers.status_code == 200, answers.text
         counts.update(tuple(answer["output_ids"]) for answer in answers.json())
     return counts
@@ -99,7 +99,7 @@ def greedy(engine: Engine, prompts: Sequence[Tokens], *, rung: int, seed: int, s
             for index, temperature in enumerate(temperatures)
         ],
     }
-    answers = httpx.post(f"{engine.url}/generate", json=body, timeout=600.0)
+    answers = replica_http.post(f"{engine.url}/generate", json=body, timeout=600.0)
     assert answers.status_code == 200, answers.text
     return [Answer(answer["output_ids"], answer["meta_info"]) for answer in answers.json()[: len(prompts)]]
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import httpx
 import pytest
 
+from support import replica_http
 from support.deployment import deployed
 from support.generation import generate_all, random_prompts
 from support.greedy_law import GreedyLaw, Penalty
@@ -47,7 +47,7 @@ def law(target: Path) -> GreedyLaw:
 def retractions(url: str) -> float:
     """How many times a request lost its KV cache so far."""
     name = "sglang:num_retracted_requests_total{"
-    page = httpx.get(f"{url}/metrics", timeout=60.0).text
+    page = replica_http.get(f"{url}/metrics", timeout=60.0).text
     return sum(float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith(name))
 
 

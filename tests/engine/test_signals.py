@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sparktier.configs.contracts import RankLoad, Signals
+from support import replica_http
 from support.deployment import MODEL, Deployment, deployed, wait_until
 from support.generation import generate, generate_all, random_prompts, set_plan
 from support.oracle_draft import make_oracle_draft
@@ -32,12 +33,12 @@ class Replica:
     collector: SpanCollector
 
     def signals(self) -> Signals:
-        answer = httpx.get(f"{self.url}/sparktier/signals", timeout=60.0)
+        answer = replica_http.get(f"{self.url}/sparktier/signals", timeout=60.0)
         assert answer.status_code == 200, answer.text
         return Signals.model_validate_json(answer.content)
 
     def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-        text = httpx.get(f"{self.url}/metrics", timeout=60.0).text
+        text = replica_http.get(f"{self.url}/metrics", timeout=60.0).text
         families = text_string_to_metric_families(text)
         return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
 
@@ -228,7 +229,10 @@ def test_the_front_has_the_metrics_and_none_of_the_admin_routes(replica: Replica
 
 def test_our_metrics_can_be_had_without_sglangs(replica: Replica) -> None:
     whole, ours = (
-        {family.name for family in text_string_to_metric_families(httpx.get(replica.url + path, timeout=60.0).text)}
+        {
+            family.name
+            for family in text_string_to_metric_families(replica_http.get(replica.url + path, timeout=60.0).text)
+        }
         for path in ("/metrics", "/sparktier/metrics")
     )
     assert ours == {name for name in whole if name.startswith("sparktier_")} < whole

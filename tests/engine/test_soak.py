@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import psutil
 import pytest
 
 from sparktier.configs.contracts import Signals
+from support import replica_http
 from support.deployment import Deployment, deployed, wait_until
 from support.generation import Switching
 from support.greedy_law import GreedyLaw, Penalty
@@ -41,7 +41,7 @@ def replica(target: Path) -> Iterator[Deployment]:
 
 
 def signals(url: str) -> Signals:
-    return Signals.model_validate_json(httpx.get(f"{url}/sparktier/signals", timeout=60.0).content)
+    return Signals.model_validate_json(replica_http.get(f"{url}/sparktier/signals", timeout=60.0).content)
 
 
 def assert_empty(replica: Deployment, ranks: list[psutil.Process]) -> None:
@@ -53,8 +53,8 @@ def assert_empty(replica: Deployment, ranks: list[psutil.Process]) -> None:
 
     def nothing_held() -> bool:
         # A health probe is a request, too: one look has to fall between two of them.
-        flushed = httpx.post(f"{url}/flush_cache", timeout=60.0).status_code == 200
-        loads = httpx.get(f"{url}/v1/loads", timeout=60.0).json()["loads"]
+        flushed = replica_http.post(f"{url}/flush_cache", timeout=60.0).status_code == 200
+        loads = replica_http.get(f"{url}/v1/loads", timeout=60.0).json()["loads"]
         return (
             flushed
             and [rank.kv_used_frac for rank in signals(url).ranks] == [0.0]

@@ -26,7 +26,7 @@ def answers_once(body: bytes) -> Script:
 
 async def test_the_benchs_requests() -> None:
     async with scripted_replica(answers_once(b'{"usage": {"completion_tokens": 7}}')) as url:
-        target = Target(url)
+        target = Target(url, key="a key")
         for _ in range(2):
             assert await asyncio.to_thread(target.answer, "Hi", max_tokens=7, temperature=0.0, seed=1) == 7
 
@@ -34,7 +34,7 @@ async def test_the_benchs_requests() -> None:
 async def test_records_of_features() -> None:
     record = {"features": torch.zeros(3, 4), "last_hidden": torch.zeros(3, 2)}
     async with scripted_replica(answers_once(save(record))) as url:
-        features = EngineFeatures(url, [Answer("", (1, 2), (3,))] * 4, ahead=0)
+        features = EngineFeatures(url, [Answer("", (1, 2), (3,))] * 4, ahead=0, key="a key")
         records = await asyncio.to_thread(lambda: list(features.produce(iter(range(4)))))
     assert [len(record.token_ids) for record in records] == [3] * 4
 
@@ -45,9 +45,9 @@ async def test_a_replica_that_is_gone_is_one_clear_line() -> None:
 
     async with scripted_replica(hangs_up) as url:
         for ask in (
-            Target(url).totals,
-            lambda: Target(url).choices("Hi", tokens=1),
-            lambda: Target(url).set_plan(rows=0),
+            Target(url, key="a key").totals,
+            lambda: Target(url, key="a key").choices("Hi", tokens=1),
+            lambda: Target(url, key="a key").set_plan(rows=0),
         ):
             with pytest.raises(ReplicaError, match=r"must answer .*RemoteProtocolError.*log"):
                 await asyncio.to_thread(ask)

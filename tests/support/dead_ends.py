@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from sparktier.configs.errors import REQUEST_ENDED
+from support import replica_http
 from support.deployment import MODEL, Deployment
 from support.generation import Tokens, generate, random_prompts
 
@@ -104,7 +105,7 @@ def _broken(deployment: Deployment, temperature: float) -> bool:
     """Whether a request whose logits overflow is told so; the front lets none such through."""
     params = {"temperature": temperature, "top_p": 0.9, "repetition_penalty": 1e-300, "max_new_tokens": 16}
     body = {"input_ids": [20, 30, 40], "sampling_params": {**params, "ignore_eos": True}}
-    answer = httpx.post(f"{deployment.replica_url()}/generate", json=body, timeout=_TIMEOUT_S)
+    answer = replica_http.post(f"{deployment.replica_url()}/generate", json=body, timeout=_TIMEOUT_S)
     assert answer.status_code == 500, answer.text
     assert REQUEST_ENDED + "the model's logits are not finite" in answer.text
     return True

@@ -20,6 +20,8 @@ import psutil
 
 from sparktier.configs.contracts import Signals
 from sparktier.serving.addresses import http_url
+from sparktier.serving.replica_keys import Keys, read_keys
+from support import replica_http
 from support.processes import Family, command_line, described
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,7 +99,19 @@ class Deployment:
         """Return where replica `number` last said it serves."""
         found = re.findall(rf"replica {number} serves on (\S+)", self.output)
         assert found, self.output
-        return str(found[-1])
+        return replica_http.remember(str(found[-1]), self.keys.admin)
+
+    @property
+    def keys_file(self) -> Path:
+        """Where this run's keys are."""
+        found = re.search(r"keys of the replicas' own ports in (.+)", self.output)
+        assert found, self.output
+        return Path(found[1])
+
+    @property
+    def keys(self) -> Keys:
+        """What opens the replicas' own ports."""
+        return read_keys(self.keys_file)
 
     @property
     def run_dir(self) -> Path:
@@ -108,7 +122,7 @@ class Deployment:
 
     def ranks(self, number: int = 0) -> list[dict[str, Any]]:
         """Return what the ranks of replica `number` report."""
-        ranks: list[dict[str, Any]] = httpx.get(f"{self.replica_url(number)}/sparktier/ranks", timeout=30.0).json()
+        ranks: list[dict[str, Any]] = self._ask(number, "/sparktier/ranks").json()
         return ranks
 
     def running_requests(self, number: int = 0) -> int:
@@ -125,7 +139,7 @@ class Deployment:
         return round(sum(map(float, samples)))
 
     def _ask(self, number: int, path: str) -> httpx.Response:
-        return httpx.get(f"{self.replica_url(number)}{path}", timeout=30.0)
+        return replica_http.get(f"{self.replica_url(number)}{path}", timeout=30.0)
 
     def processes(self) -> list[psutil.Process]:
         """Return every living process of this deployment."""

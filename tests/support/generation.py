@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
+from support import replica_http
 from support.tiny_moe import VOCAB_SIZE
 
 Tokens = list[int]
@@ -31,7 +30,8 @@ def random_prompts(count: int, *, seed: int, longest: int = 48) -> list[Tokens]:
 def generate(url: str, prompt: Tokens, *, tokens: int, **params: object) -> Answer:
     """Return the answer to one prompt; greedy and to the full length unless `params` say otherwise."""
     sampling = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True, **params}
-    answer = httpx.post(f"{url}/generate", json={"input_ids": prompt, "sampling_params": sampling}, timeout=300.0)
+    asked = {"input_ids": prompt, "sampling_params": sampling}
+    answer = replica_http.post(f"{url}/generate", json=asked, timeout=300.0)
     assert answer.status_code == 200, answer.text
     body = answer.json()
     return Answer(tokens=body["output_ids"], meta=body["meta_info"])
@@ -66,6 +66,6 @@ class Switching:
 
 def set_plan(url: str, keys: Mapping[str, float]) -> bool:
     """Put plan keys in force and return whether every rank took them."""
-    answer = httpx.post(f"{url}/set_internal_state", json={"server_args": dict(keys)}, timeout=60.0)
+    answer = replica_http.post(f"{url}/set_internal_state", json={"server_args": dict(keys)}, timeout=60.0)
     assert answer.status_code == 200, answer.text
     return all(bool(updated) for updated in answer.json())

@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 
+from sparktier.serving.replica_keys import bearer
+from support import replica_http
 from support.generation import Tokens, random_prompts
 
 _LAWS: tuple[dict[str, Any], ...] = (
@@ -64,7 +66,12 @@ async def send_all(url: str, asks: list[Ask], *, at_once: int, name: str = "soak
     outcome, room = Outcome(), asyncio.Semaphore(at_once)
     # A server closes a connection that was idle for some seconds, perhaps just as it is used again.
     limits = httpx.Limits(max_connections=4 * at_once, max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=url, timeout=300.0, limits=limits) as client, asyncio.TaskGroup() as group:
+    async with (
+        httpx.AsyncClient(
+            base_url=url, headers=bearer(replica_http.key_of(url)), timeout=300.0, limits=limits
+        ) as client,
+        asyncio.TaskGroup() as group,
+    ):
         for number, ask in enumerate(asks):
             await room.acquire()
             # SGLang aborts every request whose id begins like the one named, so all ids are of one length.

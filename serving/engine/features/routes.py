@@ -1,7 +1,7 @@
 """`/sparktier/features` on a replica's own port: GET says what its records are, POST makes one.
 
 A record is asked for as `{"token_ids": [...]}` and comes as safetensors bytes with `features` and `last_hidden`. The
-front routes neither, so clients can't reach them.
+front routes neither, and the port asks for the admin key.
 """
 
 import asyncio
