@@ -22,6 +22,8 @@ from sparktier.serving.engine.signals import signals_of
 
 # Whoever asks more often gets the same answer: nobody can slow the ranks down by asking.
 _FRESH_S = 0.1
+# Shorter than what scrapers wait, the front's page among them: they get the reason.
+_LATE_S = 8.0
 
 
 def admin_routes(reports: list[RankReport], tokenizer_manager: Any, *, replica_id: str) -> APIRouter:
@@ -35,52 +37,78 @@ def admin_routes(reports: list[RankReport], tokenizer_manager: Any, *, replica_i
 
     @router.get("/sparktier/signals")
     async def signals() -> Response:
-        at_s, found = await states.read()
         try:
-            message = signals_of(found, replica_id=replica_id, at_ms=int(at_s * 1000))
+            at_ms, found = await states.read()
+            message = signals_of(found, replica_id=replica_id, at_ms=at_ms)
         except ReplicaError as error:
-            return JSONResponse({"error": str(error)}, status_code=503)
+            return _unavailable(error)
         return Response(message.model_dump_json(), media_type="application/json")
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        _, found = await states.read()
+        try:
+            _, found = await states.read()
+        except ReplicaError as error:
+            return _unavailable(error)
         theirs = await asyncio.to_thread(_sglang_metrics)
         return Response(exposition(found) + theirs, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     @router.get("/sparktier/metrics")
     async def own_metrics() -> Response:
         # SGLang's part is read from files and costs as much as a step of a small model.
-        _, found = await states.read()
+        try:
+            _, found = await states.read()
+        except ReplicaError as error:
+            return _unavailable(error)
         return Response(exposition(found), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return router
 
 
+def _unavailable(error: ReplicaError) -> Response:
+    return JSONResponse({"error": str(error)}, status_code=503)
+
+
 class _States:
-    """The latest answer of the ranks and when it was given, in seconds since 1970."""
+    """The latest answer of the ranks, and when it was given in milliseconds since 1970."""
 
     def __init__(self, tokenizer_manager: Any) -> None:
         self._manager = tokenizer_manager
-        self._lock = asyncio.Lock()
-        self._at_s = 0.0
-        self._found: list[RankState] = []
+        self._asking: asyncio.Task[tuple[int, list[RankState]]] | None = None
+        self._answered_s = 0.0
 
-    async def read(self) -> tuple[float, list[RankState]]:
-        async with self._lock:
-            if time.time() - self._at_s > _FRESH_S:
-                self._found = await self._ask()
-                self._at_s = time.time()
-            return self._at_s, self._found
+    async def read(self) -> tuple[int, list[RankState]]:
+        """Return an answer that is fresh; who comes while the ranks are being asked shares theirs.
 
-    async def _ask(self) -> list[RankState]:
+        Raises:
+            ReplicaError: a rank does not answer. It is not asked again before it has, so nothing queues up.
+        """
+        if self._asking is None or (self._asking.done() and not self._fresh(self._asking)):
+            self._asking = asyncio.create_task(self._ask())
+        asked = self._asking
+        # Not cancelled when late: SGLang would take the answer for that to the next question.
+        await asyncio.wait([asked], timeout=_LATE_S)
+        if not asked.done():
+            raise ReplicaError(
+                f"Every rank must answer between two steps (one has not within {_LATE_S:g} s). A step takes longer, or "
+                "the rank hangs: see the replica's log."
+            )
+        return asked.result()
+
+    def _fresh(self, answered: "asyncio.Task[tuple[int, list[RankState]]]") -> bool:
+        return answered.exception() is None and time.monotonic() - self._answered_s <= _FRESH_S
+
+    async def _ask(self) -> tuple[int, list[RankState]]:
         from sglang.srt.managers.io_struct import GetInternalStateReq
 
         self._manager.auto_create_handle_loop()
         answers = await self._manager.get_internal_state_communicator(GetInternalStateReq(rid=ASKED_BY_US))
+        # The age is by a clock that nobody sets; the controller is told the time of day.
+        self._answered_s = time.monotonic()
+        at_ms = round(time.time() * 1000)
         # Each attention group answers, and unless control messages stay within a group, each for all ranks.
         states = (state for answer in answers for state in load(answer.internal_state[STATES]))
-        return list({state.tp_rank: state for state in states}.values())
+        return at_ms, list({state.tp_rank: state for state in states}.values())
 
 
 def _sglang_metrics() -> bytes:
