@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,6 +95,62 @@ async def test_a_gap_is_an_error_and_not_a_shorter_record(missing: str) -> None:
     sent = {"first": chunks[1:], "middle": [chunks[0], chunks[2]], "a chunk that came twice": [chunks[0], *chunks]}
     with pytest.raises(ReplicaError, match="must come next"):
         await received(*sent[missing], length_tokens=9)
+
+
+BAD_MESSAGES: dict[str, list[bytes]] = {
+    "nothing": [b""],
+    "one part": frames("mine", random_rows(0, 4))[:1],
+    "no text": [b"\xff\xfe", b"", b""],
+    "no numbers": [b"mine zero four float32", b"", b""],
+    "no such type": [b"mine 0 4 float31", b"abcd", b"abcd"],
+    "no type at all": [b"mine 0 4 load", b"abcd", b"abcd"],
+    "bytes that are no tensor": [b"mine 0 4 float32", b"abc", b"abc"],
+    "no rows": [b"mine 0 0 float32", b"", b""],
+    "other widths": frames("mine", Rows(4, torch.zeros(3, 5), torch.zeros(3, 2))),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MESSAGES)
+async def test_a_message_that_can_t_be_read_is_counted_and_the_next_ones_are_read(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint = fresh_endpoint()
+    inbox, sender = Inbox(endpoint), RowSender(endpoint)
+    with inbox.expecting("mine", 7):
+        sender.send("mine", random_rows(0, 4))
+        with zmq.Context.instance().socket(zmq.PUSH) as other:
+            other.connect(endpoint)
+            other.send_multipart(BAD_MESSAGES[name])
+        while not inbox.unreadable_frames:
+            await asyncio.sleep(0.01)
+    with inbox.expecting("next", 5) as whole:
+        sender.send("next", random_rows(0, 5))
+        assert same(await asyncio.wait_for(whole, 10), random_rows(0, 5))
+    assert inbox.unreadable_frames == 1
+    assert "message 1 that can't be read" in caplog.text
+
+
+async def test_an_end_of_listening_is_told_to_those_who_wait_and_mended_for_the_next() -> None:
+    endpoint = fresh_endpoint()
+    inbox, sender = Inbox(endpoint), RowSender(endpoint)
+    with inbox.expecting("mine", 4) as whole:
+        assert inbox._receiving is not None
+        inbox._receiving.cancel()
+        with pytest.raises(ReplicaError, match="listening ended"):
+            await asyncio.wait_for(whole, 10)
+    assert same(await received_by(inbox, sender), random_rows(0, 5))
+
+
+async def received_by(inbox: Inbox, sender: RowSender) -> Rows:
+    """Ask until the system has given the inbox's address back, which takes it a moment."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                with inbox.expecting("next", 5) as whole:
+                    sender.send("next", random_rows(0, 5))
+                    return await whole
+            except ReplicaError:
+                await asyncio.sleep(0.05)
 
 
 async def test_a_missing_end_is_waited_for() -> None:

@@ -5,6 +5,7 @@ SGLang or HTTP.
 """
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ import zmq.asyncio
 from sparktier.configs.errors import ReplicaError
 from sparktier.serving.engine.features.rows import Rows, joined, parsed
 
+logger = logging.getLogger(__name__)
+
 
 class _Sequence:
     def __init__(self, length_tokens: int) -> None:
@@ -23,13 +26,17 @@ class _Sequence:
         self._next = 0
         self.whole: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
 
+    def fail(self, what: str) -> None:
+        """End the wait for the sequence."""
+        if not self.whole.done():
+            self.whole.set_exception(ReplicaError(f"features of a sequence: {what}. Ask again."))
+
     def add(self, rows: Rows) -> None:
         if self.whole.done():
             return
         if rows.start != self._next:
             # A prefix from the cache has no hidden states, and a request that was retracted starts over.
-            what = f"position {self._next} must come next (found {rows.start})"
-            self.whole.set_exception(ReplicaError(f"features of a sequence: {what}. Ask again."))
+            self.fail(f"position {self._next} must come next (found {rows.start})")
             return
         self._parts.append(rows)
         self._next += len(rows.features)
@@ -44,23 +51,52 @@ class Inbox:
         self._endpoint = endpoint
         self._expected: dict[str, _Sequence] = {}
         self._receiving: asyncio.Task[None] | None = None
+        self.unreadable_frames = 0
 
     @contextmanager
     def expecting(self, request_id: str, length_tokens: int) -> Iterator["asyncio.Future[Rows]"]:
-        """Give a future that has every position of the sequence once its last chunk has come."""
-        if self._receiving is None:
-            socket: Any = zmq.asyncio.Context.instance().socket(zmq.PULL)
-            socket.set_hwm(0)
-            socket.bind(self._endpoint)
-            self._receiving = asyncio.get_running_loop().create_task(self._receive(socket))
+        """Give a future that has every position of the sequence once its last chunk has come.
+
+        Raises ReplicaError where the endpoint can't be listened on. The future gets one when listening ends.
+        """
+        if self._receiving is None or self._receiving.done():
+            self._receiving = asyncio.get_running_loop().create_task(self._receive(self._listening()))
+            self._receiving.add_done_callback(self._ended)
         sequence = self._expected[request_id] = _Sequence(length_tokens)
         try:
             yield sequence.whole
         finally:
             del self._expected[request_id]
 
+    def _listening(self) -> Any:
+        socket: Any = zmq.asyncio.Context.instance().socket(zmq.PULL)
+        socket.set_hwm(0)
+        try:
+            socket.bind(self._endpoint)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            raise ReplicaError(f"features: {self._endpoint} must be free to listen on ({error}). Ask again.") from None
+        return socket
+
     async def _receive(self, socket: Any) -> None:
-        while True:
-            request_id, rows = parsed(await socket.recv_multipart())
-            if request_id in self._expected:
-                self._expected[request_id].add(rows)
+        try:
+            while True:
+                message = await socket.recv_multipart()
+                try:
+                    request_id, rows = parsed(message)
+                    if request_id in self._expected:
+                        self._expected[request_id].add(rows)
+                # Whatever is wrong with one message must not keep those after it from being read.
+                except Exception as error:
+                    self.unreadable_frames += 1
+                    why = f"{type(error).__name__}: {error}"
+                    logger.warning("features: message %d that can't be read (%s)", self.unreadable_frames, why)
+        finally:
+            socket.close(0)
+
+    def _ended(self, receiving: "asyncio.Task[None]") -> None:
+        """Tell those who wait for rows that none will come; the next sequence listens anew."""
+        found = "cancelled" if receiving.cancelled() else repr(receiving.exception())
+        logger.error("features: listening for rows ended (%s)", found)
+        for sequence in self._expected.values():
+            sequence.fail(f"rank 0 must be listened to until its last row (listening ended: {found})")
