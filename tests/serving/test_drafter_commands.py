@@ -14,6 +14,7 @@ from sparktier.drafter.local_target import LocalTarget
 from sparktier.drafter.prompts import Prompt, write_prompts
 from sparktier.drafter.target import read_target
 from sparktier.serving.cli import main
+from sparktier.serving.replica_keys import KEYS_FILE_ENV, new_keys_file
 from support.oracle_draft import make_oracle_draft
 from support.tiny_moe import make_tiny_moe
 from support.toy_training import SHAPE, curve, write_world
@@ -169,6 +170,9 @@ BAD = {
     ),
     "an engine without answers": (["train", "RUN", "--engine", "http://127.0.0.1:1"], "(found --engine)"),
     "no source": (["train", "RUN"], "(found neither)"),
+    "an engine without keys": (
+        ["train", "RUN", "--engine", "http://127.0.0.1:1", "--answers", "ANSWERS"], "SPARKTIER_KEYS_FILE: must name"
+    ),
     "nobody there": (
         ["train", "RUN", "--engine", "http://127.0.0.1:1", "--answers", "ANSWERS"], "a replica must hand out features"
     ),
@@ -177,8 +181,10 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_clear_line(
-    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if name == "nobody there":
+        monkeypatch.setenv(KEYS_FILE_ENV, str(new_keys_file(tmp_path)))
     (tmp_path / "run.yaml").write_text(
         yaml.safe_dump({"target": "t", "run_dir": "r", "steps": 1, "init_from": "nowhere"})
     )

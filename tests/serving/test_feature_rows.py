@@ -121,12 +121,12 @@ async def test_a_message_that_can_t_be_read_is_counted_and_the_next_ones_are_rea
         with zmq.Context.instance().socket(zmq.PUSH) as other:
             other.connect(endpoint)
             other.send_multipart(BAD_MESSAGES[name])
-        while not inbox.unreadable_frames:
+        while not inbox.unreadable_messages:
             await asyncio.sleep(0.01)
     with inbox.expecting("next", 5) as whole:
         sender.send("next", random_rows(0, 5))
         assert same(await asyncio.wait_for(whole, 10), random_rows(0, 5))
-    assert inbox.unreadable_frames == 1
+    assert inbox.unreadable_messages == 1
     assert "message 1 that can't be read" in caplog.text
 
 

@@ -34,12 +34,13 @@ def test_each_run_has_two_keys_of_its_own(tmp_path: Path) -> None:
 def test_what_a_run_keeps_is_its_owners(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        run_dir = new_run_dir(tmp_path / "runs")
-        _Deployment(settings_from({"model": {"path": "some/model"}}), run_dir)
+        run = new_run_dir(tmp_path / "runs")
+        _Deployment(settings_from({"model": {"path": "some/model"}}), run)
     finally:
         os.umask(old)
+    run_dir = run.path
     assert mode(run_dir) == 0o700
-    assert {path.name: mode(path) for path in run_dir.iterdir()} == {"settings.yaml": 0o600, "keys.json": 0o600}
+    assert [mode(run_dir / name) for name in ("settings.yaml", "keys.json")] == [0o600, 0o600]
 
 
 def test_a_private_file_is_never_one_that_somebody_laid_there(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ SGLang or HTTP.
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +52,7 @@ class Inbox:
         self._endpoint = endpoint
         self._expected: dict[str, _Sequence] = {}
         self._receiving: asyncio.Task[None] | None = None
-        self.unreadable_frames = 0
+        self.unreadable_messages = 0
 
     @contextmanager
     def expecting(self, request_id: str, length_tokens: int) -> Iterator["asyncio.Future[Rows]"]:
@@ -60,8 +61,9 @@ class Inbox:
         Raises ReplicaError where the endpoint can't be listened on. The future gets one when listening ends.
         """
         if self._receiving is None or self._receiving.done():
-            self._receiving = asyncio.get_running_loop().create_task(self._receive(self._listening()))
-            self._receiving.add_done_callback(self._ended)
+            socket = self._listening()
+            self._receiving = asyncio.get_running_loop().create_task(self._receive(socket))
+            self._receiving.add_done_callback(functools.partial(self._ended, socket))
         sequence = self._expected[request_id] = _Sequence(length_tokens)
         try:
             yield sequence.whole
@@ -79,24 +81,23 @@ class Inbox:
         return socket
 
     async def _receive(self, socket: Any) -> None:
-        try:
-            while True:
-                message = await socket.recv_multipart()
-                try:
-                    request_id, rows = parsed(message)
-                    if request_id in self._expected:
-                        self._expected[request_id].add(rows)
-                # Whatever is wrong with one message must not keep those after it from being read.
-                except Exception as error:
-                    self.unreadable_frames += 1
-                    why = f"{type(error).__name__}: {error}"
-                    logger.warning("features: message %d that can't be read (%s)", self.unreadable_frames, why)
-        finally:
-            socket.close(0)
+        while True:
+            message = await socket.recv_multipart()
+            try:
+                request_id, rows = parsed(message)
+                if request_id in self._expected:
+                    self._expected[request_id].add(rows)
+            # Whatever is wrong with one message must not keep those after it from being read.
+            except Exception as error:
+                self.unreadable_messages += 1
+                why = f"{type(error).__name__}: {error}"
+                logger.warning("features: message %d that can't be read (%s)", self.unreadable_messages, why)
 
-    def _ended(self, receiving: "asyncio.Task[None]") -> None:
+    def _ended(self, socket: Any, receiving: "asyncio.Task[None]") -> None:
         """Tell those who wait for rows that none will come; the next sequence listens anew."""
+        socket.close(0)
         found = "cancelled" if receiving.cancelled() else repr(receiving.exception())
-        logger.error("features: listening for rows ended (%s)", found)
+        if not receiving.cancelled():
+            logger.error("features: listening for rows ended (%s)", found)
         for sequence in self._expected.values():
             sequence.fail(f"rank 0 must be listened to until its last row (listening ended: {found})")
