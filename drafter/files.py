@@ -82,7 +82,7 @@ def staged(final: Path, *, cure: str = "free space there, or name another place"
 
 def require_room(folder: Path) -> None:
     """Raise OSError unless a file can be made in `folder`, made too if need be. Leaves nothing behind."""
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
         probe.write(bytes(_PROBE_BYTES))

@@ -21,10 +21,12 @@ def with_local_weights(settings: Settings, *, progress: Callable[[str], None] = 
         ArtifactError: there is no checkpoint where one is named, the drafter is not this target's, or the method of
             speculation can't serve it losslessly.
     """
+    # Before the model, which may take a minute to build.
+    drafter = _draft_folder(settings)
     model = local_model(settings, progress=progress)
     _require_supported_target(settings, Path(model))
     named = settings.model.model_copy(update={"path": model, "served_name": settings.model.public_name})
-    draft = settings.speculation.model_copy(update={"draft_path": _local_draft(settings, Path(model))})
+    draft = settings.speculation.model_copy(update={"draft_path": _fitting_draft(settings, drafter, Path(model))})
     return settings.model_copy(update={"model": named, "speculation": draft})
 
 
@@ -37,17 +39,25 @@ def _require_supported_target(settings: Settings, model: Path) -> None:
     require_supported(facts_of(config), settings.speculation.method, settings.model.path)
 
 
-def _local_draft(settings: Settings, model: Path) -> str | None:
+def _draft_folder(settings: Settings) -> Path | None:
+    """Return the folder of the drafter, None where there is none or SGLang fetches it."""
     path = settings.speculation.draft_path
-    if path is None:
+    if path == "demo":
+        from sparktier.drafter.demo import demo_draft
+
+        return demo_draft()
+    if path is None or model_source(path) is ModelSource.HUB:
         return None
+    return local_checkpoint(path, "speculation.draft_path")
+
+
+def _fitting_draft(settings: Settings, folder: Path | None, model: Path) -> str | None:
+    """Return the drafter as SGLang takes it, once it is known to be this model's."""
+    if folder is None:
+        return settings.speculation.draft_path
     from sparktier.drafter.checkpoint import check_draft
-    from sparktier.drafter.demo import demo_draft
     from sparktier.drafter.target import read_target
 
-    if path != "demo" and model_source(path) is ModelSource.HUB:
-        return path
-    folder = demo_draft() if path == "demo" else local_checkpoint(path, "speculation.draft_path")
     if settings.speculation.method in LADDERS:
         check_draft(folder, read_target(model) if model.is_dir() else None)
     return str(folder)

@@ -5,6 +5,8 @@ answers mean.
 """
 
 import asyncio
+import logging
+import struct
 import time
 from typing import Any
 
@@ -24,6 +26,7 @@ from sparktier.serving.engine.signals import signals_of
 _FRESH_S = 0.1
 # Shorter than what scrapers wait, the front's page among them: they get the reason.
 _LATE_S = 8.0
+logger = logging.getLogger(__name__)
 
 
 def admin_routes(reports: list[RankReport], tokenizer_manager: Any, *, replica_id: str) -> APIRouter:
@@ -112,7 +115,11 @@ class _States:
 
 
 def _sglang_metrics() -> bytes:
-    """What SGLang's processes on this node keep in files for Prometheus."""
+    """What SGLang's processes on this node keep in files for Prometheus; nothing where those were removed or cut."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    try:
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+    except (OSError, ValueError, RuntimeError, struct.error) as error:
+        logger.error("SGLang's metrics are missing on /metrics: their files must be whole (found %s)", error)
+        return b""

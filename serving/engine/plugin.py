@@ -28,6 +28,10 @@ def register() -> None:
         from sparktier.serving.engine import gpu_attention
 
         gpu_attention.install(trees=speculation_options.load(os.environ[speculation_options.ENV]).tree is not None)
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        from sparktier.serving.engine import metric_files
+
+        metric_files.install()
     algorithm.register()
     control.install()
     seeds.install()

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from sparktier.serving import doctor_command
 from sparktier.serving.cli import main
 from support.malformed_configs import MALFORMED
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEMO = str(CONFIGS / "demo.yaml")
+PLANNED = str(CONFIGS / "deployments" / "qwen3-235b-a22b-8xh200.yaml")
 
 
 def complaints(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -96,6 +98,35 @@ def test_help_has_an_example_that_parses_as_far_as_its_file(
     monkeypatch.chdir(CONFIGS.parent)
     assert exit_code([*example[1:], "--set", "server.port=0"]) == 2
     assert "server.port: must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (OSError(28, "No space left on device", "/data/a"), "/data/a: must be usable (found No space left on device)"),
+        (OSError("odd"), "this machine: must be usable (found odd)"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    error: OSError, found: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object, **__: object) -> int:
+        raise error
+
+    monkeypatch.setattr(doctor_command, "examine", refused)
+    assert exit_code(["doctor"]) == 2
+    (line,) = complaints(capsys)
+    assert line.startswith(f"sparktier: {found}")
+
+
+def test_a_reader_that_has_gone_leaves_no_traceback() -> None:
+    command = [sys.executable, "-m", "sparktier.serving.cli", "doctor", "--plan", PLANNED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_the_installed_command_leaves_no_traceback(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """doctor: each check sees what it is for, on this real machine, and names a cure."""
 
 import json
+import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,22 @@ def test_a_taken_port_is_found(busy_port: int) -> None:
     assert finding.fails
     assert str(busy_port) in finding.found
     assert finding.cure
+
+
+def test_a_cache_in_which_nothing_can_be_built_is_found_and_logs_go_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("SPARKTIER_CACHE", str(tmp_path / "cache"))
+    demo = settings_of(model={"path": "demo"})
+    model = only(doctor.check_model(demo))
+    assert model.fails
+    assert "Not a directory" in model.found
+    assert "SPARKTIER_CACHE" in model.cure
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert str(tmp_path) in only(doctor.check_disk(demo)).found
+    (tmp_path / f"sparktier-{os.getuid()}").write_text("a file as well")
+    assert only(doctor.check_disk(demo)).fails
 
 
 def test_an_address_of_another_machine_is_found() -> None:

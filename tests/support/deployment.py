@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,16 @@ _PORTS = range(8210, 8290)
 
 class Deployment:
     """One running `sparktier up`. `settings` are values of `--set`, the rest is `configs/test.yaml`; `env` is all the
-    environment it has, where that is not the caller's own."""
+    environment it has, where that is not the caller's own; `wrapper` is a command line that runs others."""
 
-    def __init__(self, model: Path, output: Path, env: Mapping[str, str] | None = None, **settings: object) -> None:
+    def __init__(
+        self,
+        model: Path,
+        output: Path,
+        env: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
+        **settings: object,
+    ) -> None:
         self.port = _free_port()
         self.url = http_url(str(settings.get("server.host", "127.0.0.1")), self.port)
         self._output = output
@@ -45,7 +52,7 @@ class Deployment:
         options = [f"--set={key}={value}" for key, value in {**values, **settings}.items()]
         with output.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sparktier.serving.cli", "up", str(CONFIG), *options],
+                [*wrapper, sys.executable, "-m", "sparktier.serving.cli", "up", str(CONFIG), *options],
                 cwd=ROOT,
                 env=env,
                 stdout=log,
@@ -191,10 +198,10 @@ class Deployment:
 
 @contextlib.contextmanager
 def deployed(
-    model: Path, output: Path, env: Mapping[str, str] | None = None, **settings: object
+    model: Path, output: Path, env: Mapping[str, str] | None = None, wrapper: Sequence[str] = (), **settings: object
 ) -> Iterator[Deployment]:
     """Start a deployment, wait until it is ready, and end it with Ctrl-C, which has to leave nothing behind."""
-    deployment = Deployment(model, output, env, **settings)
+    deployment = Deployment(model, output, env, wrapper, **settings)
     try:
         deployment.wait_for("ready http=")
         deployment.wait_until_all_serve()
