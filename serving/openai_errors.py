@@ -30,7 +30,7 @@ _PATH = re.compile(r"(?<![\w:/])/(?:[\w.~-]+/)+[\w.~-]*")
 class Refused(RequestError):
     """A request that is answered with a 4xx; `param` is the field at fault.
 
-    `close` ends the connection too: what is still to come of the body isn't read.
+    `close` ends the connection too, for a client that sends nothing; one that is still sending would lose the answer.
     """
 
     def __init__(

@@ -76,13 +76,13 @@ async def _received(request: Request, *, max_bytes: int) -> bytes:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         message = f"Content-Encoding must be identity (found {encoding[:80]}). Send the body uncompressed."
-        raise Refused(message, status=415, code="unsupported_encoding", close=True)
+        raise Refused(message, status=415, code="unsupported_encoding")
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > max_bytes:
             message = f"A request body may have {max_bytes} bytes at most. Send a shorter prompt."
-            raise Refused(message, status=413, code="body_too_large", close=True)
+            raise Refused(message, status=413, code="body_too_large")
         chunks.append(chunk)
     return b"".join(chunks)

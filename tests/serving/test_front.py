@@ -335,6 +335,14 @@ async def test_a_body_that_is_encoded_is_refused(encoding: str, status: int) -> 
         assert error_of(answer)["message"] == expected
 
 
+async def test_a_client_that_is_still_sending_gets_its_refusal() -> None:
+    headers = {"Content-Type": "application/json"}
+    async with asked(answered, max_body_bytes=1024) as (client, _):
+        for more, status in ({}, 413), ({"Content-Encoding": "gzip"}, 415):
+            answer = await client.post("/v1/completions", content=b"a" * (8 << 20), headers=headers | more, timeout=30)
+            assert answer.status_code == status
+
+
 async def test_a_replica_that_takes_no_connection_is_passed_over() -> None:
     async with scripted_replica(answered) as address:
         replicas = serving(0, "http://127.0.0.1:1"), serving(1, "http://127.0.0.1:2"), serving(2, address)
