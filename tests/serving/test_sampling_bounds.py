@@ -2,13 +2,11 @@
 
 import ast
 import contextlib
-import inspect
 from typing import Any
 
 import pytest
-from sglang.srt.entrypoints.openai.protocol import CompletionRequest
-from sglang.srt.sampling.sampling_params import SamplingParams
 
+from sparktier.serving.engine.upstream_source import installed_root
 from sparktier.serving.openai_errors import Refused
 from sparktier.serving.replica_table import EngineLimits
 from sparktier.serving.request_rules import checked
@@ -25,15 +23,20 @@ OTHERS = {"beam_width", "custom_params", "json_schema", "regex", "ebnf", "struct
 
 
 def checked_by_sglang() -> set[str]:
-    """The parameters that `SamplingParams.verify` looks at."""
-    tree = ast.parse(inspect.getsource(SamplingParams.verify).replace("    def", "def", 1))
-    return {
-        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"
-    }
+    """The parameters that `SamplingParams.verify` looks at, from its source."""
+    root = installed_root()
+    assert root is not None
+    tree = ast.parse((root / "sglang/srt/sampling/sampling_params.py").read_text())
+    verify = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "verify")
+    looked_at = [node for node in ast.walk(verify) if isinstance(node, ast.Attribute)]
+    return {node.attr for node in looked_at if ast.unparse(node.value) == "self"}
 
 
 @pytest.mark.parametrize("name", sorted(checked_by_sglang() - OTHERS))
 def test_no_number_passes_that_sglang_refuses(name: str) -> None:
+    from sglang.srt.entrypoints.openai.protocol import CompletionRequest
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
     field = NAMES.get(name, name)
     passed = 0
     for number in NUMBERS:
@@ -46,6 +49,8 @@ def test_no_number_passes_that_sglang_refuses(name: str) -> None:
 
 
 def test_whole_numbers_written_as_floats_are_whole_to_sglang() -> None:
+    from sglang.srt.entrypoints.openai.protocol import CompletionRequest
+
     fields = {"max_tokens": 10.0, "min_tokens": 3.0, "n": 2.0, "top_k": 5.0, "seed": 7.0, "logprobs": 1.0}
     asked = {"prompt": "a", **fields}
     request = CompletionRequest(**checked("/v1/completions", asked, model="tiny", limits=LIMITS))
