@@ -5,12 +5,14 @@ A calibrated drafter is the checkpoint, with its confidence head fitted anew, an
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from sparktier.configs.errors import ArtifactError
 from sparktier.drafter.checkpoint import load_draft, replace_confidence, weights_sha256
 from sparktier.drafter.child_calibration import (
     ChildCalibrator,
@@ -19,7 +21,7 @@ from sparktier.drafter.child_calibration import (
     temperature_class,
     write_children,
 )
-from sparktier.drafter.confidence_fit import LinearHead, Refit, joined_samples, refit
+from sparktier.drafter.confidence_fit import FOLDS, LinearHead, Refit, joined_samples, refit
 from sparktier.drafter.evaluate import child_samples, confidence_samples
 from sparktier.drafter.features import FeatureSource
 from sparktier.drafter.files import staged
@@ -27,6 +29,8 @@ from sparktier.drafter.model import DraftModel
 from sparktier.drafter.sts import StsCalibration, fit_sts, write_sts
 from sparktier.drafter.target import Target
 
+# A fit is judged on answers that it did not see.
+LEAST_ANSWERS = FOLDS
 STS_FILE, CHILDREN_FILE = "sts.json", "children.json"
 
 
@@ -56,8 +60,9 @@ def calibrate(draft: Path, target: Target, sources: Sequence[FeatureSource], see
         folder: `draft` itself, or one whose content may be replaced.
 
     Raises:
-        ArtifactError: the checkpoint is not a draft of this target's, or can't be written.
+        ArtifactError: the checkpoint is not a draft of this target's, or can't be written, or the answers are too few.
     """
+    _require_enough(sources)
     model = load_draft(draft, target)
     for source in sources:
         target.binding.require(source.spec.binding, f"features {source.spec.dataset}")
@@ -70,6 +75,18 @@ def calibrate(draft: Path, target: Target, sources: Sequence[FeatureSource], see
             write_sts(part / STS_FILE, confidence.sts)
         write_children(part / CHILDREN_FILE, weights_sha256(part), _name(sources), children)
     return Calibrated(confidence, children)
+
+
+def _require_enough(sources: Sequence[FeatureSource]) -> None:
+    counts: Counter[TemperatureClass] = Counter()
+    for source in sources:
+        counts[temperature_class(source.spec.temperature)] += len(source.lengths_tokens)
+    for kind, answers in counts.items():
+        if answers < LEAST_ANSWERS:
+            raise ArtifactError(
+                f"calibration: needs at least {LEAST_ANSWERS} answers of each temperature class (found {answers} "
+                f"{kind}). Give more prompts; a few hundred are enough."
+            )
 
 
 def _children(model: DraftModel, sources: Sequence[FeatureSource]) -> list[ChildCalibrator]:

@@ -107,8 +107,14 @@ def fit_children(q: Floats, stood: Floats, rule: AcceptRule, temperature: float)
         temperature: the sampling temperature they come from.
 
     Raises:
-        ArtifactError: the outcomes don't rise with q, so they can't come from a drafter that learned anything.
+        ArtifactError: the outcomes are all alike, or don't rise with q, so they can't come from a drafter that learned
+            anything.
     """
+    if not 0 < np.sum(stood) < len(stood):
+        raise ArtifactError(
+            f"child calibration: needs children that stand and others that don't (found {np.sum(stood):.0f} of "
+            f"{len(stood)} that do). Give more answers."
+        )
     x = _logit(q)
 
     def loss(parameters: Floats) -> tuple[float, Floats]:

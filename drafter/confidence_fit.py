@@ -89,21 +89,22 @@ def refit(head: LinearHead, samples: ConfidenceSamples) -> Refit:
     """Fit `head` to the samples: its logit times a slope, plus a constant and a small change of each weight.
 
     Raises:
-        ArtifactError: no round to fit on.
+        ArtifactError: fewer than `FOLDS` answers have rounds to fit on, too few to judge a fit by others.
     """
     rows = samples.reached()
-    if not len(rows.accepted):
+    answers = len(np.unique(rows.answers))
+    if answers < FOLDS:
         raise ArtifactError(
-            "calibration: at least one answer must be longer than a draft block (found none). Allow longer answers."
+            f"calibration: at least {FOLDS} answers must be longer than a draft block (found {answers}). Give more "
+            "prompts, or allow longer answers."
         )
     losses = np.zeros(1 + len(RIDGES))
     # Rounds of one answer are alike, so a whole answer is held out or none of it.
     folds = np.unique(rows.answers, return_inverse=True)[1] % FOLDS
     for fold in np.unique(folds):
         held_out = folds == fold
-        if not held_out.all():
-            fits = _fits(head, rows.only(~held_out), RIDGES)
-            losses += [_loss(fit, rows.only(held_out)) * held_out.mean() for fit in fits]
+        fits = _fits(head, rows.only(~held_out), RIDGES)
+        losses += [_loss(fit, rows.only(held_out)) * held_out.mean() for fit in fits]
     best = int(np.argmin(losses[1:]))
     fitted = _fits(head, rows, RIDGES[: best + 1])[-1]
     return Refit(fitted, RIDGES[best], float(losses[0]), float(losses[1 + best]))

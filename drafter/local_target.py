@@ -64,8 +64,17 @@ class LocalTarget:
                 folder, dtype="auto", attn_implementation=_ATTENTION
             ).eval()
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{folder}: transformers must be able to run it ({error}). Use the engine.") from None
+        # Readers of weights, configs and tokenizers raise each its own, even bare `Exception`.
+        except Exception as error:
+            raise ArtifactError(
+                f"{folder}: transformers must be able to run it (found {type(error).__name__}: {error}). Restore the "
+                "checkpoint, or take features from an engine."
+            ) from None
+        if not self._tokenizer.chat_template:
+            raise ArtifactError(
+                f"{folder}: must have a chat template (found none in its tokenizer). Add chat_template.jinja, or take "
+                "features from an engine."
+            )
         # Features are kept in the checkpoint's format, whatever computes them.
         self._kept_dtype = torch.float32 if self._model.dtype == torch.float32 else torch.bfloat16
         if not has_bfloat16_units():

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparktier.configs.errors import ArtifactError
 from sparktier.drafter.backbone import ContextKV
 from sparktier.drafter.child_calibration import q_temperature
 from sparktier.drafter.model import Draft, DraftModel
@@ -124,6 +125,11 @@ def chunks(model: DraftModel, record: FeatureRecord) -> Iterator[Chunk]:
     context = model.context(row.features.unsqueeze(0), row.positions.unsqueeze(0))
     for anchors in torch.split(anchor_candidates(row), BLOCKS_AT_ONCE):
         hidden = _hidden(model, row, anchors, context)
+        if not (hidden.isfinite().all() and row.last_hidden.isfinite().all()):
+            raise ArtifactError(
+                "features: must be finite, as must what the drafter makes of them (found NaN or infinity). Make the "
+                "features again, or give another drafter."
+            )
         yield Chunk(row, anchors, block_labels(row, anchors, model.config.block_size), hidden)
 
 

@@ -6,6 +6,7 @@ Owns the file that SGLang loads with --speculative-dspark-confidence-sts-path (`
 samples are gathered.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,9 +86,12 @@ def read_sts(path: Path, gamma: int) -> StsCalibration:
             ece_before=tuple(float(value) for value in raw.get("ece_before", ())),
             ece_after=tuple(float(value) for value in raw.get("ece_after", ())),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path}: an STS calibration has `temperatures`, a list of numbers ({error!r}).") from None
-    if len(calibration.temperatures) != gamma or min(calibration.temperatures) <= 0:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ArtifactError(
+            f"{path}: an STS calibration has `temperatures`, a list of numbers (found {error!r}). Calibrate again."
+        ) from None
+    finite = all(0 < temperature < math.inf for temperature in calibration.temperatures)
+    if len(calibration.temperatures) != gamma or not finite:
         raise ArtifactError(
             f"{path}: temperatures must be {gamma} positive numbers (found {list(calibration.temperatures)}). "
             "Fit again for this drafter."

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from sparktier.serving.cli_options import add_config, add_json, configured, real_number, whole_number
+from sparktier.serving.cli_options import add_config, add_json, configured, temperature, whole_number
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 
@@ -23,7 +23,7 @@ def add_commands(add: Add) -> None:
         "--batch", type=whole_number(1, 1024), action="append", help="users at once (default 1); repeatable"
     )
     bench.add_argument(
-        "--temperature", type=real_number(0), action="append", help="of the answers (default 0); repeatable"
+        "--temperature", type=temperature, action="append", help="of the answers (default 0); repeatable"
     )
     bench.add_argument(
         "--prompts", type=Path, action="append", required=True, metavar="FILE", help="jsonl of prompts; repeatable"

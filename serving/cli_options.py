@@ -9,6 +9,8 @@ from sparktier.configs.loader import load_settings, parse_overrides
 from sparktier.configs.settings import Settings
 from sparktier.drafter.files import require_room
 
+_COOLEST, _HOTTEST = 0.001, 2.0
+
 
 def add_config(command: argparse.ArgumentParser, default: Path | None = None) -> None:
     """Let `command` take a configuration file and single values in place of the file's."""
@@ -68,3 +70,11 @@ def real_number(least: float) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def temperature(text: str) -> float:
+    """Parse a sampling temperature: 0, or one by which logits can be divided; at most what a request may have."""
+    value = real_number(0)(text)
+    if value > _HOTTEST or 0 < value < _COOLEST:
+        raise argparse.ArgumentTypeError(f"must be 0, or a number from {_COOLEST:g} to {_HOTTEST:g}, not {text!r}")
+    return value

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sparktier.serving.cli_options import add_config, add_json, configured, real_number, whole_number
+from sparktier.serving.cli_options import add_config, add_json, configured, temperature, whole_number
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 
@@ -26,7 +26,7 @@ def add_commands(add: Add) -> None:
     train.add_argument("--engine", metavar="URL", help="or a replica that makes the features while training")
     train.add_argument("--answers", type=Path, metavar="FILE", help="with --engine: the target's answers, jsonl")
     train.add_argument(
-        "--temperature", type=real_number(0), default=0.0, help="with --engine: what they were written at (default 0)"
+        "--temperature", type=temperature, default=0.0, help="with --engine: what they were written at (default 0)"
     )
     evaluate = add(
         "evaluate",
@@ -67,7 +67,7 @@ def _add_answers(command: argparse.ArgumentParser, split: str) -> None:
         "--limit", type=whole_number(1, LIMIT), help=f"prompts to take of each file{split} (default: all)"
     )
     command.add_argument(
-        "--temperature", type=real_number(0), action="append", help="of the answers (default 0); repeatable"
+        "--temperature", type=temperature, action="append", help="of the answers (default 0); repeatable"
     )
     command.add_argument(
         "--tokens", type=whole_number(2, LIMIT), default=ANSWER_TOKENS, help=f"longest answer (default {ANSWER_TOKENS})"

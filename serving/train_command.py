@@ -55,6 +55,7 @@ def _source(features: Sequence[Path], engine: str | None, answers: Path | None, 
         rule = "features come from --features, or from --engine with --answers"
         raise ConfigError([Problem("--features", rule, found or "neither", "Name one source.")])
     key = keys_of(os.environ).admin
-    facts, made = engine_facts(engine, key=key), EngineFeatures(engine, read_answers(answers), key=key)
+    made = EngineFeatures(engine, read_answers(answers), key=key)
+    facts = engine_facts(engine, key=key)
     made.require_fit(facts)
     return made.stream(facts.spec(dataset=answers.stem, temperature=temperature), IN_FLIGHT)

@@ -90,6 +90,12 @@ def test_children_that_contradict_the_drafter_are_refused() -> None:
         fit_children(q, (q < 0.5).astype(np.float64), "target_match", 1.0)
 
 
+@pytest.mark.parametrize("stood", [[], [0.0] * 5, [1.0] * 5])
+def test_outcomes_that_are_all_alike_are_refused(stood: list[float]) -> None:
+    with pytest.raises(ArtifactError, match=rf"\(found {sum(stood):.0f} of {len(stood)} that do\)\. Give more answers"):
+        fit_children(np.linspace(0.1, 0.9, len(stood)), np.array(stood), "target_match", 0.0)
+
+
 def test_perfectly_separated_children_still_fit() -> None:
     q = np.linspace(0.01, 0.99, 500)
     fit = fit_children(q, (q > 0.5).astype(np.float64), "target_match", 1.0)

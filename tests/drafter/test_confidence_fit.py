@@ -85,7 +85,14 @@ def test_rows_that_were_never_reached_say_nothing() -> None:
     assert moved[1:] == fit[1:]
 
 
-@pytest.mark.parametrize("answers", [1, 2, 5])
+@pytest.mark.parametrize("answers", [1, 3])
+def test_too_few_answers_to_judge_a_fit_on_others_are_refused(answers: int) -> None:
+    """Of one answer, losses on held-out ones would be those of nothing."""
+    with pytest.raises(ArtifactError, match=rf"at least 4 answers .* \(found {answers}\)\. Give more prompts"):
+        refit(HEAD, drawn(answers, seed=7, off=0.0))
+
+
+@pytest.mark.parametrize("answers", [4, 5])
 def test_few_answers_that_separate_perfectly_still_fit(answers: int) -> None:
     samples = drawn(answers, seed=7, off=0.0)
     sure = np.cumprod(samples.inputs[:, :, 0] > 0, axis=1).astype(np.float64)

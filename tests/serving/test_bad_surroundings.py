@@ -10,10 +10,11 @@ from unittest import mock
 import pytest
 
 from sparktier.serving.cli import main
+from support.bad_drafter_files import DRAFTER_ROWS
 from support.bad_surroundings import ROWS, Place, Row, environment
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in (*ROWS, *DRAFTER_ROWS)])
 def test_it_ends_in_one_line_with_rule_value_and_cure(
     row: Row, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
