@@ -121,8 +121,9 @@ async def test_a_message_that_can_t_be_read_is_counted_and_the_next_ones_are_rea
         with zmq.Context.instance().socket(zmq.PUSH) as other:
             other.connect(endpoint)
             other.send_multipart(BAD_MESSAGES[name])
-        while not inbox.unreadable_messages:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while not inbox.unreadable_messages:
+                await asyncio.sleep(0.01)
     with inbox.expecting("next", 5) as whole:
         sender.send("next", random_rows(0, 5))
         assert same(await asyncio.wait_for(whole, 10), random_rows(0, 5))

@@ -1,5 +1,6 @@
 """The keys of a run: new each time, readable by their owner alone, never shown."""
 
+import logging
 import os
 import stat
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.loader import settings_from
 from sparktier.configs.passthrough import passthrough_problems
+from sparktier.serving import replica
 from sparktier.serving.bench.target import target_in
 from sparktier.serving.feature_client import EngineFeatures
 from sparktier.serving.replica_keys import KEYS_FILE_ENV, keys_of, new_keys_file, read_keys, write_private
@@ -85,3 +87,17 @@ def test_settings_may_not_hold_a_key(name: str) -> None:
 def test_more_http_processes_are_refused_because_they_have_no_keys() -> None:
     (problem,) = passthrough_problems(["tokenizer_worker_num"])
     assert "neither sparktier's routes nor its keys" in str(problem)
+
+
+def test_a_replica_started_by_hand_says_where_its_keys_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(KEYS_FILE_ENV, "")
+    monkeypatch.delenv(KEYS_FILE_ENV)
+    with caplog.at_level(logging.INFO):
+        keys = replica._keys()
+    file = Path(caplog.text.strip().rpartition(" in ")[2])
+    assert read_keys(file) == keys == replica._keys()
+    assert (mode(file), mode(file.parent)) == (0o600, 0o700)
+    assert keys.admin not in caplog.text
+    assert keys.requests not in caplog.text
