@@ -68,11 +68,20 @@ class CanaryReport(_Part):
         return self
 
 
+class StepShare(_Part):
+    """What a tier gets of each step: tokens verified for each of its requests, and its weight in the rest."""
+
+    floor_tokens: Count
+    cap_tokens: Count
+    weight: Rate
+
+
 class Signals(_Message):
     """From an engine to the controller: load, and what the depth in force costs and yields.
 
-    `plan_version` is the plan in force, 0 for none yet. `step_ms` is a moving average by rung, `prefill_frac` the part
-    of engine time spent in prefill, `accept_by_position` the acceptance of the k-th drafted token in a recent window.
+    `plan_version`, `rung`, `rows` and `shares` (of the tiers that it names) are the whole plan in force on every rank;
+    version 0 is none yet. `step_ms` is a moving average by rung, `prefill_frac` the part of engine time spent in
+    prefill, `accept_by_position` the acceptance of the k-th drafted token in a recent window.
     """
 
     replica_id: ReplicaId
@@ -80,6 +89,7 @@ class Signals(_Message):
     plan_version: Count
     rung: Rung
     rows: Count
+    shares: Mapping[TierId, StepShare]
     ranks: Annotated[tuple[RankLoad, ...], Field(min_length=1, strict=False)]
     step_ms: Mapping[Rung, Rate]
     prefill_frac: Fraction

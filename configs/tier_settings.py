@@ -9,7 +9,8 @@ from pydantic import Field
 
 from sparktier.configs.section import Section
 
-TierId = Annotated[int, Field(ge=0, le=63)]
+HIGHEST_TIER_ID = 63
+TierId = Annotated[int, Field(ge=0, le=HIGHEST_TIER_ID)]
 
 
 class TierSettings(Section):

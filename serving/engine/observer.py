@@ -89,6 +89,7 @@ class Observer:
             plan_version=plan.version,
             rung=int(plan.rung),
             rows=plan.rows,
+            shares=plan.tiers,
             running=self._by_tier(running),
             queued=self._by_tier(self._queued()),
             kv_used_frac=self._kv_used_frac(),

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pydantic import TypeAdapter
 
 from sparktier.serving.engine.speculation.figures import Figures
+from sparktier.serving.engine.speculation.plan import TierShare
 
 
 @dataclass(frozen=True)
 class RankState:
     """One rank. `leads`: the rank that speaks for its attention group; the group's others carry the same requests.
 
+    `shares` are those of the plan in force, by tier id.
     `running`, `queued` and `speeds` (tokens per second of each user) are by tier id, `step_ms` by rung.
     """
 
@@ -25,6 +27,7 @@ class RankState:
     plan_version: int
     rung: int
     rows: int
+    shares: Mapping[int, TierShare]
     running: Mapping[int, int]
     queued: Mapping[int, int]
     kv_used_frac: float

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sparktier.configs.contracts import CanaryReport, RankLoad, Signals, UserSpeed
+from sparktier.configs.contracts import CanaryReport, RankLoad, Signals, StepShare, UserSpeed
 from sparktier.configs.errors import ReplicaError
 from sparktier.serving.engine.rank_state import RankState
 from sparktier.serving.engine.speculation.figures import TierFigures, acceptance
@@ -23,12 +23,12 @@ def signals_of(states: Sequence[RankState], *, replica_id: str, at_ms: int) -> S
     Raises:
         ReplicaError: the ranks don't run the same plan, so that no statement about the depth in force would be true.
     """
-    plans = {(state.plan_version, state.rung, state.rows) for state in states}
+    plans = {(state.plan_version, state.rung, state.rows, tuple(sorted(_shares(state).items()))) for state in states}
     if len(plans) != 1:
         raise ReplicaError(
-            f"All ranks must run one plan (version, rung and rows found: {sorted(plans)}). Send it anew."
+            f"All ranks must run one plan (version, rung, rows and shares found: {sorted(plans)}). Send it anew."
         )
-    [(version, rung, rows)] = plans
+    [(version, rung, rows, shares)] = plans
     groups = leaders(states)
     return Signals(
         replica_id=replica_id,
@@ -36,6 +36,9 @@ def signals_of(states: Sequence[RankState], *, replica_id: str, at_ms: int) -> S
         plan_version=version,
         rung=rung,
         rows=rows,
+        shares={
+            tier: StepShare(floor_tokens=floor, cap_tokens=cap, weight=weight) for tier, (floor, cap, weight) in shares
+        },
         ranks=tuple(_load(state) for state in groups),
         step_ms=_slowest([state.step_ms for state in groups]),
         prefill_frac=max(state.prefill_frac for state in groups),
@@ -57,6 +60,10 @@ def by_tier(groups: Iterable[RankState]) -> dict[int, list[TierFigures]]:
         for tier, figures in state.figures.by_tier.items():
             found.setdefault(tier, []).append(figures)
     return found
+
+
+def _shares(state: RankState) -> dict[int, tuple[int, int, float]]:
+    return {tier: (share.floor, share.cap, float(share.weight)) for tier, share in state.shares.items()}
 
 
 def _load(state: RankState) -> RankLoad:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -198,17 +199,22 @@ def test_acceptance_comes_back_after_a_spell_without_drafts(engines: Engines) ->
     [
         {"sparktier_rung": 7},
         {"sparktier_rung": 1.5},
-        {"sparktier_rows": -1},
-        {"sparktier_tier0_cap": 2.5},
-        {"sparktier_tier999_cap": 2},
+        {"sparktier_rung": 1, "sparktier_rows": -1},
+        {"sparktier_rung": 1, "sparktier_tier0_cap": 2.5},
+        {"sparktier_rung": 1, "sparktier_tier64_cap": 2},
         {"sparktier_rung": 1, "dspark_force_budget_frac": 0.5},
+        {"sparktier_rung": 1, "speculative_accept_threshold_single": 0.5},
+        {"sparktier_rung": 1, "sparktier_plan_version": 40},
+        {"sparktier_rows": 3},
     ],
     ids=str,
 )
 def test_a_plan_that_breaks_a_rule_is_refused_whole(engines: Engines, keys: dict[str, float]) -> None:
     engines.plan(plan_version=41)
     assert not set_plan(engines.drafting, {"sparktier_plan_version": 42, **keys})
-    assert plan_in_force(engines) == {"plan_version": 41, "rung": TREE, "rows": 0}
+    found = plan_in_force(engines)
+    assert (found["plan_version"], found["rung"], found["rows"]) == (41, TREE, 0)
+    assert found["refused"]
 
 
 @pytest.mark.parametrize("rung", [TREE, CHAIN, OFF])
@@ -229,12 +235,23 @@ def test_every_request_ends_alone_in_plain_decoding(engines: Engines) -> None:
     assert_every_request_ends_alone(engines.deployments[0])
 
 
-def test_the_plan_is_read_back(engines: Engines) -> None:
-    engines.plan(plan_version=7, rung=SHORT, rows=12)
-    assert plan_in_force(engines) == {"plan_version": 7, "rung": SHORT, "rows": 12}
+@pytest.mark.parametrize("knob", ["single", "acc"])
+def test_lossy_thresholds_are_refused_while_it_runs(engines: Engines, knob: str) -> None:
+    name = f"speculative_accept_threshold_{knob}"
+    assert not set_plan(engines.drafting, {name: 0.5})
+    assert name in plan_in_force(engines)["refused"]
 
 
-def plan_in_force(engines: Engines) -> dict[str, int]:
+def test_the_plan_is_read_back_and_leaves_nothing_of_the_one_before(engines: Engines) -> None:
+    assert set_plan(engines.drafting, {"sparktier_plan_version": 50, "sparktier_rung": TREE, "sparktier_tier0_cap": 1})
+    found = plan_in_force(engines)
+    assert found["shares"] == {"0": {"floor": 0, "cap": 1, "weight": 1.0}}
+    assert set_plan(engines.drafting, {"sparktier_plan_version": 51, "sparktier_rung": SHORT, "sparktier_rows": 12})
+    found = plan_in_force(engines)
+    assert found == {"plan_version": 51, "rung": SHORT, "rows": 12, "shares": {}, "refused": None}
+
+
+def plan_in_force(engines: Engines) -> dict[str, Any]:
     states = replica_http.get(f"{engines.drafting}/server_info", timeout=60.0).json()["internal_states"]
-    found: dict[str, int] = states[0]["sparktier"]
+    found: dict[str, Any] = states[0]["sparktier"]
     return found

@@ -72,7 +72,7 @@ def exact_law(model_path: Path, prompt: Tokens) -> Law:
 
 def sampled(engine: Engine, *, rung: int, planted: int = 0) -> Counter[tuple[int, ...]]:
     """Count the answers to the prompt under ANSWERS different seeds."""
-    assert set_plan(engine.url, {"sparktier_rung": rung, "sparktier_plan_version": planted})
+    assert set_plan(engine.url, {"sparktier_rung": rung, "sparktier_tier0_floor": planted})
     counts: Counter[tuple[int, ...]] = Counter()
     for first in range(0, ANSWERS, AT_ONCE):
         seeds = range(first, first + AT_ONCE)
@@ -89,7 +89,7 @@ def sampled(engine: Engine, *, rung: int, planted: int = 0) -> Counter[tuple[int
 
 def greedy(engine: Engine, prompts: Sequence[Tokens], *, rung: int, seed: int, sampled_beside: bool) -> list[Answer]:
     """Return greedy answers to the prompts, alone or in one batch with as many sampled ones."""
-    assert set_plan(engine.url, {"sparktier_rung": rung, "sparktier_plan_version": 0})
+    assert set_plan(engine.url, {"sparktier_rung": rung})
     common = {"max_new_tokens": GREEDY_TOKENS, "ignore_eos": True}
     temperatures = [0.0] * len(prompts) + [1.0] * len(prompts) * sampled_beside
     body = {

@@ -1,6 +1,7 @@
 """Signals of a replica: one plan of all ranks or none, a load an attention group, figures summed, the slowest pace."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,7 @@ from sparktier.configs.contracts import Signals
 from sparktier.configs.errors import ReplicaError
 from sparktier.serving.engine.rank_state import RankState, dump, load
 from sparktier.serving.engine.signals import signals_of
+from sparktier.serving.engine.speculation.plan import TierShare
 from support.rank_states import figures_of, rank_state
 
 
@@ -19,6 +21,7 @@ def test_one_rank_is_the_whole_replica() -> None:
     found = signals(rank_state())
     assert (found.replica_id, found.at_ms) == ("replica-3", 99)
     assert (found.plan_version, found.rung, found.rows) == (7, 2, 12)
+    assert found.shares[5].model_dump() == {"floor_tokens": 1, "cap_tokens": 4, "weight": 2.5}
     [rank] = found.ranks
     assert rank.model_dump() == {
         "dp_rank": 0,
@@ -46,8 +49,20 @@ def test_ranks_of_one_group_count_once() -> None:
     assert signals(follower, rank_state()) == signals(rank_state())
 
 
-@pytest.mark.parametrize("change", [{"rung": 1}, {"rows": 0}, {"plan_version": 6}])
-def test_ranks_that_run_different_plans_are_no_signals(change: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rung": 1},
+        {"rows": 0},
+        {"plan_version": 6},
+        {"shares": {}},
+        {"shares": {5: TierShare(floor=1, cap=3, weight=2.5)}},
+        {"shares": {5: TierShare(floor=0, cap=4, weight=2.5)}},
+        {"shares": {5: TierShare(floor=1, cap=4, weight=1.0)}},
+    ],
+    ids=str,
+)
+def test_ranks_that_run_different_plans_are_no_signals(change: dict[str, Any]) -> None:
     with pytest.raises(ReplicaError, match="one plan"):
         signals(rank_state(), rank_state(tp_rank=1, leads=False, **change))
 

@@ -1,7 +1,8 @@
-"""A second SGLang plugin that plants wrong accept rules in the ranks of a deployment, chosen by the plan's version.
+"""A second SGLang plugin that plants wrong accept rules in the ranks of a deployment, chosen by the plan.
 
-Version 0 leaves the ratio rule as it is. The rules a test must catch are 1, children that are the likeliest instead of
-drawn, and 2, a draft distribution other than the one sampled. Imported by engine processes, so it imports no test code.
+The floor that it gives tier 0 is the rule's number, and 0 leaves the ratio rule as it is. A test must catch 1, children
+that are the likeliest instead of drawn, and 2, a draft distribution other than the one sampled. Imported by
+processes of an engine, so it imports no test code.
 """
 
 from pathlib import Path
@@ -34,7 +35,8 @@ def register() -> None:
     draft, draw, walk = worker.LadderWorker._draft, expand.draw_distinct, worker.walk_drawn
 
     def drafting(self: Any, batch: Any, window: Any) -> Any:
-        chosen[0] = self.plan.version
+        shares = self.plan.tiers
+        chosen[0] = shares[0].floor if 0 in shares else 0
         return draft(self, batch, window)
 
     def children(**arguments: Any) -> Any:

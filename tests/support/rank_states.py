@@ -4,6 +4,7 @@ from typing import Any
 
 from sparktier.serving.engine.rank_state import RankState
 from sparktier.serving.engine.speculation.figures import Figures
+from sparktier.serving.engine.speculation.plan import TierShare
 
 
 def figures_of(*rounds: tuple[int, int, int]) -> Figures:
@@ -25,6 +26,7 @@ def rank_state(**changes: Any) -> RankState:
         "plan_version": 7,
         "rung": 2,
         "rows": 12,
+        "shares": {5: TierShare(floor=1, cap=4, weight=2.5)},
         "running": {0: 3, 5: 1},
         "queued": {5: 2},
         "kv_used_frac": 0.25,

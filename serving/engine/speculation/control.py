@@ -1,11 +1,15 @@
 """The plan's way into SGLang and back: numeric keys of `POST /set_internal_state`, and what `GET /server_info` shows.
 
-Knows nothing of steps. Both hooks extend a method of SGLang's own controller, which calls them between steps.
+Both hooks extend a method of SGLang's own controller, which calls them between steps. SGLang's knobs that make
+acceptance lossy are refused here too.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from sparktier.serving.engine.speculation.plan import Rung, is_plan_key, refusal
+from sparktier.serving.engine.speculation.plan import is_plan_key, plan_of, refusals
+
+_LOSSY = "speculative_accept_threshold_"
 
 
 def install() -> None:
@@ -16,29 +20,40 @@ def install() -> None:
     stock_set, stock_speculative = controller.set_internal_state, controller._add_speculative
 
     def set_internal_state(self: Any, recv_req: Any) -> Any:
-        keys = recv_req.server_args
-        if not any(is_plan_key(key) for key in keys):
-            return stock_set(self, recv_req)
-        worker = self.scheduler.draft_worker
-        highest = getattr(worker, "highest_rung", Rung.TREE)
-        problems = [
-            refusal(key, value, highest=highest) if is_plan_key(key) else f"{key} is no plan key"
-            for key, value in keys.items()
-        ]
-        wrong = [problem for problem in problems if problem]
-        if wrong or not getattr(worker, "takes_plans", False):
-            reason = "; ".join(wrong) or "this engine's depth is fixed"
-            internal_state.logger.warning("plan refused: %s", reason)
+        keys, worker = recv_req.server_args, self.scheduler.draft_worker
+        is_plan = any(is_plan_key(key) for key in keys)
+        wrong = _lossy(keys) + (_plan_refusals(keys, worker) if is_plan else [])
+        if wrong:
+            reason = "; ".join(wrong)
+            internal_state.logger.warning("%s refused: %s", "plan" if is_plan else "setting", reason)
+            self.scheduler.sparktier_refused = reason
             return internal_state.SetInternalStateReqOutput(updated=False)
-        worker.set_plan(worker.plan.updated(keys))
+        if not is_plan:
+            return stock_set(self, recv_req)
+        worker.set_plan(plan_of(keys, before=worker.plan))
+        self.scheduler.sparktier_refused = None
         return internal_state.SetInternalStateReqOutput(updated=True)
 
     def add_speculative(self: Any, state: dict[str, Any]) -> None:
         stock_speculative(self, state)
         worker = self.scheduler.draft_worker
         if getattr(worker, "takes_plans", False):
-            plan = worker.plan
-            state["sparktier"] = {"plan_version": plan.version, "rung": int(plan.rung), "rows": plan.rows}
+            refused = getattr(self.scheduler, "sparktier_refused", None)
+            state["sparktier"] = {**worker.plan.read_back(), "refused": refused}
 
     controller.set_internal_state = set_internal_state
     controller._add_speculative = add_speculative
+
+
+def _lossy(keys: Mapping[str, float]) -> list[str]:
+    return [
+        f"{key} must stay as it is: other thresholds change what a target says (found {value})"
+        for key, value in keys.items()
+        if key.startswith(_LOSSY)
+    ]
+
+
+def _plan_refusals(keys: Mapping[str, float], worker: Any) -> list[str]:
+    if not getattr(worker, "takes_plans", False):
+        return ["this engine's depth is fixed"]
+    return refusals(keys, before=worker.plan, highest=worker.highest_rung)
