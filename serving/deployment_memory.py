@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparktier.configs.settings import Settings
+from sparktier.configs.speculation_settings import LADDERS
 from sparktier.serving.deployment_model import ModelFacts, Role
+from sparktier.serving.engine.speculation.options import DEFAULT_RUNNING_REQUESTS, penalty_table_bytes
 
 MIB = 1 << 20
 # Total memory as nvidia-smi reports it.
@@ -49,6 +51,8 @@ class RankMemory:
 
     weights: float
     draft: float
+    penalties: int
+    """Tables of what each running request has emitted, for penalties under `chain` and `tree`."""
     kv_token: float
     """One token of cache, the draft's included."""
     total: int | None
@@ -60,7 +64,7 @@ class RankMemory:
     @property
     def needed(self) -> float:
         """Everything together, with the cache that was asked for or that fits."""
-        return self.weights + self.draft + (self.reserved or 0) + (self.kv_tokens or 0) * self.kv_token
+        return self.weights + self.draft + self.penalties + (self.reserved or 0) + (self.kv_tokens or 0) * self.kv_token
 
 
 def rank_memory(settings: Settings, model: ModelFacts, draft: ModelFacts | None) -> RankMemory:
@@ -71,13 +75,22 @@ def rank_memory(settings: Settings, model: ModelFacts, draft: ModelFacts | None)
     if draft is not None:
         draft_bytes += weight_bytes(settings, draft, None)
         kv_token += kv_bytes_per_token(settings, draft)
+    penalties = _penalty_bytes(settings, model)
     accelerator = settings.replicas.accelerator
     total = ACCELERATOR_BYTES[accelerator] if accelerator else None
     reserved = None if total is None else _reserved_bytes(settings, total)
     kv_tokens = settings.replicas.kv_tokens
     if kv_tokens is None and total is not None and reserved is not None:
-        kv_tokens = max(0, int((total - reserved - weights - draft_bytes) / kv_token))
-    return RankMemory(weights, draft_bytes, kv_token, total, reserved, kv_tokens)
+        kv_tokens = max(0, int((total - reserved - weights - draft_bytes - penalties) / kv_token))
+    return RankMemory(weights, draft_bytes, penalties, kv_token, total, reserved, kv_tokens)
+
+
+def _penalty_bytes(settings: Settings, model: ModelFacts) -> int:
+    if settings.speculation.method not in LADDERS:
+        return 0
+    running = settings.replicas.max_running_requests or DEFAULT_RUNNING_REQUESTS
+    # SGLang's pool has a slot for padding beside those of requests.
+    return penalty_table_bytes(slots=running + 1, vocab=model.number("vocab_size"))
 
 
 def weight_bytes(settings: Settings, model: ModelFacts, method: str | None) -> float:

@@ -95,6 +95,8 @@ def _memory_rows(settings: Settings, memory: RankMemory) -> Iterator[Row]:
 
     yield gib("weights_gib", memory.weights)
     yield gib("draft_gib", memory.draft)
+    if memory.penalties:
+        yield gib("penalties_gib", memory.penalties, "counts of emitted tokens for each request that may run")
     if memory.kv_tokens is not None:
         yield gib("kv_gib", memory.kv_tokens * memory.kv_token)
     if memory.total is not None and memory.reserved is not None:

@@ -142,6 +142,7 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.layers.sampler:Sampler", "its draw is replaced by keyed noise"),
     Use("sglang.srt.layers.sampler:register_sampler_backend", "offers the keyed sampler to plain decoding"),
     Use("sglang.srt.runtime_context:get_exec", "tells whether that sampler was chosen"),
+    Use("sglang.srt.runtime_context:get_schedule", "how many requests may run, for which penalties have tables"),
     Use("sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo", "gets a seed for every request"),
     Use(
         "sglang.srt.managers.scheduler_components.internal_state:SchedulerInternalStateController",

@@ -190,6 +190,21 @@ def test_drafts_must_fit_their_target(qwen: ModelFacts, flash: ModelFacts) -> No
     assert refused(other_block, flash) == {"block_tokens"}
 
 
+def test_tables_of_penalties_take_from_the_cache(qwen: ModelFacts) -> None:
+    layout = {"tensor_parallel": 8, "accelerator": "H200", "memory_frac": 0.8}
+
+    def memory(**replicas: int) -> Any:
+        speculation = {"method": "chain", "draft_path": QWEN}
+        return rank_memory(settings_of(replicas={**layout, **replicas}, speculation=speculation), qwen, None)
+
+    open_number, many = memory(), memory(max_running_requests=1023)
+    assert open_number.penalties == 49 * 151936 * 5
+    assert many.penalties == 1024 * 151936 * 5
+    lost = (open_number.kv_tokens - many.kv_tokens) * many.kv_token
+    assert lost == pytest.approx(many.penalties - open_number.penalties, abs=2 * many.kv_token)
+    assert rank_memory(settings_of(replicas=layout), qwen, None).penalties == 0
+
+
 def test_lengths_beyond_the_draft_s_block_are_cut_and_said(qwen: ModelFacts) -> None:
     draft = ModelFacts({"num_hidden_layers": 1, "block_size": 5, "vocab_size": 151936}, {}, {})
 

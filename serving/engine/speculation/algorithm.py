@@ -12,7 +12,7 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.serving.engine.speculation import options as speculation_options
-from sparktier.serving.engine.speculation.options import ALGORITHM
+from sparktier.serving.engine.speculation.options import ALGORITHM, DEFAULT_RUNNING_REQUESTS
 
 
 class SparktierAlgorithm(CustomSpecAlgo):
@@ -60,6 +60,9 @@ class SparktierAlgorithm(CustomSpecAlgo):
         server_args.speculative_eagle_topk = 1
         from sglang.srt.speculative.dspark_components.dspark_config import read_draft_checkpoint_config
 
+        if server_args.max_running_requests is None:
+            # As SGLang does for all its own methods but this registry's (speculative_hook.py).
+            server_args.max_running_requests = DEFAULT_RUNNING_REQUESTS
         options = speculation_options.load(os.environ[speculation_options.ENV])
         trained = read_draft_checkpoint_config(server_args=server_args).resolve_gamma()
         block = options.block(trained)

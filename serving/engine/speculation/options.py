@@ -10,6 +10,8 @@ from typing import Literal
 ALGORITHM = "SPARKTIER"
 """The name our algorithm has in SGLang's registry."""
 ENV = "SPARKTIER_SPECULATION"
+DEFAULT_RUNNING_REQUESTS = 48
+"""Requests that run at once where the settings leave it open: SGLang's own number for its methods of speculation."""
 AcceptRule = Literal["match", "ratio"]
 
 
@@ -60,3 +62,8 @@ def load(text: str) -> Options:
     fields = json.loads(text)
     tree = fields.pop("tree")
     return Options(**fields, tree=TreeOptions(**tree) if tree else None)
+
+
+def penalty_table_bytes(*, slots: int, vocab: int) -> int:
+    """Return what a rank's table of penalties takes: a count of 4 bytes and a stop of 1 for each slot and token."""
+    return slots * vocab * (4 + 1)

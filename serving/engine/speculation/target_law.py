@@ -6,6 +6,7 @@ Rows are worked on only where an accept rule reads them. Knows nothing of how ro
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparktier.kernels.draft_tree import DraftTree
@@ -44,7 +45,13 @@ class TargetLaw:
         self._info, self._slots, self._lengths = batch.sampling_info, batch.req_pool_indices, batch.seq_lens
         self._prompt_lens = prompt_lens
         self._penalties = penalties
-        self._seen = None if penalties.idle else penalties.seen(self._slots)
+        self._seen: Tensor | None = None
+        places = penalties.places(batch.reqs)
+        if places is not None:
+            self._seen = penalties.seen(self._slots[places])
+            # Where each request is in it; -1 for those without penalties.
+            self._penalised = torch.full_like(self._lengths, -1, dtype=torch.int64)
+            self._penalised[places] = torch.arange(len(places), device=places.device)
 
     @property
     def by_level(self) -> bool:
@@ -92,9 +99,16 @@ class TargetLaw:
         return logits
 
     def _penalise(self, logits: Tensor, seen: Tensor, requests: Tensor, rows: Tensor) -> None:
-        depths = self._tree.depths[requests, rows]
+        """Change the rows of penalised requests, and count the tokens of these rows in `seen`."""
+        own = (self._penalised[requests] >= 0).nonzero().view(-1)
+        if not len(own):
+            return
+        requests, rows = requests[own], rows[own]
+        places, depths = self._penalised[requests], self._tree.depths[requests, rows]
         tokens = self._tree.tokens[requests, rows]
         # The anchor was counted when it was emitted.
-        seen.index_put_((requests, tokens), (depths > 0).to(seen.dtype), accumulate=True)
+        seen.index_put_((places, tokens), (depths > 0).to(seen.dtype), accumulate=True)
         emitted = self._lengths[requests] + 1 - self._prompt_lens[requests] + depths
-        self._penalties.apply(logits, slots=self._slots[requests], seen=seen[requests], emitted=emitted)
+        penalised = logits[own]
+        self._penalties.apply(penalised, slots=self._slots[requests], seen=seen[places], emitted=emitted)
+        logits[own] = penalised

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from sglang.srt.layers.logprob_processor import compute_spec_logprobs
+from sglang.srt.runtime_context import get_schedule
 from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
 from sglang.srt.speculative.dspark_components import dspark_worker_v2
 from sglang.srt.speculative.dspark_components.dspark_config import parse_dspark_draft_config
@@ -68,6 +69,8 @@ class LadderWorker(DSparkWorkerV2):
         with _wide_window(self.options):
             super().__init__(**kwargs)
         self.model_runner.sampler = KeyedSampler()
+        # Before SGLang sizes its cache by the memory that is left. The pool has a slot more than requests may run.
+        self.penalties = self._penalty_table(get_schedule().max_running_requests + 1)
         self._spans = spans_of_rank(self._target_tp_rank)
         self._held = HeldFeatures(self._write_features)
         edges = read_edges(draft_folder(kwargs["server_args"]), device=torch.device(self.device))
@@ -96,7 +99,12 @@ class LadderWorker(DSparkWorkerV2):
         device = torch.device(self.device)
         self.slots = SlotTable(slots, tiers=tiers.load(os.environ[tiers.ENV]), device=device)
         self.figures = Figures(block_tokens=self.gamma)
-        self.penalties = PenaltyTable(slots, vocab=self.model_runner.model_config.vocab_size, device=device)
+        if slots > self.penalties.slots:
+            self.penalties = self._penalty_table(slots)
+
+    def _penalty_table(self, slots: int) -> PenaltyTable:
+        vocab = self.model_runner.model_config.vocab_size
+        return PenaltyTable(slots, vocab=vocab, device=torch.device(self.device))
 
     def set_plan(self, plan: Plan) -> None:
         """Put `plan` in force from the next step on; SGLang calls this between steps, on every rank alike."""
@@ -120,7 +128,7 @@ class LadderWorker(DSparkWorkerV2):
             mark(result.logits_output, self._tp_sync.sync(SpecTpSyncSite.DSPARK_TARGET, silent) > 0)
         if not self.penalties.idle and not batch.forward_mode.is_idle():
             first = result.next_token_ids.long().unsqueeze(1)
-            self.penalties.add(batch.req_pool_indices, first, torch.ones_like(first, dtype=torch.bool))
+            self.penalties.add(batch.reqs, batch.req_pool_indices, first, torch.ones_like(first, dtype=torch.bool))
         return result
 
     def _forward_decode(
@@ -280,7 +288,7 @@ class LadderWorker(DSparkWorkerV2):
         if on_publish is not None:
             on_publish(new_seq_lens)
         if not self.penalties.idle:
-            self.penalties.add(batch.req_pool_indices, accepted.tokens, accepted.tokens != PAD_TOKEN)
+            self.penalties.add(batch.reqs, batch.req_pool_indices, accepted.tokens, accepted.tokens != PAD_TOKEN)
         output = verified.result.logits_output
         if batch.return_logprob:
             places = _kept(verified, accepted)
