@@ -1,5 +1,7 @@
 """The ladder's choice: the fastest measured rung at any load, no flapping between equals, and old speeds forgotten."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,3 +67,47 @@ def test_no_steps_teach_nothing() -> None:
     ladder = observed({0: (100.0, 1.0)})
     ladder.observe(2, users=4, steps=0, step_ms=1.0, round_tokens=9.0)
     assert ladder.choose(users=4) == 0
+
+
+def test_a_rung_measured_with_one_user_is_not_chosen_for_many() -> None:
+    """A tree that took 10 ms alone says nothing of 16 users; what was measured there is known."""
+    ladder = Ladder()
+    ladder.observe(3, users=1, steps=50, step_ms=10.0, round_tokens=3.0)
+    ladder.observe(0, users=16, steps=50, step_ms=20.0, round_tokens=1.0)
+    assert ladder.rates(16)[3] < ladder.rates(16)[0]
+    assert ladder.choose(users=16, now=0) == 0
+    assert ladder.choose(users=16, now=3) == 0
+    assert ladder.choose(users=1) == 3
+
+
+def test_times_go_on_as_steeply_as_they_were_measured() -> None:
+    ladder = Ladder()
+    for users, step_ms in ((4, 40.0), (8, 60.0)):
+        ladder.observe(1, users=users, steps=50, step_ms=step_ms, round_tokens=1.0)
+    step_ms = {users: 1000.0 / ladder.rates(users)[1] for users in (1, 2, 6, 12, 16, 64)}
+    assert step_ms[6] == pytest.approx(50.0)
+    assert step_ms[12] == pytest.approx(80.0)
+    assert step_ms[16] == pytest.approx(100.0)
+    assert step_ms[2] == pytest.approx(30.0)
+    assert step_ms[1] == pytest.approx(25.0)
+    assert step_ms[64] == pytest.approx(340.0)
+
+
+def test_two_loads_that_took_the_same_promise_nothing_far_beyond_them() -> None:
+    ladder = Ladder()
+    for users in (1, 2):
+        ladder.observe(3, users=users, steps=50, step_ms=10.0, round_tokens=3.0)
+    assert 1000.0 * 3.0 / ladder.rates(4)[3] == pytest.approx(10.0)
+    assert 1000.0 * 3.0 / ladder.rates(64)[3] == pytest.approx(160.0)
+
+
+@given(
+    st.dictionaries(st.integers(1, 64), st.tuples(TIMES_MS, st.integers(1, 500)), min_size=1, max_size=8),
+    st.lists(st.floats(1.0, 256.0), min_size=2, max_size=12),
+)
+def test_more_users_never_make_a_step_shorter(measured: dict[int, tuple[float, int]], users: list[float]) -> None:
+    ladder = Ladder()
+    for load, (step_ms, steps) in measured.items():
+        ladder.observe(0, users=load, steps=steps, step_ms=step_ms, round_tokens=1.0)
+    times = [1.0 / ladder.rates(load)[0] for load in sorted(users)]
+    assert all(later >= earlier * (1 - 1e-9) for earlier, later in pairwise(times))
