@@ -13,7 +13,9 @@ from support.tiny_moe import make_tiny_moe
 
 GAMMA, BATCH = 5, 4
 SLOTS = torch.tensor([3, 1, 6, 2])
+
 STRICT_SLOT, STRICT_TIER = 6, 2
+_HEAD = SimpleNamespace()
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +28,10 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             yield
 
 
-def make_planner(kind: type) -> Any:
+def make_planner(kind: type, head: Any = _HEAD) -> Any:
     pool = SimpleNamespace(req_generation=torch.zeros(8, dtype=torch.int64))
     return kind(
-        draft_model=SimpleNamespace(confidence_head=SimpleNamespace()),
+        draft_model=SimpleNamespace(confidence_head=head),
         gamma=GAMMA,
         model_runner=SimpleNamespace(decode_cuda_graph_runner=None, req_to_token_pool=pool),
         device="cpu",
@@ -90,3 +92,19 @@ def test_a_row_budget_bounds_the_step_and_goes_where_confidence_is(planner: Any)
 def test_a_tier_s_cap_bounds_its_requests_alone(planner: Any) -> None:
     planner.set_plan(Plan(rung=Rung.CHAIN, tiers={STRICT_TIER: TierShare(cap=1)}))
     assert verified(planner) == [2 if slot == STRICT_SLOT else GAMMA + 1 for slot in SLOTS.tolist()]
+
+
+def test_a_draft_without_a_confidence_head_starts_where_rows_differ_by_request(context: None) -> None:
+    """On CPUs it starts anyway; on GPUs SGLang's own planner refuses it, though a ladder reads no confidence."""
+    from sglang.srt.speculative.dspark_components.dspark_planner import DSparkVerifyPlanner
+
+    from sparktier.serving.engine.speculation import worker
+    from sparktier.serving.engine.speculation.headless_planner import HeadlessPlanner
+
+    with pytest.raises(ValueError, match="no confidence head"):
+        make_planner(DSparkVerifyPlanner, head=None)
+    planner = make_planner(HeadlessPlanner, head=None)
+    assert (planner.is_compact_mode, planner.mode_value) == (True, "compact")
+    with worker._headless():
+        assert worker.dspark_worker_v2.DSparkVerifyPlanner is HeadlessPlanner
+    assert worker.dspark_worker_v2.DSparkVerifyPlanner is DSparkVerifyPlanner

@@ -37,6 +37,7 @@ from sparktier.serving.engine.speculation import verify_pass
 from sparktier.serving.engine.speculation.draft_step import Bounds, Drafted, DraftStep
 from sparktier.serving.engine.speculation.edges import draft_folder, read_edges
 from sparktier.serving.engine.speculation.figures import Figures
+from sparktier.serving.engine.speculation.headless_planner import HeadlessPlanner
 from sparktier.serving.engine.speculation.held_features import HeldFeatures
 from sparktier.serving.engine.speculation.penalties import PenaltyTable
 from sparktier.serving.engine.speculation.phases import Phases
@@ -66,7 +67,7 @@ class LadderWorker(DSparkWorkerV2):
         self.options = speculation_options.load(os.environ[speculation_options.ENV])
         target = kwargs["target_worker"].model_runner
         require_supported(loaded_facts(target), self.options.method, target.model_config.model_path)
-        with _wide_window(self.options):
+        with _wide_window(self.options), _headless():
             super().__init__(**kwargs)
         self.model_runner.sampler = KeyedSampler()
         # Before SGLang sizes its cache by the memory that is left. The pool has a slot more than requests may run.
@@ -366,3 +367,13 @@ def _wide_window(options: speculation_options.Options) -> Iterator[None]:
         yield
     finally:
         dspark_worker_v2.resolve_runtime_config = stock
+
+
+@contextmanager
+def _headless() -> Iterator[None]:
+    stock = dspark_worker_v2.DSparkVerifyPlanner
+    dspark_worker_v2.DSparkVerifyPlanner = HeadlessPlanner
+    try:
+        yield
+    finally:
+        dspark_worker_v2.DSparkVerifyPlanner = stock
