@@ -54,8 +54,11 @@ def _source(features: Sequence[Path], engine: str | None, answers: Path | None, 
         )
         rule = "features come from --features, or from --engine with --answers"
         raise ConfigError([Problem("--features", rule, found or "neither", "Name one source.")])
-    key = keys_of(os.environ).admin
-    made = EngineFeatures(engine, read_answers(answers), key=key)
+    if not engine.startswith(("http://", "https://")):
+        rule = "must be the address of a replica, http://host:port"
+        raise ConfigError([Problem("--engine", rule, engine, "Give the replica's own address.")])
+    told, key = read_answers(answers), keys_of(os.environ).admin
+    made = EngineFeatures(engine, told, key=key)
     facts = engine_facts(engine, key=key)
     made.require_fit(facts)
     return made.stream(facts.spec(dataset=answers.stem, temperature=temperature), IN_FLIGHT)
