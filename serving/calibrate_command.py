@@ -14,6 +14,7 @@ from sparktier.configs.settings import Settings
 from sparktier.drafter.calibrate import calibrate
 from sparktier.drafter.child_calibration import ChildCalibrator
 from sparktier.drafter.confidence_fit import Refit
+from sparktier.drafter.files import require_room
 from sparktier.drafter.report import write_report
 from sparktier.drafter.sts import StsCalibration
 from sparktier.serving.drafter_sources import Wanted, sources, subject
@@ -33,10 +34,10 @@ def run(settings: Settings, *, draft: Path | None, wanted: Wanted, out: Path | N
         ConfigError, ArtifactError: something named is missing, corrupt or belongs to something else.
     """
     meta, console = report_meta("calibrate", wanted.seed), Console(stderr=True)
+    if out:
+        _require_new(out)
     who = subject(settings, draft)
     folder = out or who.folder
-    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ArtifactError(f"{out}: the calibrated drafter needs a new or empty folder (found files). Give another.")
     made = list(sources(who, wanted, console))
     console.print("fitting")
     fitted = calibrate(who.folder, who.target, made, wanted.seed, folder)
@@ -49,6 +50,18 @@ def run(settings: Settings, *, draft: Path | None, wanted: Wanted, out: Path | N
     if report:
         write_report(report, meta, rows)
     return 0
+
+
+def _require_new(out: Path) -> None:
+    """Raise ArtifactError unless a drafter can be written to `out`: known before the work, not after it."""
+    rule = "the calibrated drafter needs a new or empty folder that can be written"
+    try:
+        require_room(out)
+        found = "files" if any(out.glob("*")) else ""
+    except OSError as error:
+        found = error.strerror or str(error)
+    if found:
+        raise ArtifactError(f"{out}: {rule} (found {found}). Give another.")
 
 
 def _confidence_row(fit: Refit) -> dict[str, Any]:

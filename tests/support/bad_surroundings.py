@@ -207,6 +207,17 @@ def _report_on_a_full_disk(place: Place) -> Sequence[str]:
     return [*_PLAN, "--json", str(place.folder / "disk" / "a.json")]
 
 
+def _calibrated(path: str) -> Callable[[Place], Sequence[str]]:
+    """Return what calibrates into a path of a folder in which "file" is a file and "full" has one."""
+
+    def make(place: Place) -> Sequence[str]:
+        place.file("file", "mine")
+        place.file("full/model.safetensors", "mine")
+        return ["calibrate", DEMO, "--prompts", "none.jsonl", "--out", str(place.folder / path)]
+
+    return make
+
+
 _PLAN = ["doctor", "--plan", str(CONFIGS / "deployments" / "qwen3-235b-a22b-8xh200.yaml")]
 _BENCH = ["bench", "speculation", DEMO, "--prompts", "none.jsonl"]
 _EVALUATE = ["evaluate", DEMO, "--prompts", "none.jsonl"]
@@ -218,6 +229,9 @@ _REPORTS = [
     Row("report below a file", _report(_BENCH, "file/a.json"), ["--json", "Not a directory", "another"]),
     Row("report's name is too long", _report(_EVALUATE, "a" * 300), ["--json", "File name too long", "another"]),
     Row("report in the kernel's folder", _report(_EVALUATE, "/proc/a.json"), ["--json", "/proc/a.json", "another"]),
+    Row("drafter below a file", _calibrated("file/draft"), ["Not a directory", "Give another"]),
+    Row("drafter over a file", _calibrated("file"), ["Not a directory", "Give another"]),
+    Row("drafter over another", _calibrated("full"), ["found files", "Give another"]),
     Row("report on a full disk", _report_on_a_full_disk, ["--json", "No space left", "another"], can_mount),
 ]
 
