@@ -177,6 +177,13 @@ def test_a_body_has_so_many_lists_and_objects_at_most(monkeypatch: pytest.Monkey
     assert json_object("application/json", b'{"a":[%b]}' % b",".join([b"[1]"] * 10))
     with pytest.raises(Refused, match="at most 12 lists and objects"):
         json_object("application/json", b'{"a":[%b]}' % b",".join([b'{"a":{}}'] * 6))
+    assert json_object("application/json", to_json({"a": '[{"' * 20, "b\\": "\\"}))
+
+
+@pytest.mark.parametrize("raw", [b'{"' + b'\\"' * 500_000, b'{"' + b'\\"[' * 500_000 + b"\\", b'"[' * 900_000])
+def test_strings_that_never_end_are_no_more_work_than_others(raw: bytes) -> None:
+    with pytest.raises(Refused):
+        json_object("application/json", raw)
 
 
 def test_large_numbers_of_64_bits_pass() -> None:
