@@ -27,11 +27,9 @@ def install() -> None:
     spec_utils.traverse_tree = _traversing(spec_utils.traverse_tree)
 
 
-def allows_nothing(grammar: Any, tokens: list[int], *, vocab_size: int) -> bool:
-    """Return whether `grammar` allows no token, nor an end, after `tokens`, which it takes in for good."""
+def allows_nothing(grammar: Any, *, vocab_size: int) -> bool:
+    """Return whether `grammar` allows no token, nor an end, where it is."""
     try:
-        for token in tokens:
-            grammar.accept_token(token)
         mask = grammar.allocate_vocab_mask(vocab_size=vocab_size, batch_size=1, device="cpu")
         grammar.fill_vocab_mask(mask, 0)
     except _ERRORS:
@@ -47,7 +45,7 @@ def _refusing_empty(stock: Any) -> Any:
         if grammar is None or isinstance(grammar, InvalidGrammarObject):
             return grammar
         vocab_size = getattr(grammar, "vocab_size", None)
-        if vocab_size is None or not allows_nothing(grammar, [], vocab_size=vocab_size):
+        if vocab_size is None or not allows_nothing(grammar, vocab_size=vocab_size):
             return grammar
         return InvalidGrammarObject(NOTHING)
 

@@ -1,13 +1,14 @@
 """Ends the one request that a step has no token for, or whose own part of a step raised an error; the others go on.
 
 A row of logits is silent when its largest is not finite: a grammar allows nothing more, or the numbers broke. Every
-sampler then yields some token in range and marks the row; when the step's result reaches the host, marked requests
-end with a declared reason before anything is made of that token.
+sampler then yields some token in range and marks the row. When the step's result reaches the host, a marked request
+keeps what was accepted before and ends, with a declared reason unless that was its end already.
 """
 
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -24,6 +25,7 @@ from sparktier.serving.engine.grammar_faults import allows_nothing
 
 logger = logging.getLogger(__name__)
 _MARK = "sparktier_silent"
+_FAULT = "sparktier_fault"
 _NAMED_REQUESTS = 6
 
 
@@ -44,9 +46,9 @@ def install() -> None:
     for name in ("process_batch_result_prefill", "process_batch_result_decode"):
         _replace(SchedulerBatchResultProcessor, name, _ending)
     _replace(SchedulerBatchResultProcessor, "advance_grammar_fsm", _ending_before_grammars)
-    _replace(SchedulerBatchResultProcessor, "_accept_grammar_tokens", _unless_ending)
-    _replace(SchedulerBatchResultProcessor, "_apply_prefill_grammar", _unless_aborted)
-    _replace(Req, "update_finish_state", _ending_its_own)
+    _replace(SchedulerBatchResultProcessor, "_accept_grammar_tokens", _unless_silent)
+    _replace(SchedulerBatchResultProcessor, "_apply_prefill_grammar", _unless_silent_in_prefill)
+    _replace(Req, "update_finish_state", _ending_faulty)
     for name in ("run_batch", "process_batch_result"):
         _replace(Scheduler, name, _naming_requests)
 
@@ -99,7 +101,10 @@ def _ending_before_grammars(stock: Any) -> Any:
 
 
 def end_silent(batch: Any, result: Any) -> None:
-    """Let requests of `batch` that its `result` marks as silent end with a declared reason; done once a result."""
+    """Let requests of `batch` that its `result` marks as silent end with this step; done once a result.
+
+    Drafts accepted before the silent row count: plain decoding would have emitted them, and they may end the answer.
+    """
     silent = getattr(getattr(result, "logits_output", None), _MARK, None)
     if silent is None:
         return
@@ -109,30 +114,56 @@ def end_silent(batch: Any, result: Any) -> None:
     for place, is_silent in enumerate(silent.tolist()):
         request = batch.reqs[place]
         if is_silent and not (request.finished() or request.is_retracted or request.inflight_middle_chunks > 0):
-            _end(request, _accepted(result, place))
+            accepted = 0 if result.accept_lens is None else int(result.accept_lens[place]) - 1
+            setattr(request, _FAULT, _Fault(accepted, len(request.output_ids) + accepted))
+            # Its KV may have the same broken numbers.
+            request.skip_radix_cache_insert = True
+            if accepted:
+                # The last token means nothing. The same tensor may be in use on the device.
+                result.accept_lens = result.accept_lens.clone()
+                result.accept_lens[place] = accepted
 
 
-def _accepted(result: Any, place: int) -> list[int]:
-    """The drafts of a request that were accepted in this step, before the row that is silent."""
-    if result.accept_lens is None:
-        return []
-    first = place * result.speculative_output_stride
-    tokens: list[int] = result.next_token_ids[first : first + int(result.accept_lens[place]) - 1].tolist()
-    return tokens
+@dataclass(frozen=True)
+class _Fault:
+    """A request that ends in this step: how many drafts the step accepted before, and how many tokens it then has."""
+
+    accepted: int
+    tokens: int
 
 
-def _end(request: Any, accepted: list[int]) -> None:
-    if request.to_finish is not None:
+def _fault_of(request: Any) -> _Fault | None:
+    fault: _Fault | None = getattr(request, _FAULT, None)
+    return fault
+
+
+def _ending_faulty(stock: Any) -> Any:
+    """SGLang's check whether a request has ended, with the end of those that can't go on."""
+
+    def update_finish_state(self: Any, new_accepted_len: int = 1) -> None:
+        fault = _fault_of(self)
+        try:
+            if fault is None or fault.accepted or self.to_finish is not None:
+                stock(self, new_accepted_len)
+        except Exception as error:
+            logger.exception("checking whether request %s has ended", self.rid)
+            reason = f"checking whether it has ended raised {type(error).__name__}."
+            _abort(self, reason, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError")
+            stock(self, new_accepted_len)
+        if fault is not None and not self.finished():
+            _declare(self, fault)
+            stock(self, new_accepted_len)
+
+    return update_finish_state
+
+
+def _declare(request: Any, fault: _Fault) -> None:
+    after = f"after {fault.tokens} tokens"
+    if request.grammar is not None and allows_nothing(request.grammar, vocab_size=request.vocab_size):
+        _abort(request, f"its grammar allows no token {after}, and no end.", HTTPStatus.BAD_REQUEST, "BadRequestError")
         return
-    after = f"after {len(request.output_ids) + len(accepted)} tokens"
-    if request.grammar is not None and allows_nothing(request.grammar, accepted, vocab_size=request.vocab_size):
-        reason = f"its grammar allows no token {after}, and no end."
-        _abort(request, reason, HTTPStatus.BAD_REQUEST, "BadRequestError")
-    else:
-        reason = f"the model's logits are not finite {after}. Penalties or biases this strong can do it."
-        _abort(request, reason, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError")
-    # Its KV may have the same broken numbers.
-    request.skip_radix_cache_insert = True
+    reason = f"the model's logits are not finite {after}. Penalties or biases this strong can do it."
+    _abort(request, reason, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError")
 
 
 def _abort(request: Any, reason: str, status: HTTPStatus, kind: str) -> None:
@@ -140,10 +171,11 @@ def _abort(request: Any, reason: str, status: HTTPStatus, kind: str) -> None:
     request.to_finish = FINISH_ABORT(REQUEST_ENDED + reason, status, kind)
 
 
-def _unless_ending(stock: Any) -> Any:
+def _unless_silent(stock: Any) -> Any:
     def accept(self: Any, req: Any, tokens: Any) -> list[int]:
-        """No token of a request that ends in this step: the last one means nothing."""
-        if req.to_finish is not None or isinstance(req.finished_reason, FINISH_ABORT):
+        """No token of a request that got none in this step."""
+        fault = _fault_of(req)
+        if fault is not None and not fault.accepted:
             return []
         accepted: list[int] = stock(self, req, tokens)
         return accepted
@@ -151,25 +183,12 @@ def _unless_ending(stock: Any) -> Any:
     return accept
 
 
-def _unless_aborted(stock: Any) -> Any:
+def _unless_silent_in_prefill(stock: Any) -> Any:
     def apply(self: Any, *, req: Any, next_token_id: int, already_advanced: bool = False) -> None:
-        aborted = isinstance(req.finished_reason, FINISH_ABORT)
-        stock(self, req=req, next_token_id=next_token_id, already_advanced=already_advanced or aborted)
+        silent = _fault_of(req) is not None
+        stock(self, req=req, next_token_id=next_token_id, already_advanced=already_advanced or silent)
 
     return apply
-
-
-def _ending_its_own(stock: Any) -> Any:
-    def update_finish_state(self: Any, new_accepted_len: int = 1) -> None:
-        try:
-            stock(self, new_accepted_len)
-        except Exception as error:
-            logger.exception("checking whether request %s has ended", self.rid)
-            reason = f"checking whether it has ended raised {type(error).__name__}."
-            _abort(self, reason, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError")
-            stock(self, new_accepted_len)
-
-    return update_finish_state
 
 
 def _naming_requests(stock: Any) -> Any:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from sparktier.kernels.accept_tree import TreeAcceptance, walk_drawn, walk_matching
-from sparktier.kernels.draft_tree import DraftTree
+from sparktier.kernels.draft_tree import DraftTree, check_tree
+from sparktier.kernels.expand import MarkovHead, Shape, expand_drawn, expand_top
 from sparktier.kernels.noise import draw
+from sparktier.kernels.select import select_rows
 from sparktier.kernels.target_probs import NO_TOKEN, SamplingRows, greedy_tokens, target_probs
 
 VOCAB = 9000  # above the partial sort's width, and many blocks of the search
@@ -60,6 +62,29 @@ def test_nothing_is_the_greedy_token_of_a_broken_row(kind: str, rows: int) -> No
     logits = broken_in_the_middle(kind, rows)
     chosen = greedy_tokens(logits=logits).tolist()
     assert chosen == [NO_TOKEN if row == rows // 2 else int(logits[row].argmax()) for row in range(rows)]
+
+
+@pytest.mark.parametrize("shortlist", [None, 256])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_draft_that_is_broken_proposes_nothing(value: float, shortlist: int | None) -> None:
+    generator = torch.Generator().manual_seed(2)
+    block = torch.randn(3, 4, VOCAB, generator=generator)
+    block[1] = value
+    common = {
+        "anchors": torch.tensor([1, 2, 3]),
+        "block_logits": block,
+        "head": MarkovHead(*torch.randn(2, VOCAB, 8, generator=generator)),
+        "temperatures": torch.ones(3),
+        "shape": Shape(4, 2, 2),
+        "shortlist": shortlist,
+    }
+    seeds = {"seeds": torch.arange(3), "anchor_positions": torch.arange(3)}
+    likeliest = expand_top(**common, edge_acceptance=lambda q, depth: q)
+    drawn, _ = expand_drawn(**common, **seeds, slot_acceptance=lambda q, depth: q.topk(2, dim=-1).values)
+    for candidates in (likeliest, drawn):
+        tree = select_rows(candidates=candidates, row_budgets=torch.full((3,), 7), width=7).tree
+        check_tree(tree)
+        assert tree.row_counts.tolist() == [7, 1, 7]
 
 
 def two_level_trees() -> DraftTree:

@@ -13,6 +13,7 @@ from xgrammar import GrammarCompiler, GrammarMatcher, TokenizerInfo, VocabType
 
 from sparktier.configs.errors import REQUEST_ENDED
 from sparktier.serving.engine import grammar_faults, least_length, request_faults
+from sparktier.serving.failure_reason import reason
 
 VOCAB = 129
 EOS = 128
@@ -51,12 +52,11 @@ def test_a_grammar_that_allows_a_token_or_its_end_passes(text: str) -> None:
 
 
 def test_a_dead_end_is_seen_where_it_is() -> None:
-    text = 'root ::= "ab" dead\ndead ::= dead "x"'
-    assert [grammar_faults.allows_nothing(ebnf(text), tokens, vocab_size=VOCAB) for tokens in ([], [97], [97, 98])] == [
-        False,
-        False,
-        True,
-    ]
+    made = ebnf('root ::= "ab" dead\ndead ::= dead "x"')
+    for token in (97, 98):
+        assert not grammar_faults.allows_nothing(made, vocab_size=VOCAB)
+        made.accept_token(token)
+    assert grammar_faults.allows_nothing(made, vocab_size=VOCAB)
 
 
 def test_an_error_inside_a_grammar_leaves_its_request_without_a_token() -> None:
@@ -88,49 +88,63 @@ def result(silent: list[bool], **fields: Any) -> Any:
     return SimpleNamespace(logits_output=output, **{"copy_done": None, "accept_lens": None, **fields})
 
 
-def test_only_silent_requests_are_told_to_end_and_once() -> None:
-    batch = SimpleNamespace(
-        reqs=[
-            request("a"),
-            request("b"),
-            request("over", finished_reason="x"),
-            request("part", inflight_middle_chunks=1),
-        ]
-    )
-    step = result([False, True, True, True])
-    request_faults.end_silent(batch, step)
-    quiet, ended, *others = batch.reqs
-    assert [each.to_finish for each in (quiet, *others)] == [None] * 3
-    assert ended.to_finish.status_code == HTTPStatus.INTERNAL_SERVER_ERROR
-    assert ended.to_finish.message.startswith(REQUEST_ENDED + "the model's logits are not finite after 1 tokens")
-    ended.to_finish = None
-    request_faults.end_silent(batch, step)
-    assert ended.to_finish is None
+def finish(self: Any, new_accepted_len: int) -> None:
+    """As SGLang's check: `to_finish` first, else 9 ends an answer, and 13 is one that it fails on."""
+    if self.to_finish is not None:
+        self.finished_reason, self.to_finish = self.to_finish, None
+        return
+    if 13 in self.output_ids:
+        raise IndexError("tokenizer")
+    if 9 in self.output_ids[-new_accepted_len:]:
+        self.finished_reason = "nine"
 
 
-def test_a_grammar_s_dead_end_inside_a_block_of_drafts_is_the_client_s_fault() -> None:
+ended = request_faults._ending_faulty(finish)
+accept = request_faults._unless_silent(lambda self, request, tokens: tokens)
+
+
+def test_only_silent_requests_end_and_others_go_on() -> None:
+    over, part = request("over", finished_reason="x"), request("part", inflight_middle_chunks=1)
+    batch = SimpleNamespace(reqs=[request("a"), request("b"), over, part])
+    request_faults.end_silent(batch, result([False, True, True, True]))
+    for each in batch.reqs:
+        each.output_ids.append(0)
+        ended(each, 1)
+    quiet, silent, *others = batch.reqs
+    assert [each.finished_reason for each in (quiet, *others)] == [None, "x", None]
+    assert silent.finished_reason.status_code == HTTPStatus.INTERNAL_SERVER_ERROR
+    assert silent.finished_reason.message.startswith(REQUEST_ENDED + "the model's logits are not finite after 1 tokens")
+    assert silent.skip_radix_cache_insert
+    assert accept(None, quiet, [1, 2]) == [1, 2]
+    assert accept(None, silent, [1, 2]) == []
+
+
+@pytest.mark.parametrize(
+    ("drafts", "told"), [([97, 98], "its grammar allows no token after 3 tokens, and no end."), ([97, 9], "")]
+)
+def test_drafts_accepted_before_a_dead_end_are_emitted_and_may_end_the_answer(drafts: list[int], told: str) -> None:
     stuck = request("a", grammar=ebnf('root ::= "ab" dead\ndead ::= dead "x"'))
-    tokens = torch.tensor([97, 98, 0, 0, 7, 7, 7, 7])
-    step = result([True, False], accept_lens=torch.tensor([3, 4]), next_token_ids=tokens, speculative_output_stride=4)
+    step = result([True, False], accept_lens=torch.tensor([3, 4]))
+    lengths = step.accept_lens
     request_faults.end_silent(SimpleNamespace(reqs=[stuck, request("b")]), step)
-    assert stuck.to_finish.status_code == HTTPStatus.BAD_REQUEST
-    assert stuck.to_finish.message == REQUEST_ENDED + "its grammar allows no token after 3 tokens, and no end."
-
-
-def test_a_grammar_is_not_given_the_token_of_a_request_that_ends() -> None:
-    accept = request_faults._unless_ending(lambda self, req, tokens: tokens)
-    assert accept(None, request("a"), [1, 2]) == [1, 2]
-    assert accept(None, request("a", to_finish="x"), [1, 2]) == []
+    assert step.accept_lens.tolist() == [2, 4]
+    assert lengths.tolist() == [3, 4], "the device may still read them"
+    for token in accept(None, stuck, drafts):
+        stuck.output_ids.append(token)
+        if token != 9:
+            stuck.grammar.accept_token(token)
+    ended(stuck, 2)
+    if not told:
+        assert stuck.finished_reason == "nine"
+        return
+    assert stuck.finished_reason.status_code == HTTPStatus.BAD_REQUEST
+    assert stuck.finished_reason.message == REQUEST_ENDED + told
 
 
 def test_a_request_whose_end_can_t_be_checked_ends() -> None:
-    def stock(self: Any, new_accepted_len: int) -> None:
-        if self.to_finish is None:
-            raise IndexError("tokenizer")
-        self.finished_reason = self.to_finish
-
     odd = request("a")
-    request_faults._ending_its_own(stock)(odd)
+    odd.output_ids.append(13)
+    ended(odd, 1)
     assert "IndexError" in odd.finished_reason.message
 
 
@@ -143,6 +157,8 @@ def test_a_step_that_raises_names_its_requests(caplog: pytest.LogCaptureFixture)
         request_faults._naming_requests(run_batch)(None, batch)
     assert "sparktier: run_batch failed. Requests in the step: request-0, request-1" in caplog.text
     assert "and 2 more." in caplog.text
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line in reason(f"(Rank pid=7) [2026-11-27 21:05:34] {line}\nRuntimeError: forward\n" + "a warning\n" * 50)
 
 
 def sampler(chosen: Tensor) -> tuple[SimpleNamespace, Callable[..., Tensor]]:

@@ -45,7 +45,7 @@ def endings() -> list[Ending]:
         made += [
             Ending(f"regex {name}", COMPLETIONS, {"regex": "ab", **least}, texts=("ab",)),
             Ending(f"schema {name}", CHAT, {"response_format": _YES_OR_NO, **least}, texts=("true", "false")),
-            Ending(f"stop id {name}", COMPLETIONS, {"regex": "ab", "stop_token_ids": [70], **least}, texts=("ab",)),
+            Ending(f"stop id {name}", COMPLETIONS, {"regex": "ab", "stop_token_ids": [70], **least}, texts=("a",)),
             Ending(f"loop {name}", COMPLETIONS, {"ebnf": _LOOP, **least}, field="ebnf"),
             Ending(f"n {name}", COMPLETIONS, {"regex": "ab", "n": 3, "logprobs": 2, **least}, texts=("ab",)),
         ]
