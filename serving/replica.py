@@ -58,7 +58,10 @@ def run(settings: Settings, *, replica: int, port: int) -> int:
             group=group,
             on_started=lambda: logging.info("replica %d serves", replica),
         )
-    except ReplicaError as error:
+    except (ReplicaError, OSError) as error:
+        if isinstance(error, OSError):
+            # A full disk, too many files, a rank that was late: another start may succeed, as with no bad setting.
+            logging.exception("the system refused what this replica needs")
         print(f"replica {replica}: {error}", file=sys.stderr)  # noqa: T201 - the last line of this process's log
         return EXIT_NOT_STARTED
     return 0

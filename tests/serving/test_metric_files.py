@@ -58,6 +58,21 @@ def test_a_folder_that_is_gone_does_not_end_it_either(tmp_path: Path, caplog: py
     assert "No such file" in caplog.text
 
 
+@pytest.mark.parametrize("state", ["gone", "cut"])
+def test_files_that_are_gone_or_cut_cost_their_part_of_a_page_alone(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from sparktier.serving.engine.admin_routes import _sglang_metrics
+
+    folder = tmp_path / "metrics"
+    if state == "cut":
+        folder.mkdir()
+        (folder / "counter_1.db").touch()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+    assert _sglang_metrics() == b""
+    assert "missing on /metrics" in caplog.text
+
+
 def test_values_are_those_of_the_client_s_own_file(tmp_path: Path) -> None:
     path = str(tmp_path / "counter_1.db")
     names = [f"a counter with a rather long name, {number}" for number in range(3000)]
