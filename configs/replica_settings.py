@@ -41,7 +41,9 @@ class ReplicaSettings(Section):
         default=None, description="GPU model, for the arithmetic of `sparktier doctor --plan`."
     )
     max_running_requests: int | None = Field(
-        default=None, ge=1, description="Requests that one replica decodes at once; null lets SGLang choose."
+        default=None,
+        ge=1,
+        description="Requests that one replica decodes at once; null lets SGLang choose, which takes 48 with drafts.",
     )
     kv_tokens: int | None = Field(
         default=None,

@@ -30,10 +30,13 @@ class SpeculationSettings(Section):
     )
     draft_revision: str | None = Field(default=None, description="Commit or tag of a hub id in `draft_path`.")
     block_tokens: int | None = Field(
-        default=None, ge=1, le=64, description="Tokens drafted in one step; null takes the draft checkpoint's."
+        default=None,
+        ge=1,
+        le=64,
+        description="Tokens drafted in one step, at most the draft checkpoint's; null takes that.",
     )
     short_tokens: int = Field(
-        default=2, ge=1, le=64, description="Tokens drafted on the short rung of `chain` and `tree`; at most the block."
+        default=2, ge=1, le=64, description="Tokens drafted on the short rung of `chain` and `tree`; cut to the block."
     )
     accept_rule: Literal["match", "ratio"] = Field(
         default="match",

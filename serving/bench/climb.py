@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from sparktier.cluster.ladder import Ladder
+from sparktier.configs.errors import ReplicaError
 from sparktier.serving.bench.target import Totals
 
 # Some ten steps of a small model on a CPU with many users: fewer say little of a rung.
@@ -38,8 +39,12 @@ def climbing(engine: Engine, ladder: Ladder, *, users: int, tick_s: float = TICK
     as there are.
 
     Yields how many times each rung was chosen, complete once the body has ended.
+
+    Raises:
+        ReplicaError: the engine refused a plan, or stopped answering; told once the body has ended.
     """
     rung, chosen, ended = ladder.choose(users=users), Counter[int](), threading.Event()
+    failures: list[ReplicaError] = []
     chosen[rung] += 1
     engine.set_plan(rung=rung, rows=0)
 
@@ -56,10 +61,18 @@ def climbing(engine: Engine, ladder: Ladder, *, users: int, tick_s: float = TICK
                     engine.set_plan(rung=best, rows=0)
                 now = best
 
-    steering = threading.Thread(target=steer, name="ladder", daemon=True)
+    def guarded() -> None:
+        try:
+            steer()
+        except ReplicaError as error:
+            failures.append(error)
+
+    steering = threading.Thread(target=guarded, name="ladder", daemon=True)
     steering.start()
     try:
         yield chosen
     finally:
         ended.set()
         steering.join()
+    if failures:
+        raise failures[0]

@@ -1,6 +1,9 @@
 """While an engine runs under the ladder its rung follows its load, and the ladder goes on learning."""
 
+import pytest
+
 from sparktier.cluster.ladder import Ladder
+from sparktier.configs.errors import ReplicaError
 from sparktier.serving.bench.climb import climbing
 from sparktier.serving.bench.target import Totals
 from support.deployment import wait_until
@@ -48,3 +51,24 @@ def test_what_it_runs_teaches_the_ladder() -> None:
     with climbing(engine, ladder, users=16, tick_s=0.01) as chosen:
         wait_until(lambda: chosen[0] > 0, timeout_s=30, what=lambda: f"off: {chosen}")
     assert engine.plans[:2] == [3, 0]
+
+
+def test_a_refused_plan_is_no_silent_end_of_the_steering() -> None:
+    """The bench would report a ladder's speed of an engine that stayed where it was."""
+    ladder, engine = Ladder(), Crowding()
+    engine.users = 16
+    ladder.observe(0, users=16, steps=50, step_ms=130.0, round_tokens=1.0)
+    ladder.observe(3, users=16, steps=5, step_ms=100.0, round_tokens=2.0)
+    taken = engine.set_plan
+
+    def set_plan(**keys: float) -> None:
+        if engine.plans:
+            raise ReplicaError("Every rank must take the plan.")
+        taken(**keys)
+
+    engine.set_plan = set_plan  # type: ignore[method-assign]
+    with (
+        pytest.raises(ReplicaError, match="must take the plan"),
+        climbing(engine, ladder, users=16, tick_s=0.01) as chosen,
+    ):
+        wait_until(lambda: chosen[0] > 0, timeout_s=30, what=lambda: f"off: {chosen}")

@@ -12,6 +12,7 @@ from sparktier.drafter.files import sha256_of
 from sparktier.drafter.target import read_target
 from sparktier.serving.demo_model import ensure_demo_model
 from sparktier.serving.model_source import with_local_weights
+from support import replica_http
 from support.deployment import ROOT, deployed
 from support.generation import set_plan
 
@@ -52,6 +53,8 @@ def test_the_demo_answers_in_fewer_steps_and_the_same_words(tmp_path: Path) -> N
             return str(said.choices[0].message.content), usage["accepted_length"]
 
         off, drafted = answer(OFF), answer(TREE)
+        ranks = replica_http.get(f"{deployment.replica_url()}/sparktier/ranks", timeout=60.0).json()
+    assert "children.json" in ranks[0]["draft_calibration"]
     assert "Paris" in off[0]
     assert drafted[0] == off[0]
     assert drafted[1] > 1.2 > off[1]

@@ -1,12 +1,14 @@
 """Our ceiling on SGLang's own DSpark planner: rungs, row budgets and tiers bind; without a plan nothing changes."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from sparktier.configs.errors import ArtifactError
 from sparktier.serving.engine.speculation.plan import Plan, Rung, TierShare
 from support.sglang_rank import cpu_server_args, rank
 from support.tiny_moe import make_tiny_moe
@@ -108,3 +110,15 @@ def test_a_draft_without_a_confidence_head_starts_where_rows_differ_by_request(c
     with worker._headless():
         assert worker.dspark_worker_v2.DSparkVerifyPlanner is HeadlessPlanner
     assert worker.dspark_worker_v2.DSparkVerifyPlanner is DSparkVerifyPlanner
+
+
+@pytest.mark.parametrize(
+    ("block", "trained", "refused"), [(7, 5, True), (5, 5, False), (3, 5, False), (7, None, False)]
+)
+def test_a_longer_block_than_the_draft_was_trained_for_is_refused(
+    block: int, trained: int | None, refused: bool
+) -> None:
+    from sparktier.serving.engine.speculation.native import require_trained_block
+
+    with pytest.raises(ArtifactError, match="at most the 5") if refused else nullcontext():
+        require_trained_block(block, trained)

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from sglang.srt.speculative.dspark_components import dspark_worker_v2
+from sglang.srt.speculative.dspark_components.dspark_config import parse_dspark_draft_config
 from sglang.srt.speculative.dspark_components.dspark_planner import DSparkVerifyPlanner
 from sglang.srt.speculative.dspark_components.dspark_worker_v2 import DSparkWorkerV2
 from torch import Tensor
 
+from sparktier.configs.errors import ArtifactError
 from sparktier.serving.engine import tiers
 from sparktier.serving.engine.speculation.plan import Plan, Rung
 from sparktier.serving.engine.speculation.rows import row_counts, rung_tokens, tier_caps
@@ -78,6 +80,8 @@ class NativeWorker(DSparkWorkerV2):
     def __init__(self, **kwargs: Any) -> None:
         with _planned():
             super().__init__(**kwargs)
+        draft = parse_dspark_draft_config(draft_hf_config=self.draft_model_runner.model_config.hf_config)
+        require_trained_block(self.gamma, draft.resolve_gamma())
         self.plan = Plan()
 
     @property
@@ -101,6 +105,15 @@ class NativeWorker(DSparkWorkerV2):
         if not batch.forward_mode.is_idle():
             self.slots.enter(batch.reqs, batch.req_pool_indices)
         return super()._forward_prefill(batch, *args, **kwargs)
+
+
+def require_trained_block(block_tokens: int, trained_tokens: int | None) -> None:
+    """Raise ArtifactError where a block is longer than the draft was trained for, which SGLang only logs."""
+    if trained_tokens is not None and block_tokens > trained_tokens:
+        raise ArtifactError(
+            f"speculation.block_tokens: must be at most the {trained_tokens} that the draft was trained for "
+            f"(found {block_tokens}). Lower it, or leave it out."
+        )
 
 
 @contextmanager
