@@ -1,7 +1,8 @@
 """The `model` section: which weights are served, and in which number format.
 
 Knows nothing of where they run. `quantization` and `kv_dtype` are SGLang's names (`sglang/srt/arg_groups/choices.py`
-and `fields/model.py` at 0.5.23), cut down to those a mixture-of-experts model is served in on NVIDIA GPUs.
+and `fields/model.py` at 0.5.23), cut down to those a mixture-of-experts model is served in on NVIDIA GPUs; parsers of
+tool calls are all of SGLang's, which a test compares with the installed package.
 """
 
 import re
@@ -67,6 +68,13 @@ Quantization = Literal[
     "awq", "awq_marlin", "compressed-tensors", "fp8", "gptq", "gptq_marlin", "modelopt_fp4", "modelopt_fp8", "mxfp4",
     "w4afp8", "w8a8_fp8", "w8a8_int8",
 ]  # fmt: skip
+ToolCallParser = Literal[
+    "auto", "apertus2509", "beam", "cohere_command4", "deepseekv3", "deepseekv31", "deepseekv32", "deepseekv4",
+    "deepseekv41", "dots", "gemma4", "gigachat3", "gigachat35", "glm", "glm45", "glm47", "gpt-oss", "hermes",
+    "hunyuan", "inkling", "interns1", "iquest_q1", "k2_horizon", "kimi_k2", "kimi_k3", "lfm2", "ling3", "llama3",
+    "mimo", "minicpm5", "minimax-m2", "minimax-m3", "mistral", "muse", "nanbeige", "poolside_v1", "pythonic",
+    "qwen", "qwen25", "qwen3_coder", "response_template", "spark25", "step3", "step3p5", "trinity",
+]  # fmt: skip
 
 
 class ModelSettings(Section):
@@ -93,6 +101,11 @@ class ModelSettings(Section):
     )
     context_tokens: int | None = Field(
         default=None, ge=16, description="Longest prompt plus output, in tokens; null takes the checkpoint's."
+    )
+    tool_call_parser: ToolCallParser | None = Field(
+        default="auto",
+        description="SGLang's parser that finds calls of tools in an answer; `auto` finds it by the chat template. "
+        "Where there is none, or with null, requests with tools are refused.",
     )
     trust_remote_code: bool = Field(default=False, description="Run Python code that comes with the checkpoint.")
 

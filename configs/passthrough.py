@@ -20,6 +20,7 @@ _SET_BY_KEY = {
     "kv_cache_dtype": "model.kv_dtype",
     "context_length": "model.context_tokens",
     "trust_remote_code": "model.trust_remote_code",
+    "tool_call_parser": "model.tool_call_parser",
     "dp_size": "replicas.count",
     "nnodes": "replicas.nodes",
     "tp_size": "replicas.tensor_parallel",

@@ -10,6 +10,8 @@ from sparktier.configs.passthrough import passthrough_problems
 from sparktier.configs.rule import Rule
 from sparktier.configs.settings import Settings
 
+_ROWS_OF_UNKNOWN_DRAFT = 17  # blocks of published drafts have 7 to 16 tokens
+
 
 def _ranks_fill_nodes(settings: Settings) -> Iterator[Problem]:
     ranks, nodes = settings.replicas.tensor_parallel, settings.replicas.nodes
@@ -68,14 +70,24 @@ def _requests_fill_attention_groups(settings: Settings) -> Iterator[Problem]:
         )
 
 
+def kv_tokens_of_longest(settings: Settings) -> int:
+    """Return the cache tokens that one request of `model.context_tokens` needs, with the rows of two steps at once.
+
+    The engine's own arithmetic is in serving/engine/context_limit.py.
+    """
+    rows = settings.speculation.rows_per_request or _ROWS_OF_UNKNOWN_DRAFT
+    page = settings.replicas.page_tokens or 1
+    return (settings.model.context_tokens or 0) + max(2 * rows + page, 2 * page)
+
+
 def _longest_request_fits(settings: Settings) -> Iterator[Problem]:
     kv_tokens, context = settings.replicas.kv_tokens, settings.model.context_tokens
-    if kv_tokens is not None and context is not None and kv_tokens < context:
+    if kv_tokens is not None and context is not None and kv_tokens < kv_tokens_of_longest(settings):
         yield Problem(
             "replicas.kv_tokens",
-            f"must hold one request of model.context_tokens ({context})",
+            f"must hold one request of model.context_tokens ({context}) and what its steps reserve",
             str(kv_tokens),
-            f"Use {context} or more, or a smaller model.context_tokens.",
+            f"Use {kv_tokens_of_longest(settings)} or more, or a smaller model.context_tokens.",
         )
 
 
@@ -139,6 +151,10 @@ RULES = (
         (
             "replicas.kv_tokens",
             "model.context_tokens",
+            "replicas.page_tokens",
+            "speculation.method",
+            "speculation.block_tokens",
+            "speculation.tree_rows",
         ),
         _longest_request_fits,
     ),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from sparktier.configs.errors import ConfigError
 from sparktier.configs.rules import broken_rules
+from sparktier.configs.rules_layout import kv_tokens_of_longest
 from sparktier.configs.settings import Settings, SpeculationSettings, TrainingSettings
 from sparktier.configs.speculation_settings import LADDERS
 from sparktier.serving.engine.speculation import options
@@ -95,6 +96,7 @@ def _model(settings: Settings) -> dict[str, Any]:
         "kv_cache_dtype": model.kv_dtype,
         "context_length": model.context_tokens,
         "trust_remote_code": model.trust_remote_code,
+        "tool_call_parser": model.tool_call_parser,
     }
 
 
@@ -193,6 +195,5 @@ def _cpu(settings: Settings) -> dict[str, Any]:
         # An idle rank would keep a core busy. With several attention groups each sleeps on its own requests, and one
         # that wakes then waits for the others' second of sleep.
         "sleep_on_idle": settings.replicas.attention_data_parallel == 1,
-        "max_total_tokens": settings.replicas.kv_tokens
-        or max(DEFAULT_CPU_KV_TOKENS, settings.model.context_tokens or 0),
+        "max_total_tokens": settings.replicas.kv_tokens or max(DEFAULT_CPU_KV_TOKENS, kv_tokens_of_longest(settings)),
     }

@@ -4,6 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from sparktier.serving.replica_table import EngineLimits
+
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -23,6 +25,20 @@ class RankFacts(BaseModel):
     moe_layers: int
     experts: int
     local_experts: list[int]
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    template_reads: list[str] | None = None
+
+    def limits(self) -> EngineLimits:
+        """Return what requests are checked against."""
+        return EngineLimits(
+            vocab_size=self.vocab_size,
+            context_tokens=self.context_tokens,
+            token_characters=self.token_characters,
+            calls_tools=self.tool_call_parser is not None,
+            parts_reasoning=self.reasoning_parser is not None,
+            template_reads=None if self.template_reads is None else frozenset(self.template_reads),
+        )
 
     def line(self) -> str:
         """Return one line on what the rank is and holds."""

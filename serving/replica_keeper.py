@@ -22,7 +22,7 @@ from sparktier.serving.addresses import http_url
 from sparktier.serving.failure_reason import reason_in
 from sparktier.serving.processes import held_port, spawn, stop
 from sparktier.serving.rank_facts import RankFacts, read_ranks
-from sparktier.serving.replica_table import EngineLimits, Replica, ReplicaTable, State
+from sparktier.serving.replica_table import Replica, ReplicaTable, State
 from sparktier.serving.restarts import Backoff, Restarts
 from sparktier.serving.run_dir import RunDir, fresh_metrics_env
 
@@ -174,7 +174,7 @@ class ReplicaKeeper:
 
     def _present(self, ranks: list[RankFacts]) -> None:
         first = ranks[0]
-        self._replica.limits = EngineLimits(first.vocab_size, first.context_tokens, first.token_characters)
+        self._replica.limits = first.limits()
         self._replica.state = State.SERVING
         self._say(f"serves on {self._replica.url}")
         for rank in ranks:

@@ -19,11 +19,17 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """What an engine says of the model it holds; `token_characters` is the length of its longest token."""
+    """What an engine says of the model it holds; `token_characters` is the length of its longest token.
+
+    `template_reads` are the names that its chat template takes from outside; None where that isn't known.
+    """
 
     vocab_size: int
     context_tokens: int
     token_characters: int
+    calls_tools: bool = False
+    parts_reasoning: bool = False
+    template_reads: frozenset[str] | None = None
 
     @property
     def text_characters(self) -> int:

@@ -14,7 +14,7 @@ import psutil
 from ray.util.placement_group import PlacementGroup
 
 from sparktier.configs.errors import ReplicaError
-from sparktier.serving.engine import attention_groups, choices, key_guard
+from sparktier.serving.engine import attention_groups, chat_abilities, choices, context_limit, key_guard
 from sparktier.serving.engine.admin_routes import admin_routes
 from sparktier.serving.engine.features import options as feature_options
 from sparktier.serving.engine.rank_actor import RankLauncher, RankReport
@@ -67,8 +67,11 @@ def serve(
         placement_group=group,
     )
     choices.install(tokenizer_manager)
+    context_limit.tell(tokenizer_manager)
     reports = launcher.reports(_REPORT_TIMEOUT_S)
     _require_every_rank(reports, len(group.bundle_specs))
+    abilities = chat_abilities.abilities(tokenizer_manager, template_manager)
+    reports = [{**report, **abilities} for report in reports]
     _watch(ranks.block_until_scheduler_exits)
     http_server.app.include_router(admin_routes(reports, tokenizer_manager, replica_id=replica_id))
     if features is not None:

@@ -13,7 +13,7 @@ _active = False
 def register() -> None:
     """Apply sparktier's hooks; called once a process by SGLang's loader."""
     global _active
-    from sparktier.serving.engine import grammar_faults, least_length, request_faults
+    from sparktier.serving.engine import context_limit, grammar_faults, least_length, request_faults
     from sparktier.serving.engine.features import capture, options
     from sparktier.serving.engine.speculation import algorithm, control, seeds
     from sparktier.serving.engine.speculation import options as speculation_options
@@ -33,6 +33,7 @@ def register() -> None:
 
         metric_files.install()
     algorithm.register()
+    context_limit.install()
     control.install()
     seeds.install()
     least_length.install()

@@ -72,7 +72,7 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
             "platform": current_platform.device_name,
             "threads": torch.get_num_threads(),
             "vocab_size": self.scheduler.model_config.vocab_size,
-            "context_tokens": self.scheduler.model_config.context_len,
+            "context_tokens": self.scheduler.max_req_input_len,
             "token_characters": max(map(len, self.scheduler.tokenizer.get_vocab())),
             "draft_calibration": getattr(self.scheduler.draft_worker, "calibration", None),
             **_experts(self.scheduler.tp_worker.model_runner.model),

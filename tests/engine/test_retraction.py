@@ -3,23 +3,25 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support import replica_http
 from support.deployment import deployed
-from support.generation import generate_all, random_prompts
+from support.generation import generate, generate_all, random_prompts, set_plan
 from support.greedy_law import GreedyLaw, Penalty
 from support.oracle_draft import make_oracle_draft
 from support.tiny_moe import make_tiny_moe
 
 pytestmark = pytest.mark.engine
 # Room for a third of what eight answers need; admitted as if they were short.
-CROWDED = {
+CROWDED: dict[str, Any] = {
     "model.context_tokens": 256,
     "replicas.kv_tokens": 384,
     "replicas.sglang_args.schedule_conservativeness": 0.05,
 }
+CONTEXT_TOKENS = CROWDED["model.context_tokens"]
 TOKENS = 96
 TRIES = 5
 
@@ -71,3 +73,30 @@ def test_retracted_answers_follow_the_target_s_law(crowded: str, law: GreedyLaw,
         if retractions(crowded) > before:
             break
     assert retractions(crowded) > before
+
+
+@pytest.mark.parametrize("rung", [0, 2, 3], ids=["off", "chain", "tree"])
+@pytest.mark.parametrize("output", [1, 9])
+def test_a_prompt_and_its_output_fill_the_context(crowded: str, law: GreedyLaw, rung: int, output: int) -> None:
+    """Drafted rows lie past the context's end then; an engine that has no places for them ends."""
+    assert set_plan(crowded, {"sparktier_rung": rung})
+    prompt = [number % 200 + 70 for number in range(CONTEXT_TOKENS - output)]
+    answer = generate(crowded, prompt, tokens=output)
+    assert len(answer.tokens) == output
+    assert not law.wrong(prompt, answer.tokens, Penalty())
+
+
+def test_an_answer_without_a_bound_ends_with_the_context(crowded: str) -> None:
+    messages = [{"role": "user", "content": "ba " * 200}]
+    asked = {"messages": messages, "temperature": 0, "ignore_eos": True}
+    answer = httpx.post(f"{crowded}/v1/chat/completions", json=asked, timeout=120.0).json()
+    assert answer["usage"]["total_tokens"] == CONTEXT_TOKENS
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(("prompt", "output"), [(CONTEXT_TOKENS, 1), (CONTEXT_TOKENS - 1, 2), (CONTEXT_TOKENS + 9, 8)])
+def test_what_does_not_fit_the_context_is_refused(crowded: str, prompt: int, output: int) -> None:
+    asked = {"prompt": [7] * prompt, "max_tokens": output}
+    answer = httpx.post(f"{crowded}/v1/completions", json=asked, timeout=60.0)
+    assert answer.status_code == 400
+    assert "context length" in answer.json()["message"]

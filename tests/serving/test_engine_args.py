@@ -87,7 +87,7 @@ def test_cpu_runs_without_overlap_graphs_or_an_unbounded_cache() -> None:
     assert kwargs["device"] == "cpu"
     assert kwargs["disable_overlap_schedule"]
     assert kwargs["disable_cuda_graph"]
-    assert kwargs["max_total_tokens"] == 32768
+    assert kwargs["max_total_tokens"] == 32768 + 3
     assert "attention_backend" not in kwargs
 
 

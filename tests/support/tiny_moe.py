@@ -18,6 +18,7 @@ VOCAB_SIZE = 512
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>", "<|mask|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if style or reasoning_effort %}<|im_start|>system\n{{ style }}{{ reasoning_effort }}<|im_end|>\n{% endif %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # Larger than 1 makes attention pick few positions: a flat average over random values would forget the context.
