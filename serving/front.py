@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from sparktier.configs.settings import ServerSettings
 from sparktier.serving import openai_errors as errors
 from sparktier.serving import usage
+from sparktier.serving.answer_edits import edited, edited_events, edits_for
 from sparktier.serving.event_relay import LATE, LOST, STOPPING, EventRelay, unless_gone, whole_events
 from sparktier.serving.metrics_page import MetricsPage
 from sparktier.serving.replica_table import Replica, ReplicaTable, State
@@ -156,20 +157,25 @@ class _Generate:
         self, path: str, body: dict[str, Any], replica: Replica, held: AsyncExitStack, deadline: float
     ) -> Response:
         """Send `body` on and return the answer, or the start of it where it is a stream."""
-        grammar = errors.grammar_field(body)
+        edits = edits_for(body)
         upstream = await self._sent(path, to_json(usage.asking(body)), replica, held)
         held.push_async_callback(upstream.aclose)
         if upstream.headers.get("content-type", "").startswith("text/event-stream"):
             events = whole_events(upstream)
             held.push_async_callback(events.aclose)
             first = await anext(events, b"")
-            restate = usage.UsageStream(tier=self._tier).events
-            refusal = errors.first_error(first, grammar=grammar)
+            tell = usage.UsageStream(tier=self._tier).events
+
+            def restate(events: bytes) -> bytes:
+                return edited_events(tell(events), edits)
+
+            refusal = errors.first_error(first, asked=body)
             return refusal or EventRelay(first, events, deadline=deadline, restate=restate)
         content = await upstream.aread()
         if upstream.status_code >= 400:
-            return errors.from_engine(upstream.status_code, content, grammar=grammar)
-        return Response(usage.in_answer(content, tier=self._tier), media_type="application/json")
+            return errors.from_engine(upstream.status_code, content, asked=body)
+        answer = edited(usage.in_answer(content, tier=self._tier), edits)
+        return Response(answer, media_type="application/json")
 
     async def _sent(self, path: str, content: bytes, replica: Replica, held: AsyncExitStack) -> httpx.Response:
         """Send `content` to `replica`, or to the next one where it takes no connection: then nothing was sent."""

@@ -1,16 +1,16 @@
 """Errors as OpenAI's clients expect them: `{"error": {message, type, param, code}}`, and as the last event of a stream.
 
-Knows nothing of what went wrong; turns what SGLang says into the same form, without its paths and Python objects.
+Knows nothing of what went wrong; turns what SGLang says into the same form.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse
 
 from sparktier.configs.errors import REQUEST_ENDED, RequestError
+from sparktier.serving.engine_refusals import refusal
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
@@ -18,13 +18,6 @@ OVERLOADED = "rate_limit_error"
 
 _ENGINE_FAILED = "The engine failed on this request. The replica's log says why."
 _EVENT_OF_ERROR = b'data: {"error"'
-# One entry of what SGLang makes of a pydantic error: "{'type': 'missing', 'loc': ('body', 'a', 0), 'msg': 'Field ...'".
-_PYDANTIC_ENTRY = re.compile(r"""'loc': \((.*?)\), 'msg': (?:'([^']*)'|"([^"]*)")""")
-_GRAMMAR_SOURCE = re.compile(r"\[\d\d:\d\d:\d\d\] /\S+:\d+: ")
-_FAILED_GRAMMAR = re.compile(r"^Failed to compile \w+ grammar: ")
-# The fields that bind the output; one of them at most is in force.
-_GRAMMAR_FIELDS = ("response_format", "json_schema", "regex", "ebnf", "tools")
-_PATH = re.compile(r"(?<![\w:/])/(?:[\w.~-]+/)+[\w.~-]*")
 
 
 class Refused(RequestError):
@@ -74,15 +67,10 @@ def event(message: str, *, code: str) -> bytes:
     return _event(body(message, kind=SERVER, code=code))
 
 
-def grammar_field(asked: Mapping[str, Any]) -> str | None:
-    """Return the field of the request `asked` that binds its output by a grammar, if any does."""
-    return next((name for name in _GRAMMAR_FIELDS if name in asked), None)
-
-
-def from_engine(status: int, content: bytes, *, grammar: str | None = None) -> JSONResponse:
+def from_engine(status: int, content: bytes, *, asked: Mapping[str, Any]) -> JSONResponse:
     """Return SGLang's error `content` in OpenAI's form; it has the message at the top level, or FastAPI's `detail`.
 
-    `grammar`: the field that an error of the grammar is of.
+    `asked` is the request, whose fields it may be of.
     """
     try:
         parsed = json.loads(content)
@@ -90,17 +78,17 @@ def from_engine(status: int, content: bytes, *, grammar: str | None = None) -> J
         parsed = None
     fields = parsed if isinstance(parsed, dict) else {}
     nested = fields.get("error")
-    restated = _restated(status, nested if isinstance(nested, dict) else fields, grammar)
+    restated = _restated(status, nested if isinstance(nested, dict) else fields, asked)
     return JSONResponse(restated, status_code=status)
 
 
-def first_error(events: bytes, *, grammar: str | None = None) -> JSONResponse | None:
+def first_error(events: bytes, *, asked: Mapping[str, Any]) -> JSONResponse | None:
     """Return the error that a stream opens with, as the plain response it should have been, or None.
 
-    `grammar`: as in `from_engine`.
+    `asked`: as in `from_engine`.
     """
     fields = _error_fields(events)
-    return JSONResponse(_restated(_status(fields), fields, grammar), status_code=_status(fields)) if fields else None
+    return JSONResponse(_restated(_status(fields), fields, asked), status_code=_status(fields)) if fields else None
 
 
 def restated_events(events: bytes) -> bytes:
@@ -112,7 +100,7 @@ def restated_events(events: bytes) -> bytes:
 
 def _restated_event(item: bytes) -> bytes:
     fields = _error_fields(item)
-    return _event(_restated(_status(fields), fields)) if fields else item + b"\n\n"
+    return _event(_restated(_status(fields), fields, {})) if fields else item + b"\n\n"
 
 
 def _error_fields(events: bytes) -> dict[str, Any]:
@@ -132,28 +120,13 @@ def _event(content: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(content).encode() + b"\n\n"
 
 
-def _restated(status: int, fields: Mapping[str, Any], grammar: str | None = None) -> dict[str, Any]:
+def _restated(status: int, fields: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     said = fields.get("message") or fields.get("detail")
     ended = isinstance(said, str) and said.startswith(REQUEST_ENDED)
     if status >= 500:
         message = said if isinstance(said, str) and ended else _ENGINE_FAILED
         return body(message, kind=SERVER, code="request_ended" if ended else "engine_error")
-    if grammar and isinstance(said, str) and (ended or _FAILED_GRAMMAR.match(said)):
-        cause = _FAILED_GRAMMAR.sub("", said.removeprefix(REQUEST_ENDED))
-        return body(f"{grammar}: {_without_internals(cause)}", kind=INVALID, param=grammar)
-    message = _without_internals(said) if isinstance(said, str) else f"The engine refused this request ({status})."
-    code = "context_length_exceeded" if "context length" in message else None
-    return body(message, kind=INVALID, code=code)
-
-
-def _without_internals(message: str) -> str:
-    """Return what SGLang says as a person would: no file of its installation, no Python object, one paragraph."""
-    if entries := _PYDANTIC_ENTRY.findall(message):
-        return "; ".join(f"{_place(place)}: {single or double}" for place, single, double in entries[:3])
-    paragraph = _GRAMMAR_SOURCE.sub("", message).split("\n\n")[0]
-    return _PATH.sub("...", " ".join(paragraph.split()))
-
-
-def _place(python_tuple: str) -> str:
-    parts = [part.strip(" '\"") for part in python_tuple.split(",")]
-    return ".".join(part for part in parts if part.isdecimal() or (part.isidentifier() and part != "body")) or "body"
+    found = refusal(said, asked=asked) if isinstance(said, str) else None
+    if found is None:
+        return body(f"The engine refused this request ({status}).", kind=INVALID, code="invalid_request")
+    return body(found.message, kind=INVALID, code=found.code, param=found.param)

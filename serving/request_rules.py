@@ -4,6 +4,7 @@ sentence what sparktier does not do.
 Pure; knows nothing of HTTP or replicas.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -14,15 +15,18 @@ from pydantic_core import ErrorDetails
 
 from sparktier.serving.openai_errors import Refused
 from sparktier.serving.replica_table import EngineLimits
+from sparktier.serving.request_abilities import UNSUPPORTED, require_abilities, require_room
 from sparktier.serving.request_fields import TAG_MARK
 from sparktier.serving.request_schema import Chat, Completion, Generation
 
-_SCHEMAS: Mapping[str, type[Generation]] = {"/v1/completions": Completion, "/v1/chat/completions": Chat}
+CHAT = "/v1/chat/completions"
+_SCHEMAS: Mapping[str, type[Generation]] = {"/v1/completions": Completion, CHAT: Chat}
 PATHS = tuple(_SCHEMAS)
 
 # Ours to set, from the tier; what a client sends under this name goes no further.
 DROPPED = frozenset({"custom_params"})
 _PLACED_BY_US = "sparktier chooses where a request runs"
+_TEXT_ONLY = "sparktier takes and gives text alone"
 _NOT_SPLIT = "prefill and decode run in the same replica"
 REFUSED = {
     "lora_path": "LoRA adapters are not served",
@@ -47,7 +51,53 @@ REFUSED = {
     "bootstrap_port": _NOT_SPLIT,
     "bootstrap_room": _NOT_SPLIT,
     "disagg_prefill_dp_rank": _NOT_SPLIT,
+    "return_spec_tokens_details": "usage.sparktier tells what speculation did",
+    "return_flat_raw_top_logprobs_b64": "use logprobs and top_logprobs",
+    "routed_experts_start_len": "routed experts are not returned",
+    "task": "such prompts are not written; say what you want in messages",
+    "thinking": "use reasoning_effort or chat_template_kwargs",
+    "images_config": _TEXT_ONLY,
+    "video_config": _TEXT_ONLY,
+    "max_dynamic_patch": _TEXT_ONLY,
+    "min_dynamic_patch": _TEXT_ONLY,
+    "mm_processor_kwargs": _TEXT_ONLY,
+    "use_audio_in_video": _TEXT_ONLY,
+    "audio": _TEXT_ONLY,
+    "modalities": _TEXT_ONLY,
+    "function_call": "it was replaced by tool_choice",
+    "functions": "they were replaced by tools",
+    "prediction": "predicted outputs are not used",
+    "service_tier": "the server gives out tiers",
+    "store": "answers are not stored",
+    "verbosity": "no prompt is written from it; say in messages how long an answer should be",
+    "web_search_options": "nothing is searched; use tools",
 }
+# What some of them may say all the same: it is what happens anyway.
+_GRANTED: Mapping[str, tuple[object, ...]] = {
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default"),
+    "verbosity": ("medium",),
+}
+# Of no effect on an answer by what they mean: names, notes, and hints to a cache of prompts.
+LABELS = frozenset(
+    {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "cache_salt", "extra_key"}
+)
+# Beyond the schema: SGLang reads them, and its answers differ by them.
+_BOTH = frozenset({"return_cached_tokens_details", "return_token_ids"})
+PASSED_ON: Mapping[str, frozenset[str]] = {
+    "/v1/completions": _BOTH,
+    CHAT: _BOTH
+    | {
+        "continue_final_message", "parallel_tool_calls", "reasoning", "reasoning_effort", "return_input_ids_in_sglext",
+        "return_meta_info", "return_output_ids_in_sglext", "return_prompt_token_ids", "separate_reasoning",
+        "stream_reasoning", "tool_choice",
+    },
+}  # fmt: skip
+# What to use where a field is of the other route alone.
+_INSTEAD = {
+    "json_schema": "use response_format", "prompt": "send messages", "max_completion_tokens": "use max_tokens",
+    "messages": "send a prompt",
+}  # fmt: skip
 _MAX_PROBLEMS = 3
 _SHOWN_CHARACTERS = 60
 # pydantic's phrases, and ours for them.
@@ -68,15 +118,36 @@ def checked(path: str, body: Mapping[str, Any], *, model: str, limits: EngineLim
     kept = {name: value for name, value in body.items() if value is not None and name not in DROPPED}
     require_model(kept.setdefault("model", model), model)
     for name, reason in REFUSED.items():
-        if kept.get(name, False) is not False:
-            raise Refused(f"{name}: {reason}. Leave it out.", param=name)
+        if kept.get(name, False) is not False and kept[name] not in _GRANTED.get(name, ()):
+            raise Refused(f"{name}: {reason}. Leave it out.", param=name, code=UNSUPPORTED)
+    _require_known(path, kept)
     try:
-        _SCHEMAS[path].model_validate(kept, context=limits)
+        request = _SCHEMAS[path].model_validate(kept, context=limits)
     except ValidationError as error:
         raise _refusal(error) from error
-    if _SCHEMAS[path] is Chat:
+    require_room(request, limits)
+    if path == CHAT:
+        require_abilities(kept, limits)
         kept["messages"] = [_with_arguments(message) for message in kept["messages"]]
     return kept
+
+
+def fields_of(path: str) -> frozenset[str]:
+    """Return the fields that a request to `path` may have; those in REFUSED only with what is granted anyway."""
+    return frozenset({"model", *_SCHEMAS[path].model_fields, *PASSED_ON[path], *LABELS, *REFUSED, *DROPPED})
+
+
+def _require_known(path: str, body: Mapping[str, Any]) -> None:
+    """Raise Refused for a field that would be read by nobody: a typo, or one of the other route."""
+    known = fields_of(path)
+    unknown = next((name for name in body if name not in known), None)
+    if unknown is None:
+        return
+    name = unknown[:_SHOWN_CHARACTERS]
+    near = difflib.get_close_matches(name, known - REFUSED.keys(), n=1)
+    cure = _INSTEAD.get(name) or (f"did you mean {near[0]}?" if near else "leave it out")
+    message = f"{name}: {path} has no such field; {cure}"
+    raise Refused(message if message.endswith("?") else f"{message}.", param=name, code="unknown_parameter")
 
 
 def require_model(asked: object, served: str) -> None:

@@ -34,13 +34,13 @@ MAX_TOOLS = 128
 MAX_STOP_IDS = 32
 # What chat templates and the tokenizer get, besides what is bounded by itself.
 _TEMPLATE_FIELDS = (
-    "messages", "tools", "tool_choice", "chat_template_kwargs", "reasoning", "reasoning_effort", "thinking", "task",
+    "messages", "tools", "tool_choice", "chat_template_kwargs", "reasoning", "reasoning_effort",
 )  # fmt: skip
 _OUTPUT_RULES = ("regex", "ebnf", "json_schema")
 
 
 class Part(BaseModel):
-    """Fields beyond these pass: SGLang reads a few more that do no harm, and ignores the rest as OpenAI's API does."""
+    """Fields beyond these pass the schema; of a request itself request_rules.py lets through only those it knows."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -92,7 +92,6 @@ class Generation(Part):
     stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_IDS)] | None = None
     regex: Regex | None = None
     ebnf: Ebnf | None = None
-    json_schema: SchemaText | None = None
     response_format: ResponseFormat | None = None
     ignore_eos: bool = False
     no_stop_trim: bool = False
@@ -128,13 +127,14 @@ class Generation(Part):
 
     def _output_rules(self) -> list[object]:
         form = self.response_format
-        return [*(getattr(self, name) for name in _OUTPUT_RULES), form if form and form.type != "text" else None]
+        return [*(getattr(self, name, None) for name in _OUTPUT_RULES), form if form and form.type != "text" else None]
 
 
 class Completion(Generation):
     """The body of `/v1/completions`."""
 
     prompt: Prompt
+    json_schema: SchemaText | None = None
     echo: bool = False
     logprobs: Whole | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     best_of: Whole | None = None
@@ -143,6 +143,8 @@ class Completion(Generation):
     def _every_choice_returned(self) -> Self:
         if self.best_of not in (None, self.n):
             raise ValueError("best_of must equal n: every choice that is generated is returned")
+        if self.echo and self.logprobs == 0:
+            raise ValueError("logprobs must be at least 1 with echo: SGLang tells none of the prompt with 0")
         return self
 
     @property

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
 from support.deployment import MODEL, Deployment
 
@@ -135,3 +135,56 @@ def test_the_one_model_is_listed_without_its_place_on_disk(client: OpenAI) -> No
     assert [model.id for model in models] == [MODEL]
     assert "/" not in models[0].model_dump_json()
     assert client.models.retrieve(MODEL).id == MODEL
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_offsets_find_each_token_of_prompt_and_answer(client: OpenAI, stream: bool) -> None:
+    asked = {"model": MODEL, "prompt": "ba be bi", "max_tokens": 8, "temperature": 0, "echo": True, "logprobs": 1}
+    answers = list(client.completions.create(**asked, stream=True)) if stream else [client.completions.create(**asked)]
+    choices = [answer.choices[0] for answer in answers if answer.choices]
+    text = "".join(choice.text for choice in choices)
+    found = [choice.logprobs for choice in choices if choice.logprobs]
+    tokens = [token for logprobs in found for token in logprobs.tokens or ()]
+    offsets = [offset for logprobs in found for offset in logprobs.text_offset or ()]
+    assert text.startswith("ba be bi")
+    assert len(tokens) == len(offsets) == 11
+    assert [text[offset : offset + len(token)] for token, offset in zip(tokens, offsets, strict=True)] == tokens
+    assert "".join(tokens) == text
+
+
+MOODS = {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}, "required": ["mood"]}
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": MOODS}} for name in ("praise", "scold")]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "scold"}}], ids=["any", "named"]
+)
+def test_a_required_tool_is_called(client: OpenAI, choice: object, stream: bool) -> None:
+    asked = {"model": MODEL, "messages": ASKED, "max_tokens": 250, "temperature": 0, "tools": TOOLS}
+    asked |= {"tool_choice": choice, "parallel_tool_calls": False}
+    if stream:
+        events = [event.choices[0] for event in client.chat.completions.create(**asked, stream=True) if event.choices]
+        calls = [call.function for event in events for call in event.delta.tool_calls or ()]
+        name, arguments = calls[0].name, "".join(call.arguments or "" for call in calls)
+        content, reason = "".join(event.delta.content or "" for event in events), events[-1].finish_reason
+    else:
+        answer = client.chat.completions.create(**asked).choices[0]
+        [call] = answer.message.tool_calls or ()
+        name, arguments = call.function.name, call.function.arguments
+        content, reason = answer.message.content or "", answer.finish_reason
+    assert name in ("praise", "scold") if choice == "required" else name == "scold"
+    assert json.loads(arguments)["mood"] in ("good", "bad")
+    assert (content, reason) == ("", "tool_calls")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_text_beyond_the_context_is_refused_as_openai_does(client: OpenAI, stream: bool) -> None:
+    long = [{"role": "user", "content": "ba " * 600}]
+    with pytest.raises(BadRequestError) as chat:
+        client.chat.completions.create(model=MODEL, messages=long, max_tokens=8, stream=stream)
+    with pytest.raises(BadRequestError) as completion:
+        client.completions.create(model=MODEL, prompt="ba be bi", max_tokens=510, stream=stream)
+    assert (chat.value.code, chat.value.param) == ("context_length_exceeded", "messages")
+    assert (completion.value.code, completion.value.param) == ("context_length_exceeded", "prompt")
+    assert "you requested 513 tokens (3 in the prompt, 510 in the completion)" in str(completion.value)

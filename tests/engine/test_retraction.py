@@ -89,7 +89,7 @@ def test_a_prompt_and_its_output_fill_the_context(crowded: str, law: GreedyLaw, 
 def test_an_answer_without_a_bound_ends_with_the_context(crowded: str) -> None:
     messages = [{"role": "user", "content": "ba " * 200}]
     asked = {"messages": messages, "temperature": 0, "ignore_eos": True}
-    answer = httpx.post(f"{crowded}/v1/chat/completions", json=asked, timeout=120.0).json()
+    answer = replica_http.post(f"{crowded}/v1/chat/completions", json=asked, timeout=120.0).json()
     assert answer["usage"]["total_tokens"] == CONTEXT_TOKENS
     assert answer["choices"][0]["finish_reason"] == "length"
 
@@ -97,6 +97,6 @@ def test_an_answer_without_a_bound_ends_with_the_context(crowded: str) -> None:
 @pytest.mark.parametrize(("prompt", "output"), [(CONTEXT_TOKENS, 1), (CONTEXT_TOKENS - 1, 2), (CONTEXT_TOKENS + 9, 8)])
 def test_what_does_not_fit_the_context_is_refused(crowded: str, prompt: int, output: int) -> None:
     asked = {"prompt": [7] * prompt, "max_tokens": output}
-    answer = httpx.post(f"{crowded}/v1/completions", json=asked, timeout=60.0)
+    answer = replica_http.post(f"{crowded}/v1/completions", json=asked, timeout=60.0)
     assert answer.status_code == 400
     assert "context length" in answer.json()["message"]

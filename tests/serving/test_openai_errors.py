@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from starlette.responses import JSONResponse
 
 from sparktier.configs.errors import REQUEST_ENDED
 from sparktier.serving import openai_errors as errors
@@ -22,25 +23,51 @@ GRAMMAR = (
 METASCHEMA = "Tool 0 function has invalid 'parameters' schema: 'banana' is not valid\n\nFailed validating 'anyOf' in x"
 
 
+FLAG = "top_p is wrong. Please relaunch with --allow-auto-truncate, or set SGLANG_X=1. Use a smaller one."
+
+
+def from_engine(status: int, content: bytes, **asked: object) -> JSONResponse:
+    return errors.from_engine(status, content, asked=asked)
+
+
+def said(message: str) -> bytes:
+    return json.dumps({"object": "error", "message": message, "code": 400}).encode()
+
+
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("sentence", "told", "param", "code"),
     [
-        (SCHEMA, "seed: Unable to parse input string as an integer, exceeded maximum size"),
-        (ROLE, "messages.0.role: Value error, 'role' must be one of 'system'"),
-        (GRAMMAR, 'Failed to compile json grammar: Unsupported "banana"'),
-        (METASCHEMA, "Tool 0 function has invalid 'parameters' schema: 'banana' is not valid"),
-        ("No file at /opt/models/tiny/config.json here", "No file at ... here"),
-        ("top_p must be in (0, 1], got 1.5.", "top_p must be in (0, 1], got 1.5."),
-        ("See https://example.com/a/b for more", "See https://example.com/a/b for more"),
+        (SCHEMA, "seed: Unable to parse input string as an integer, exceeded maximum size", "seed", "invalid_value"),
+        (ROLE, "messages.0.role: Value error, 'role' must be one of 'system'", "messages.0.role", "invalid_value"),
+        (GRAMMAR, 'Failed to compile json grammar: Unsupported "banana"', None, "invalid_grammar"),
+        (
+            METASCHEMA,
+            "Tool 0 function has invalid 'parameters' schema: 'banana' is not valid",
+            "tools",
+            "invalid_function_parameters",
+        ),
+        ("Tool 'f' not found in tools list.", "Tool 'f' not found in tools list.", "tool_choice", "invalid_value"),
+        ("No file at /opt/models/tiny/config.json here", "No file at ... here", None, "invalid_request"),
+        ("top_p must be in (0, 1], got 1.5.", "top_p must be in (0, 1], got 1.5.", None, "invalid_request"),
+        ("See https://example.com/a/b for more", "See https://example.com/a/b for more", None, "invalid_request"),
+        (FLAG, "top_p is wrong. Use a smaller one.", None, "invalid_request"),
+        (
+            "Start the server with --trust-it to permit it.",
+            "The engine refused this request (400).",
+            None,
+            "invalid_request",
+        ),
+        ("a -- b and well-known words", "a -- b and well-known words", None, "invalid_request"),
     ],
 )
-def test_messages_lose_paths_and_python_objects(said: str, told: str) -> None:
-    answer = errors.from_engine(400, json.dumps({"object": "error", "message": said, "code": 400}).encode())
-    assert json.loads(answer.body)["error"] == {
+def test_messages_lose_what_is_for_operators_and_gain_a_code(
+    sentence: str, told: str, param: str | None, code: str
+) -> None:
+    assert json.loads(from_engine(400, said(sentence)).body)["error"] == {
         "message": told,
         "type": "invalid_request_error",
-        "param": None,
-        "code": None,
+        "param": param,
+        "code": code,
     }
 
 
@@ -60,10 +87,9 @@ BROKEN = REQUEST_ENDED + "the model's logits are not finite after 3 tokens."
 def test_a_grammar_at_fault_is_named_by_the_field_it_came_in(
     asked: dict[str, object], said: str, param: str | None, told: str
 ) -> None:
-    grammar = errors.grammar_field(asked)
-    plain = errors.from_engine(400, json.dumps({"message": said, "code": 400}).encode(), grammar=grammar)
+    plain = errors.from_engine(400, json.dumps({"message": said, "code": 400}).encode(), asked=asked)
     event = b"data: " + json.dumps({"error": {"message": said, "code": 400}}).encode() + b"\n\n"
-    streamed = errors.first_error(event, grammar=grammar)
+    streamed = errors.first_error(event, asked=asked)
     assert streamed is not None
     for answer in (plain, streamed):
         assert answer.status_code == 400
@@ -72,26 +98,58 @@ def test_a_grammar_at_fault_is_named_by_the_field_it_came_in(
 
 
 def test_a_request_that_was_ended_alone_is_told_why() -> None:
-    answer = errors.from_engine(500, json.dumps({"detail": BROKEN}).encode())
+    answer = from_engine(500, json.dumps({"detail": BROKEN}).encode())
     error = json.loads(answer.body)["error"]
     assert (answer.status_code, error["message"], error["code"]) == (500, BROKEN, "request_ended")
 
 
-def test_a_prompt_too_long_has_openais_code() -> None:
-    said = b'{"message": "The input (601 tokens) is longer than the model\'s context length (512 tokens)."}'
-    assert json.loads(errors.from_engine(400, said).body)["error"]["code"] == "context_length_exceeded"
+@pytest.mark.parametrize(
+    ("sentence", "told"),
+    [
+        (
+            "Requested token count exceeds the model's maximum context length of 512 tokens. You requested a total of "
+            "519 tokens: 7 tokens from the input messages and 512 tokens for the completion. Please reduce it.",
+            "This model's maximum context length is 512 tokens. However, you requested 519 tokens (7 in the messages, "
+            "512 in the completion). Please reduce the length of the messages or the completion.",
+        ),
+        (
+            "The input (601 tokens) is longer than the model's context length (512 tokens).",
+            "This model's maximum context length is 512 tokens. However, your messages resulted in 601 tokens. "
+            "Please reduce the length of the messages.",
+        ),
+        (
+            "Input length (2043 tokens) exceeds the maximum allowed length (2042 tokens). Use a shorter input or "
+            "enable --allow-auto-truncate.",
+            "This model's maximum context length is 2042 tokens. However, your messages resulted in 2043 tokens. "
+            "Please reduce the length of the messages.",
+        ),
+    ],
+    ids=["both", "prompt", "rank"],
+)
+def test_what_exceeds_the_context_is_said_as_openai_says_it(sentence: str, told: str) -> None:
+    whole = json.loads(from_engine(400, said(sentence), messages=[]).body)["error"]
+    event = b"data: " + json.dumps({"error": json.loads(said(sentence))}).encode() + b"\n\n"
+    streamed = errors.first_error(event, asked={"messages": []})
+    assert streamed is not None
+    assert json.loads(streamed.body)["error"] == whole
+    assert whole == {
+        "message": told,
+        "type": "invalid_request_error",
+        "param": "messages",
+        "code": "context_length_exceeded",
+    }
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"Internal Server Error", b"[]", b'{"detail": [{"loc": ["a"]}]}', b'{"message": null}', b"\xff"]
 )
 def test_anything_else_still_becomes_an_error(content: bytes) -> None:
-    error = json.loads(errors.from_engine(422, content).body)["error"]
+    error = json.loads(from_engine(422, content).body)["error"]
     assert error["message"] == "The engine refused this request (422)."
 
 
 def test_a_failure_of_the_engine_tells_nothing_of_it() -> None:
-    answer = errors.from_engine(500, b'{"message": "Internal server error: KeyError(\'tokenize\')"}')
+    answer = from_engine(500, b'{"message": "Internal server error: KeyError(\'tokenize\')"}')
     assert answer.status_code == 500
     assert json.loads(answer.body)["error"]["type"] == "server_error"
     assert b"KeyError" not in answer.body
@@ -104,12 +162,12 @@ OPENING = (
 
 
 def test_a_stream_that_opens_with_an_error_is_a_plain_refusal() -> None:
-    answer = errors.first_error(OPENING + b"data: [DONE]\n\n")
+    answer = errors.first_error(OPENING + b"data: [DONE]\n\n", asked={})
     assert answer is not None
     assert answer.status_code == 400
     assert json.loads(answer.body)["error"]["message"] == "Failed: not closed."
-    assert errors.first_error(b'data: {"id": "a"}\n\n') is None
-    assert errors.first_error(b"") is None
+    assert errors.first_error(b'data: {"id": "a"}\n\n', asked={}) is None
+    assert errors.first_error(b"", asked={}) is None
 
 
 def test_an_error_inside_a_stream_is_restated_and_the_rest_untouched() -> None:

@@ -13,8 +13,8 @@ from sparktier.serving.request_body import json_object
 from sparktier.serving.request_rules import checked
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-LIMITS = EngineLimits(vocab_size=512, context_tokens=256, token_characters=5)
-WIDE = EngineLimits(vocab_size=512, context_tokens=1 << 17, token_characters=16)
+LIMITS = EngineLimits(vocab_size=512, context_tokens=256, token_characters=5, calls_tools=True)
+WIDE = EngineLimits(vocab_size=512, context_tokens=1 << 17, token_characters=16, calls_tools=True)
 ASKED = [{"role": "user", "content": "Hello"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
 
@@ -55,7 +55,6 @@ LONG = "a" * 5200
         {"chat_template_kwargs": {LONG: True}},
         {"chat_template_kwargs": {"a": [{"b": "a" * 2000}] * 3}},
         {"tool_choice": {"type": "function", "function": {"name": LONG}}},
-        {"thinking": {"type": LONG}},
         {"reasoning": {"effort": LONG}},
     ],
 )

@@ -1,6 +1,7 @@
 """What the front lets through to an engine, what it refuses, and in which words."""
 
 import ast
+import dataclasses
 import gzip
 import json
 import re
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types import completion_create_params as completion_params
+from openai.types.chat import completion_create_params as chat_params
 from pydantic import ValidationError
 from pydantic_core import to_json
 
@@ -17,26 +20,29 @@ from sparktier.serving.openai_errors import Refused
 from sparktier.serving.replica_table import EngineLimits
 from sparktier.serving.request_body import json_object
 from sparktier.serving.request_fields import MAX_CHOICES
-from sparktier.serving.request_rules import DROPPED, REFUSED, checked
+from sparktier.serving.request_rules import DROPPED, LABELS, REFUSED, checked, fields_of
 from sparktier.serving.request_schema import Chat, Completion
 from sparktier.serving.request_values import BadValue
+from support.field_effects import EFFECTS, ELSEWHERE
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-LIMITS = EngineLimits(vocab_size=512, context_tokens=256, token_characters=5)
+LIMITS = EngineLimits(
+    vocab_size=512, context_tokens=256, token_characters=5, calls_tools=True, template_reads=frozenset({"messages"})
+)
 ASKED = [{"role": "user", "content": "Hello"}]
 TEXT = {"type": "text", "text": "Hello"}
 TOOL = {"type": "function", "function": {"name": "f"}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
 
 
-def check(path: str, **fields: Any) -> dict[str, Any]:
+def check(path: str, *, limits: EngineLimits = LIMITS, **fields: Any) -> dict[str, Any]:
     defaults = {"prompt": "Hello"} if path == COMPLETIONS else {"messages": ASKED}
-    return checked(path, {**defaults, **fields}, model="tiny", limits=LIMITS)
+    return checked(path, {**defaults, **fields}, model="tiny", limits=limits)
 
 
-def refusal(path: str, **fields: Any) -> Refused:
+def refusal(path: str, *, limits: EngineLimits = LIMITS, **fields: Any) -> Refused:
     with pytest.raises(Refused) as caught:
-        check(path, **fields)
+        check(path, limits=limits, **fields)
     return caught.value
 
 
@@ -65,7 +71,7 @@ def refusal(path: str, **fields: Any) -> Refused:
         {"regex": "a+"},
         {"response_format": SCHEMA},
         {"response_format": {"type": "text"}, "regex": "a"},
-        {"service_tier": "priority", "metadata": {"a": 1}, "something_new": [1]},
+        {"service_tier": "auto", "metadata": {"a": 1}, "user": "a"},
         {"temperature": None, "n": None, "lora_path": None, "return_hidden_states": False},
     ],
 )
@@ -133,6 +139,7 @@ def test_what_chats_ask_for_passes(fields: dict[str, Any]) -> None:
         ({"logit_bias": {"a": 1}}, "logit_bias", "logit_bias: must have token ids as keys (found an object)."),
         ({"logit_bias": {"1": 1e9}}, "logit_bias.1", None),
         ({"stream_options": {}}, None, "stream_options must come with stream: true."),
+        ({"echo": True, "logprobs": 0}, None, None),
         ({"regex": "a", "json_schema": "{}"}, None, None),
         ({"regex": "a", "response_format": SCHEMA}, None, None),
         ({"response_format": {"type": "json_schema"}}, "response_format", None),
@@ -185,7 +192,7 @@ def test_bounds_come_from_the_model_that_is_served() -> None:
     assert "at most 5120 characters together" in str(refusal(CHAT, messages=[long, long, long]))
     assert check(CHAT, messages=[long, long])
     larger = EngineLimits(vocab_size=513, context_tokens=257, token_characters=6)
-    assert checked(COMPLETIONS, {"prompt": [512], "max_tokens": 257}, model="tiny", limits=larger)
+    assert checked(COMPLETIONS, {"prompt": [512], "max_tokens": 256}, model="tiny", limits=larger)
 
 
 @pytest.mark.parametrize("call", [{"name": "f", "arguments": " "}, {"name": "f", "arguments": None}, {"name": "f"}])
@@ -257,38 +264,155 @@ def test_any_object_is_passed_on_or_refused_in_plain_words(path: str, fields: di
         assert not re.search(r"pydantic|Traceback|\bNone\b|\bTrue\b|\bFalse\b|<class|\w+\(", rule)
 
 
-def fields_of_sglang() -> set[str]:
-    """Every field that SGLang's own request classes read, from their source."""
+SGLANG_CLASSES = {COMPLETIONS: "CompletionRequest", CHAT: "ChatCompletionRequest"}
+
+
+def fields_of_sglang(path: str) -> set[str]:
+    """Every field that SGLang's own request class reads, from its source; `reasoning` is read before all of them."""
     root = installed_root()
     assert root is not None
     tree = ast.parse((root / "sglang/srt/entrypoints/openai/protocol.py").read_text())
-    wanted = {"PDRoutingFields", "CompletionRequest", "ChatCompletionRequest"}
-    return {
+    found = {
         item.target.id
         for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name in wanted
+        if isinstance(node, ast.ClassDef) and node.name in ("PDRoutingFields", SGLANG_CLASSES[path])
         for item in node.body
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and not item.target.id.startswith("_")
     }
+    assert "model" in found
+    return found | ({"reasoning"} if path == CHAT else set())
 
 
-# Read by SGLang, not by us, and safe from anybody: each was looked at in its source.
-HARMLESS = {
-    "continue_final_message", "parallel_tool_calls", "reasoning_effort", "separate_reasoning", "stream_reasoning",
-    "task", "thinking", "tool_choice",  # how a prompt is written and an answer is taken apart; SGLang checks them, and
-    # their text is counted with the messages'
-    "return_cached_tokens_details", "return_input_ids_in_sglext", "return_meta_info", "return_output_ids_in_sglext",
-    "return_prompt_token_ids", "return_spec_tokens_details", "return_token_ids",
-    "return_flat_raw_top_logprobs_b64", "routed_experts_start_len",  # inert by themselves
-    "images_config", "max_dynamic_patch", "min_dynamic_patch", "mm_processor_kwargs", "use_audio_in_video",
-    "video_config",  # inert without images, which messages can't hold
-}  # fmt: skip
+def fields_of_openai(path: str) -> set[str]:
+    """Every field that OpenAI's client knows."""
+    module = chat_params if path == CHAT else completion_params
+    return {
+        *module.CompletionCreateParamsNonStreaming.__annotations__,
+        *module.CompletionCreateParamsBase.__annotations__,
+    }
 
 
-def test_every_field_that_sglang_reads_has_been_judged() -> None:
-    known = {*Completion.model_fields, *Chat.model_fields, *REFUSED, *DROPPED, *HARMLESS, "model"}
-    assert fields_of_sglang() - known == set()
-    assert HARMLESS - fields_of_sglang() == set()
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+def test_every_field_of_sglang_and_openai_has_been_judged(path: str) -> None:
+    assert fields_of_sglang(path) | fields_of_openai(path) <= fields_of(path)
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+def test_every_accepted_field_has_an_effect_or_is_a_label(path: str) -> None:
+    """tests/engine/test_field_effects.py sees each effect."""
+    accepted = fields_of(path) - REFUSED.keys() - LABELS - DROPPED - ELSEWHERE.keys()
+    assert accepted == EFFECTS[path].keys()
+    # What is accepted is also read: by the engine, or here.
+    assert accepted <= fields_of_sglang(path)
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_field_that_would_do_nothing_is_refused_by_its_name(path: str, name: str) -> None:
+    for value in (1, "a", True, {"a": 1}):
+        error = refusal(path, **{name: value})
+        assert (error.status, error.param, error.code) == (400, name, "unsupported_parameter")
+
+
+def test_what_happens_anyway_may_be_asked_for() -> None:
+    granted = {"modalities": ["text"], "service_tier": "default", "verbosity": "medium", "store": False}
+    assert check(CHAT, **granted) == {"messages": ASKED, "model": "tiny", **granted}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "message"),
+    [
+        (CHAT, {"json_schema": "{}"}, "json_schema: /v1/chat/completions has no such field; use response_format."),
+        (CHAT, {"echo": True}, "echo: /v1/chat/completions has no such field; leave it out."),
+        (CHAT, {"max_token": 5}, "max_token: /v1/chat/completions has no such field; did you mean max_tokens?"),
+        (COMPLETIONS, {"max_completion_tokens": 5}, None),
+        (COMPLETIONS, {"tools": []}, None),
+        (COMPLETIONS, {"x" * 9999: 5}, f"{'x' * 60}: /v1/completions has no such field; leave it out."),
+    ],
+)
+def test_a_field_that_is_read_by_none_is_refused(path: str, fields: dict[str, Any], message: str | None) -> None:
+    error = refusal(path, **fields)
+    assert (error.status, error.code) == (400, "unknown_parameter")
+    assert error.param == next(iter(fields))[:60]
+    assert message is None or str(error) == message
+
+
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+NAMED = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", NAMED, None])
+def test_tools_are_refused_where_no_call_of_one_could_be_read(choice: object) -> None:
+    dumb = dataclasses.replace(LIMITS, calls_tools=False)
+    error = refusal(CHAT, tools=TOOLS, tool_choice=choice, limits=dumb)
+    assert (error.status, error.param, error.code) == (400, "tools", "unsupported_parameter")
+    assert check(CHAT, tools=TOOLS, tool_choice=choice)
+    assert check(CHAT, tools=TOOLS, tool_choice="none", limits=dumb)
+    assert check(CHAT, tools=[], limits=dumb)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "reads"),
+    [
+        ({"reasoning_effort": "high"}, "reasoning_effort", "reasoning_effort"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "enable_thinking"),
+        ({"reasoning": {"effort": "high"}}, "reasoning", "thinking"),
+        ({"reasoning": {"enabled": True}}, "reasoning", "thinking"),
+        (
+            {"chat_template_kwargs": {"enable_thinking": True}},
+            "chat_template_kwargs.enable_thinking",
+            "enable_thinking",
+        ),
+        ({"chat_template_kwargs": {"style": "a"}}, "chat_template_kwargs.style", "style"),
+    ],
+)
+def test_what_the_chat_template_does_not_read_is_refused(fields: dict[str, Any], param: str, reads: str) -> None:
+    error = refusal(CHAT, **fields)
+    assert (error.status, error.param, error.code) == (400, param, "unsupported_parameter")
+    for names in (frozenset({"messages", reads}), None):
+        assert check(CHAT, limits=dataclasses.replace(LIMITS, template_reads=names), **fields)
+
+
+def test_a_model_that_never_reasons_may_be_asked_not_to() -> None:
+    assert check(CHAT, reasoning_effort="none", chat_template_kwargs={"enable_thinking": False})
+    assert check(CHAT, reasoning={"enabled": False}, separate_reasoning=False)
+
+
+@pytest.mark.parametrize("name", ["separate_reasoning", "stream_reasoning"])
+def test_reasoning_is_told_apart_only_where_it_can_be(name: str) -> None:
+    assert refusal(CHAT, **{name: True}).param == name
+    assert check(CHAT, limits=dataclasses.replace(LIMITS, parts_reasoning=True), **{name: True})
+
+
+def test_parallel_calls_need_tools() -> None:
+    assert refusal(CHAT, parallel_tool_calls=False).param == "parallel_tool_calls"
+    assert check(CHAT, parallel_tool_calls=True)
+    assert check(CHAT, parallel_tool_calls=False, tools=TOOLS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt_tokens", "output_tokens"),
+    [
+        ({"prompt": [1] * 250, "max_tokens": 7}, 250, 7),
+        ({"prompt": [1] * 256, "max_tokens": 1}, 256, 1),
+        ({"prompt": [[1], [1] * 256], "max_tokens": 1}, 256, 1),
+        ({"prompt": [1] * 241}, 241, 16),
+    ],
+)
+def test_token_ids_that_exceed_the_context_are_refused_as_openai_does(
+    fields: dict[str, Any], prompt_tokens: int, output_tokens: int
+) -> None:
+    error = refusal(COMPLETIONS, **fields)
+    assert (error.status, error.param, error.code) == (400, "prompt", "context_length_exceeded")
+    assert str(error).startswith(
+        f"This model's maximum context length is 256 tokens. However, you requested {prompt_tokens + output_tokens} "
+        f"tokens ({prompt_tokens} in the prompt, {output_tokens} in the completion)."
+    )
+
+
+@pytest.mark.parametrize(("prompt", "output"), [(255, 1), (248, 8), (1, 255), (240, None)])
+def test_token_ids_may_fill_the_context(prompt: int, output: int | None) -> None:
+    assert check(COMPLETIONS, prompt=[1] * prompt, max_tokens=output)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,86 @@
+"""What is changed in an engine's answer, whole or streamed, so that it holds what the request's fields promise.
+
+SGLang gives -1 for every `text_offset`, and binds parallel calls of tools only where a grammar binds the calls.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+Edit = Callable[[dict[str, Any]], None]
+_DATA = b"data: "
+
+
+def edits_for(body: Mapping[str, Any]) -> tuple[Edit, ...]:
+    """Return the edits that the answer to the request `body` needs, for one answer alone."""
+    edits: list[Edit] = []
+    if "prompt" in body and body.get("logprobs") is not None:
+        edits.append(TextOffsets().fill)
+    if body.get("parallel_tool_calls") is False:
+        edits.append(first_call_alone)
+    return tuple(edits)
+
+
+def edited(answer: bytes, edits: Sequence[Edit]) -> bytes:
+    """Return the JSON `answer` after `edits`."""
+    if not edits:
+        return answer
+    message = from_json(answer)
+    for edit in edits:
+        edit(message)
+    return to_json(message)
+
+
+def edited_events(events: bytes, edits: Sequence[Edit]) -> bytes:
+    """Return whole server-sent `events` after `edits`."""
+    if not edits:
+        return events
+    return b"".join(_edited_event(event, edits) + b"\n\n" for event in filter(None, events.split(b"\n\n")))
+
+
+def _edited_event(event: bytes, edits: Sequence[Edit]) -> bytes:
+    return _DATA + edited(event[len(_DATA) :], edits) if event.startswith(_DATA + b"{") else event
+
+
+def first_call_alone(message: dict[str, Any]) -> None:
+    """Leave of each choice's calls the first."""
+    for choice in message.get("choices", ()):
+        said = choice.get("message") or choice.get("delta") or {}
+        if calls := said.get("tool_calls"):
+            said["tool_calls"] = [call for call in calls if call.get("index") in (0, None)] or None
+
+
+@dataclass
+class _Place:
+    """How far the tokens of a choice have been found in its text; `behind`: characters that unfound ones may have."""
+
+    text: str = ""
+    offset: int = 0
+    behind: int = 0
+
+    def of(self, token: str) -> int:
+        """Return where `token` begins."""
+        found = self.text.find(token, self.offset, self.offset + self.behind + len(token)) if token else -1
+        if found < 0:
+            # A special token that is not shown, a part of a character, or what a stop string took away.
+            self.behind += max(1, len(token))
+            return min(self.offset, len(self.text))
+        self.offset, self.behind = found + len(token), 0
+        return found
+
+
+class TextOffsets:
+    """Finds where in `choices[].text` each token of its logprobs begins, over all messages of one answer."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, _Place] = {}
+
+    def fill(self, message: dict[str, Any]) -> None:
+        """Put the offsets into `message`."""
+        for choice in message.get("choices", ()):
+            place = self._places.setdefault(choice.get("index", 0), _Place())
+            place.text += choice.get("text") or ""
+            if logprobs := choice.get("logprobs"):
+                logprobs["text_offset"] = [place.of(token or "") for token in logprobs.get("tokens", ())]
