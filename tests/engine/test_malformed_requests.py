@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparktier.serving.request_schema import Chat, Completion
+from sparktier.serving.request_rules import REFUSED, fields_of
 from support.deployment import MODEL, Deployment
 
 pytestmark = pytest.mark.engine
@@ -159,11 +159,6 @@ def test_a_text_that_can_fit_no_context_reaches_no_engine(sharded: Deployment) -
     assert "characters" in answer.json()["error"]["message"]
 
 
-# What the schema does not know but SGLang reads.
-PASSED_ON = {
-    "cache_salt", "continue_final_message", "extra_key", "parallel_tool_calls", "reasoning_effort", "return_meta_info",
-    "return_token_ids", "separate_reasoning", "task", "thinking", "tool_choice",
-}  # fmt: skip
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -173,12 +168,18 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-NAMES = st.sampled_from(sorted({*Completion.model_fields, *Chat.model_fields} | PASSED_ON))
+
+
+def bodies(path: str) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
+    """Fields that the route knows and serves, with any values."""
+    names = st.sampled_from(sorted(fields_of(path) - REFUSED.keys()))
+    return st.tuples(st.just(path), st.dictionaries(names, JSON, min_size=1, max_size=4))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(path=st.sampled_from([CHAT, COMPLETIONS]), fields=st.dictionaries(NAMES, JSON, min_size=1, max_size=4))
-def test_random_fields_are_served_or_refused(sharded: Deployment, path: str, fields: dict[str, Any]) -> None:
+@given(st.sampled_from([CHAT, COMPLETIONS]).flatmap(bodies))
+def test_random_fields_are_served_or_refused(sharded: Deployment, body: tuple[str, dict[str, Any]]) -> None:
+    path, fields = body
     if isinstance(fields.get("n"), int):
         fields["n"] = min(fields["n"], 2)
     answer = post(sharded, path, fields)
