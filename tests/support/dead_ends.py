@@ -55,7 +55,6 @@ def endings() -> list[Ending]:
         Ending("self schema", CHAT, {"response_format": _SELF, **sampling}, field="response_format"),
         Ending("self text", COMPLETIONS, {"json_schema": '{"$ref": "#"}', **sampling}, field="json_schema"),
         Ending("self ebnf", COMPLETIONS, {"ebnf": "root ::= root", **sampling}, field="ebnf"),
-        Ending("no letter", COMPLETIONS, {"regex": r"[^\s\S]", **sampling}, field="regex"),
         Ending("self streamed", COMPLETIONS, {"ebnf": "root ::= root", "stream": True, **sampling}, field="ebnf"),
     ]
 
