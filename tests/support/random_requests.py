@@ -160,9 +160,11 @@ def _end(client: httpx.Client, path: str, body: Mapping[str, Any]) -> str:
         assert reasons <= {"stop", "length"}, said
         return "answered"
     events = [item.removeprefix("data: ") for item in answer.text.strip().split("\n\n")]
-    if events[-1] == "[DONE]":
+    told = [item for item in events if item.startswith('{"error"')]
+    if not told:
+        assert events[-1] == "[DONE]", said
         return "answered"
-    error = json.loads(events[-1])["error"]
+    error = json.loads(told[0])["error"]
     return _declared(500 if error["type"] == "server_error" else 400, error, said)
 
 
