@@ -16,7 +16,7 @@ demo: env ## serve the demo model in the foreground; Ctrl-C ends everything
 	@exec .venv/bin/sparktier up configs/demo.yaml
 
 demo-drafter: env ## make the demo model's drafter anew: QUESTIONS=gsm8k's train.jsonl
-	$(PY) -m sparktier.serving.demo_drafter $(if $(QUESTIONS),--questions $(QUESTIONS))
+	$(PY) -m sparktier.serving.drafting.demo_drafter $(if $(QUESTIONS),--questions $(QUESTIONS))
 
 check: env ## ruff, mypy, import rules, links
 	$(PY) -m ruff check .
@@ -36,10 +36,10 @@ bench: env ## step time of the demo model, and what speculation costs around its
 	$(PY) tests/bench/tree_cost.py --json out/tree_cost.json
 
 conformance: env ## the official OpenAI client and malformed requests against a real deployment
-	$(PY) -m pytest tests/engine/test_openai_client.py tests/engine/test_malformed_requests.py
+	$(PY) -m pytest tests/end_to_end/test_openai_client.py tests/end_to_end/test_malformed_requests.py
 
 gpu-check: env ## kernels, exactness and speed on a GPU node: CONFIG=my.yaml PROMPTS=prompts.jsonl
 	PYTHONPATH=tests $(PY) tests/bench/gpu_check.py $(if $(CONFIG),--config $(CONFIG)) $(if $(PROMPTS),--prompts $(PROMPTS))
 
 check-upstream: env ## what of SGLang's internals changed in VERSION=x
-	$(PY) -m sparktier.serving.engine.upstream $(VERSION)
+	$(PY) -m sparktier.serving.engine.upstream.check $(VERSION)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from sparktier.configs.tier_settings import TierId
+from sparktier.configs.settings.tiers import TierId
 
 ReplicaId = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 Rung = Annotated[int, Field(ge=0, le=15)]

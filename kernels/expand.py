@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparktier.kernels.noise import Stream, draw_distinct, stream_seeds
-from sparktier.kernels.search import leading_tokens, top_tokens
+from sparktier.kernels.vocab_search import leading_tokens, top_tokens
 
 EdgeAcceptance = Callable[[Tensor, int], Tensor]
 """(child draft probability q [batch, parents, children], depth of the child) -> probability that the target takes the

@@ -9,7 +9,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from sparktier.kernels.search import block_maxima, block_tokens, top_tokens
+from sparktier.kernels.vocab_search import block_maxima, block_tokens, top_tokens
 
 _WORD = 0xFFFFFFFF
 _SMALLEST_EXPONENTIAL = 2.0**-32

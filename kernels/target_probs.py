@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparktier.kernels.search import best_token
+from sparktier.kernels.vocab_search import best_token
 
 NO_TOKEN = -1
 """What is chosen in a row of logits whose largest is not finite: a mask left no token, or the numbers broke."""

@@ -3,7 +3,7 @@
 import psutil
 import pytest
 
-from sparktier.serving.processes import adopt_orphans
+from sparktier.serving.supervision.processes import adopt_orphans
 from support.processes import Family, described
 
 # Ray's workers notice the end of their cluster within seconds.

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from sparktier.drafter.files import staged
+from sparktier.configs.files import staged
 
 _COLUMNS = {
     "prompts": "{}",

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
+from sparktier.configs.plan_keys import Rung
 from sparktier.serving.bench.target import Totals
-from sparktier.serving.engine.speculation.plan import Rung
 
 # The mode that the contract of reports names for a rung, and the rung's own name.
 RUNGS: Mapping[Rung, tuple[str, str]] = {

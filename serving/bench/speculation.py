@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-from sparktier.cluster.ladder import Ladder
-from sparktier.serving.bench import climb
+from sparktier.cluster.step_time import Ladder
+from sparktier.configs.plan_keys import Rung
+from sparktier.serving.bench import steering as climb
 from sparktier.serving.bench.rows import Case, Found, Rows, Way, report_row
 from sparktier.serving.bench.target import Totals
-from sparktier.serving.engine.speculation.plan import Rung
 
 Say = Callable[[str], None]
 

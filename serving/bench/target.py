@@ -18,8 +18,8 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from sparktier.configs.errors import ReplicaError
-from sparktier.serving.processes import spawn
-from sparktier.serving.replica_keys import bearer, read_keys
+from sparktier.serving.clients.replica_keys import bearer, read_keys
+from sparktier.serving.supervision.processes import spawn
 
 _POLL_S = 0.2
 _REQUEST_TIMEOUT_S = 600.0
@@ -157,7 +157,7 @@ def deployed(config: Path, overrides: Sequence[str]) -> Iterator[Target]:
     with TemporaryDirectory(prefix="sparktier-bench-") as folder:
         log = Path(folder) / "up.log"
         options = [f"--set={override}" for override in overrides]
-        command = [sys.executable, "-m", "sparktier.serving.cli", "up", str(config), *options]
+        command = [sys.executable, "-m", "sparktier.serving.cli.main", "up", str(config), *options]
         process = spawn(command, log=log, env={})
         try:
             yield target_in(_ready(process, log))

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.drafter.files import require_room, staged
+from sparktier.configs.files import require_room, staged
 from sparktier.serving.demo_model.recipe import DEMO_RECIPE, SOURCE_SHA256, Recipe
 from sparktier.serving.demo_model.source import ensure_gguf
 

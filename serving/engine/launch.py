@@ -14,11 +14,14 @@ import psutil
 from ray.util.placement_group import PlacementGroup
 
 from sparktier.configs.errors import ReplicaError
-from sparktier.serving.engine import attention_groups, chat_abilities, choices, context_limit, key_guard
-from sparktier.serving.engine.admin_routes import admin_routes
+from sparktier.serving.clients.replica_keys import Keys
+from sparktier.serving.engine import dp_attention as attention_groups
+from sparktier.serving.engine import key_guard
 from sparktier.serving.engine.features import options as feature_options
 from sparktier.serving.engine.rank_actor import RankLauncher, RankReport
-from sparktier.serving.replica_keys import Keys
+from sparktier.serving.engine.requests import chat_abilities, context_limit
+from sparktier.serving.engine.sampling import choice_seeds as choices
+from sparktier.serving.engine.telemetry.admin_routes import admin_routes
 
 EXIT_RANK_LOST = 70
 _REPORT_TIMEOUT_S = 60.0

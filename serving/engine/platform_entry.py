@@ -15,4 +15,4 @@ def activate() -> str | None:
     """Return the path of the platform class, or None where this machine is not ours to drive."""
     if torch.accelerator.is_available() or os.environ.get(_STOCK_CPU_ENGINE_ENV) == "1":
         return None
-    return "sparktier.serving.engine.cpu_platform:CpuPlatform"
+    return "sparktier.serving.engine.cpu.platform:CpuPlatform"

@@ -13,23 +13,26 @@ _active = False
 def register() -> None:
     """Apply sparktier's hooks; called once a process by SGLang's loader."""
     global _active
-    from sparktier.serving.engine import context_limit, grammar_faults, least_length, request_faults
     from sparktier.serving.engine.features import capture, options
-    from sparktier.serving.engine.speculation import algorithm, control, seeds
+    from sparktier.serving.engine.requests import context_limit, grammar_faults, least_length, request_faults
+    from sparktier.serving.engine.sampling import seed_hook as seeds
+    from sparktier.serving.engine.speculation import algorithm, control
     from sparktier.serving.engine.speculation import options as speculation_options
 
     if not torch.accelerator.is_available():
-        from sparktier.serving.engine import attention_groups, cpu_attention, cpu_speculation
+        from sparktier.serving.engine import dp_attention as attention_groups
+        from sparktier.serving.engine.cpu import attention as cpu_attention
+        from sparktier.serving.engine.cpu import torch_ops as cpu_speculation
 
         cpu_attention.register()
         cpu_speculation.install()
         attention_groups.install_on_cpu()
     elif speculation_options.ENV in os.environ:
-        from sparktier.serving.engine import gpu_attention
+        from sparktier.serving.engine.cuda import flashinfer_attention as gpu_attention
 
         gpu_attention.install(trees=speculation_options.load(os.environ[speculation_options.ENV]).tree is not None)
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        from sparktier.serving.engine import metric_files
+        from sparktier.serving.engine.telemetry import metric_files
 
         metric_files.install()
     algorithm.register()

@@ -37,7 +37,7 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
         from sglang.srt.plugins import load_plugins
 
         from sparktier.serving.engine import plugin, tiers
-        from sparktier.serving.engine.observer import Observer
+        from sparktier.serving.engine.telemetry.observer import Observer
 
         # Made where the replica was started, so on the first node alone.
         os.makedirs(os.environ["PROMETHEUS_MULTIPROC_DIR"], exist_ok=True)

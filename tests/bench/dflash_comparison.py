@@ -15,20 +15,20 @@ import torch
 from rich.console import Console
 
 from sparktier.configs.report import report_meta
-from sparktier.drafter import demo_recipe
-from sparktier.drafter.checkpoint import load_draft, save_draft
-from sparktier.drafter.compare import compare
-from sparktier.drafter.distributed import Place, joined
-from sparktier.drafter.evaluate import evaluate
-from sparktier.drafter.feature_store import FeatureStore
-from sparktier.drafter.joined_stores import JoinedStores
-from sparktier.drafter.model import FROZEN, DraftModel
-from sparktier.drafter.report import write_report
-from sparktier.drafter.schedule import generator
-from sparktier.drafter.target import Target, read_target
-from sparktier.drafter.train import train
-from sparktier.drafter.train_settings import TrainSettings
-from sparktier.serving.demo_drafter import DEMO_MASK_TOKEN
+from sparktier.drafter.data.feature_store import FeatureStore
+from sparktier.drafter.data.joined_stores import JoinedStores
+from sparktier.drafter.data.target import Target, read_target
+from sparktier.drafter.demo import recipe as demo_recipe
+from sparktier.drafter.evaluation.compare import compare
+from sparktier.drafter.evaluation.evaluate import evaluate
+from sparktier.drafter.evaluation.report import write_report
+from sparktier.drafter.model.checkpoint import load_draft, save_draft
+from sparktier.drafter.model.draft_model import FROZEN, DraftModel
+from sparktier.drafter.training.distributed import Place, joined
+from sparktier.drafter.training.schedule import generator
+from sparktier.drafter.training.train import train
+from sparktier.drafter.training.train_settings import TrainSettings
+from sparktier.serving.drafting.demo_drafter import DEMO_MASK_TOKEN
 
 # A DFlash draft, as a shape to train afresh and as changes to a draft's config.
 PLAIN_SHAPE = {"markov_rank": 0, "confidence_head": False}

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparktier.configs.loader import load_settings
-from sparktier.drafter.prompts import read_prompts
+from sparktier.configs.loading.loader import load_settings
+from sparktier.configs.plan_keys import Rung
+from sparktier.drafter.data.prompts import read_prompts
 from sparktier.kernels.expand import MarkovHead, Shape, expand_top
-from sparktier.kernels.flashinfer_verify import (
+from sparktier.kernels.flashinfer_mask import (
     AttentionShape,
     PageBuffers,
     TreeVerifyAttention,
@@ -30,7 +31,6 @@ from sparktier.kernels.mask import ancestor_words, dense_mask, packed_mask
 from sparktier.kernels.noise import draw
 from sparktier.serving.bench.rows import RUNGS, rungs_of
 from sparktier.serving.bench.target import Choice, Target, deployed
-from sparktier.serving.engine.speculation.plan import Rung
 from support.random_trees import random_tree
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -221,7 +221,7 @@ def partings(expected: Sequence[list[Choice]], found: Sequence[list[Choice]]) ->
 
 def speed(config: Path, prompts: Path) -> Outcome:
     """`sparktier bench speculation` at batch 1, 4 and 16; its table is printed, its report kept in out/."""
-    command = [sys.executable, "-m", "sparktier.serving.cli", "bench", "speculation", str(config)]
+    command = [sys.executable, "-m", "sparktier.serving.cli.main", "bench", "speculation", str(config)]
     batches = [word for batch in (1, 4, 16) for word in ("--batch", str(batch))]
     kept = ["--prompts", str(prompts), "--json", "out/gpu-check.json"]
     done = subprocess.run([*command, *batches, *kept], check=False)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from sparktier.configs.report import report_meta
-from sparktier.drafter.report import write_report
+from sparktier.drafter.evaluation.report import write_report
 
 os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", "sparktier.serving.engine.models")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -50,8 +50,8 @@ class Layers:
     def __init__(self, model: torch.nn.Module) -> None:
         from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 
-        from sparktier.serving.engine.cpu_linear import install_cpu_linear
-        from sparktier.serving.engine.cpu_moe import install_cpu_moe
+        from sparktier.serving.engine.cpu.linear import install_cpu_linear
+        from sparktier.serving.engine.cpu.moe import install_cpu_moe
 
         self.model = model
         self.moe = [layer for layer in model.modules() if isinstance(layer, FusedMoE)]
@@ -116,9 +116,9 @@ def load_demo() -> tuple[Any, Layers]:
     from sglang.srt.runtime_context import SpawnRanks, publish
     from sglang.srt.server_args import PortArgs, ServerArgs
 
-    from sparktier.kernels.cpu_units import has_bfloat16_units
+    from sparktier.kernels.cpu_features import has_bfloat16_units
     from sparktier.serving.demo_model import ensure_demo_model
-    from sparktier.serving.engine.cpu_platform import CpuPlatform
+    from sparktier.serving.engine.cpu.platform import CpuPlatform
 
     load_plugins()
     CpuPlatform.post_load_model = lambda self, model: None  # type: ignore[method-assign]

@@ -12,11 +12,11 @@ from pathlib import Path
 from overhead import Asked, loaded
 from tree_parts import Round, parts_ms
 
+from sparktier.configs.plan_keys import Rung
 from sparktier.configs.report import report_meta
-from sparktier.drafter.report import write_report
+from sparktier.drafter.evaluation.report import write_report
 from sparktier.kernels.expand import Shape
 from sparktier.serving.bench.target import deployed
-from sparktier.serving.engine.speculation.plan import Rung
 
 ROOT = Path(__file__).resolve().parents[2]
 # The demo's.

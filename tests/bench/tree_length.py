@@ -15,17 +15,17 @@ from typing import Any
 import torch
 
 from sparktier.configs.report import report_meta
-from sparktier.drafter.checkpoint import load_draft
-from sparktier.drafter.compare import compare
-from sparktier.drafter.evaluate import Evaluation, evaluate
-from sparktier.drafter.feature_store import FeatureStore
-from sparktier.drafter.features import FeatureSource
-from sparktier.drafter.model import DraftModel
-from sparktier.drafter.report import write_report
-from sparktier.drafter.target import read_target
-from sparktier.drafter.tree_replay import TreePlan, chain_plan, replay_trees
+from sparktier.drafter.data.feature_store import FeatureStore
+from sparktier.drafter.data.features import FeatureSource
+from sparktier.drafter.data.target import read_target
+from sparktier.drafter.evaluation.compare import compare
+from sparktier.drafter.evaluation.evaluate import Evaluation, evaluate
+from sparktier.drafter.evaluation.report import write_report
+from sparktier.drafter.evaluation.tree_replay import TreePlan, chain_plan, replay_trees
+from sparktier.drafter.model.checkpoint import load_draft
+from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.kernels.expand import Shape
-from sparktier.serving.engine.speculation.edges import read_edges
+from sparktier.serving.engine.speculation.edge_acceptance import read_edges
 
 
 def main() -> int:

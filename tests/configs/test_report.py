@@ -7,8 +7,8 @@ import pytest
 
 from sparktier.configs import report
 from sparktier.configs.report import Report, report_meta
-from sparktier.drafter.report import write_report
-from sparktier.serving.cli import main
+from sparktier.drafter.evaluation.report import write_report
+from sparktier.serving.cli.main import main
 
 PLAN = Path(__file__).resolve().parents[2] / "configs" / "deployments" / "qwen3-235b-a22b-8xh200.yaml"
 

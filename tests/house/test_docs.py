@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sparktier.configs.reference import render
-from sparktier.configs.settings import Settings
+from sparktier.configs.loading.reference import render
+from sparktier.configs.settings.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = {"build", "out"}
@@ -78,7 +78,7 @@ def test_commands_of_a_document_exist(file: Path, commands: set[str]) -> None:
 
 def test_the_configuration_reference_is_that_of_the_code() -> None:
     document = (ROOT / "docs" / "configuration.md").read_text()
-    assert document == render(), "python -m sparktier.configs.reference > docs/configuration.md"
+    assert document == render(), "python -m sparktier.configs.loading.reference > docs/configuration.md"
 
 
 def test_every_key_of_every_section_is_described() -> None:

@@ -69,7 +69,7 @@ def test_a_file_imports_only_what_it_may_know(file: Path) -> None:
         ("configs", "a.py", "from sparktier.cluster import x", {"sparktier.cluster"}),
         ("configs", "a.py", "from sparktier import serving", {"sparktier.serving"}),
         ("kernels", "a.py", "def f():\n    import sglang.srt", {"sglang.srt"}),
-        ("drafter", "a.py", "import sparktier.serving.cli", {"sparktier.serving.cli"}),
+        ("drafter", "a.py", "import sparktier.serving.cli.main", {"sparktier.serving.cli.main"}),
         ("cluster", "policy.py", "import ray", {"ray"}),
         ("cluster", "placement.py", "import ray", set()),
         ("serving", "up.py", "import sglang", {"sglang"}),

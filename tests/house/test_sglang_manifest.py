@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sparktier.serving.engine.upstream_source import installed_root, is_module
-from sparktier.serving.engine.upstream_uses import USES
+from sparktier.serving.engine.upstream.manifest import USES
+from sparktier.serving.engine.upstream.source import installed_root, is_module
 from support.sglang_uses import sglang_symbols
 
 ENGINE = Path(__file__).resolve().parents[2] / "serving" / "engine"
@@ -29,13 +29,13 @@ def covered(symbol: str) -> bool:
 
 @pytest.mark.parametrize(
     "file",
-    [file for file in sorted(ENGINE.rglob("*.py")) if file.name != "upstream_uses.py"],
+    [file for file in sorted(ENGINE.rglob("*.py")) if file.name != "manifest.py"],
     ids=lambda file: str(file.relative_to(ENGINE)),
 )
 def test_every_symbol_named_is_in_the_manifest(file: Path) -> None:
     missing = sorted(symbol for symbol in sglang_symbols(file.read_text(), installed_module) if not covered(symbol))
     lines = "".join(f'\n    Use("{symbol}", "why"),' for symbol in missing)
-    assert not missing, f"add to serving/engine/upstream_uses.py, then run upstream --record:{lines}"
+    assert not missing, f"add to serving/engine/upstream/manifest.py, then run upstream --record:{lines}"
 
 
 def test_the_manifest_names_each_symbol_once_and_why() -> None:

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparktier.kernels import tree_reference as reference
 from sparktier.kernels.draft_tree import chain_tree, check_tree
 from sparktier.kernels.expand import Candidates, DraftLaws, MarkovHead, Shape, expand_drawn, expand_top
+from sparktier.kernels.reference import tree as reference
 from sparktier.kernels.select import select_rows
 
 VOCAB, RANK, BLOCK = 11, 3, 4

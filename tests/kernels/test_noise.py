@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
-from sparktier.kernels import accept_reference as reference
 from sparktier.kernels.noise import Stream, draw, draw_distinct, exponentials, stream_seeds, uniforms
-from support.sequence_law import EXACT_ABOVE_P, p_value
+from sparktier.kernels.reference import accept as reference
+from support.oracles.sequence_distribution import EXACT_ABOVE_P, p_value
 
 SEED = st.integers(-(2**63), 2**63 - 1)
 POSITION = st.integers(0, 2**31 - 1)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sparktier.kernels.accept import accept_ratio
 from sparktier.kernels.noise import Stream, draw, stream_seeds
-from support.sequence_law import EXACT_ABOVE_P, WRONG_BELOW_P, completed, p_value, sequence_law
+from support.oracles.sequence_distribution import EXACT_ABOVE_P, WRONG_BELOW_P, completed, p_value, sequence_law
 
 TARGET = torch.tensor([0.7, 0.3])
 DRAFT = torch.tensor([0.5, 0.5])

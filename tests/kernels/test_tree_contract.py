@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparktier.configs.errors import SparktierError
-from sparktier.kernels import tree_reference as reference
 from sparktier.kernels.compact import compaction_plan
 from sparktier.kernels.draft_tree import DraftTree, anchors_alone, chain_tree, check_tree
 from sparktier.kernels.layout import row_links, row_positions
 from sparktier.kernels.mask import ancestor_words, dense_mask, flat_mask, mask_byte_indptr, packed_mask, unpacked
+from sparktier.kernels.reference import tree as reference
 from support.random_trees import random_tree
 
 BATCH, CHANCE = st.integers(1, 4), st.integers(0, 2**31)

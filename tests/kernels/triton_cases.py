@@ -13,7 +13,7 @@ from sparktier.kernels.mask import ancestor_words, mask_byte_indptr, packed_mask
 from sparktier.kernels.mask_triton import packed_mask_triton
 from sparktier.kernels.noise import draw, exponentials
 from sparktier.kernels.noise_triton import draw_triton
-from sparktier.kernels.search import top_tokens
+from sparktier.kernels.vocab_search import top_tokens
 from support.random_trees import random_tree
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -19,8 +19,8 @@ import openai
 import psutil
 
 from sparktier.configs.contracts import Signals
-from sparktier.serving.addresses import http_url
-from sparktier.serving.replica_keys import Keys, read_keys
+from sparktier.serving.clients.addresses import http_url
+from sparktier.serving.clients.replica_keys import Keys, read_keys
 from support import replica_http
 from support.processes import Family, command_line, described
 
@@ -52,7 +52,7 @@ class Deployment:
         options = [f"--set={key}={value}" for key, value in {**values, **settings}.items()]
         with output.open("wb") as log:
             self._process = subprocess.Popen(
-                [*wrapper, sys.executable, "-m", "sparktier.serving.cli", "up", str(CONFIG), *options],
+                [*wrapper, sys.executable, "-m", "sparktier.serving.cli.main", "up", str(CONFIG), *options],
                 cwd=ROOT,
                 env=env,
                 stdout=log,

@@ -2,9 +2,9 @@
 
 import torch
 
-from sparktier.drafter.config import DraftConfig, MarkovType
-from sparktier.drafter.model import DraftModel
-from sparktier.drafter.packing import FeatureRecord
+from sparktier.drafter.data.packing import FeatureRecord
+from sparktier.drafter.model.config import DraftConfig, MarkovType
+from sparktier.drafter.model.draft_model import DraftModel
 
 
 def tiny_config(markov: MarkovType | None = "vanilla", **changes: object) -> DraftConfig:

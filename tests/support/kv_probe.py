@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparktier.serving.engine.speculation.held_features import MOST_STEPS
+from sparktier.serving.engine.speculation.deferred_injection import MOST_STEPS
 from support.generation import random_prompts
 from support.stepped_engine import Place, SteppedEngine
 
@@ -103,7 +103,7 @@ def mid_run(engine: SteppedEngine, probe: Probe) -> None:
 
 def _wander(engine: SteppedEngine, rng: random.Random) -> None:
     """Step to the end, mostly on another rung each time; some spells without drafts are longer."""
-    from sparktier.serving.engine.speculation.plan import Plan, Rung
+    from sparktier.configs.plan_keys import Plan, Rung
 
     steps_left = 0
     while engine.step():
@@ -116,7 +116,7 @@ def _wander(engine: SteppedEngine, rng: random.Random) -> None:
 
 def fresh(engine: SteppedEngine, probe: Probe, snapshots: list[Snapshot]) -> list[Snapshot]:
     """Prefill the tokens of each snapshot anew, and take another at the first step after it."""
-    from sparktier.serving.engine.speculation.plan import Plan, Rung
+    from sparktier.configs.plan_keys import Plan, Rung
 
     engine.worker.set_plan(Plan(rung=Rung.CHAIN))
     probe.taken, probe.every = [], 1

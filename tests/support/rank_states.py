@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from sparktier.serving.engine.rank_state import RankState
-from sparktier.serving.engine.speculation.figures import Figures
-from sparktier.serving.engine.speculation.plan import TierShare
+from sparktier.configs.plan_keys import TierShare
+from sparktier.serving.engine.telemetry.rank_state import RankState
+from sparktier.serving.engine.telemetry.spec_stats import Figures
 
 
 def figures_of(*rounds: tuple[int, int, int]) -> Figures:

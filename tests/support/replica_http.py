@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx
 
-from sparktier.serving.replica_keys import bearer
+from sparktier.serving.clients.replica_keys import bearer
 
 _KEYS: dict[str, str] = {}
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from sparktier.configs.loader import settings_from
-from sparktier.serving.engine_args import engine_kwargs
-from sparktier.serving.replica import rank_env
+from sparktier.configs.loading.loader import settings_from
+from sparktier.serving.deployment.engine_args import engine_kwargs
+from sparktier.serving.supervision.replica_process import rank_env
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from sparktier.drafter.distributed import joined
-from sparktier.drafter.feature_store import FeatureStore, FeatureWriter, Manifest
-from sparktier.drafter.features import FeatureSpec
-from sparktier.drafter.packing import FeatureRecord
-from sparktier.drafter.target import read_target
-from sparktier.drafter.train import train
-from sparktier.drafter.train_settings import TrainSettings
+from sparktier.drafter.data.feature_store import FeatureStore, FeatureWriter, Manifest
+from sparktier.drafter.data.features import FeatureSpec
+from sparktier.drafter.data.packing import FeatureRecord
+from sparktier.drafter.data.target import read_target
+from sparktier.drafter.training.distributed import joined
+from sparktier.drafter.training.train import train
+from sparktier.drafter.training.train_settings import TrainSettings
 
 VOCAB, HIDDEN, LAYERS = 64, 32, 3
 SHAPE = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from sparktier.serving.replica_keys import bearer
+from sparktier.serving.clients.replica_keys import bearer
 from support import replica_http
 from support.generation import Tokens, random_prompts
 

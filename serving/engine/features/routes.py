@@ -16,11 +16,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from sparktier.configs.errors import ArtifactError, ReplicaError, RequestError
-from sparktier.drafter.target import Binding, read_target
+from sparktier.drafter.data.target import Binding, read_target
 from sparktier.serving.engine.features.inbox import Inbox
 from sparktier.serving.engine.features.options import Options
 from sparktier.serving.engine.features.recorder import Recorder
-from sparktier.serving.event_relay import unless_gone
+from sparktier.serving.gateway.event_relay import unless_gone
 
 PATH = "/sparktier/features"
 

@@ -89,7 +89,7 @@ def register() -> None:
     def create_worker(self: Any, server_args: Any) -> Any:
         if self is not SpeculativeAlgorithm.DSPARK:
             return stock(self, server_args)
-        from sparktier.serving.engine.speculation.native import NativeWorker
+        from sparktier.serving.engine.native.native_worker import NativeWorker
 
         return NativeWorker
 

@@ -7,7 +7,7 @@ acceptance lossy are refused here too.
 from collections.abc import Mapping
 from typing import Any
 
-from sparktier.serving.engine.speculation.plan import is_plan_key, plan_of, refusals
+from sparktier.configs.plan_keys import is_plan_key, plan_of, refusals
 
 _LOSSY = "speculative_accept_threshold_"
 

@@ -15,7 +15,7 @@ from sparktier.kernels.accept_tree import RowReader
 from sparktier.kernels.draft_tree import DraftTree, chain_tree
 from sparktier.kernels.expand import Candidates, MarkovHead, Shape, expand_drawn, expand_top
 from sparktier.kernels.select import Selection, select_rows
-from sparktier.serving.engine.speculation.edges import EdgeTable, slot_acceptance
+from sparktier.serving.engine.speculation.edge_acceptance import EdgeTable, slot_acceptance
 
 # Conditioning tens of thousands of tokens on every parent costs as much as a verify pass of the demo model.
 # Fewer are conditioned all: a list made before any parent is known misses what a parent alone suggests.

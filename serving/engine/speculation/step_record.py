@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sglang.srt.managers.utils import GenerationBatchResult
 from torch import Tensor
 
-from sparktier.serving.engine.speculation.phases import Phases
+from sparktier.serving.engine.telemetry.step_phases import Phases
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
 from sglang.srt.speculative.spec_utils import GrammarTree, build_grammar_vocab_mask
 from torch import Tensor
 
+from sparktier.configs.plan_keys import Plan, Rung
 from sparktier.kernels.accept import PAD_TOKEN, accept_matching
 from sparktier.kernels.accept_tree import RowReader, TreeAcceptance, walk_drawn, walk_matching
 from sparktier.kernels.compact import compaction_plan
@@ -31,26 +32,25 @@ from sparktier.kernels.expand import Shape
 from sparktier.kernels.layout import row_links
 from sparktier.kernels.target_probs import NO_TOKEN
 from sparktier.serving.engine import tiers
-from sparktier.serving.engine.request_faults import is_marked, mark
+from sparktier.serving.engine.native.headless_planner import HeadlessPlanner
+from sparktier.serving.engine.requests.request_faults import is_marked, mark
+from sparktier.serving.engine.sampling.keyed_sampler import KeyedSampler
 from sparktier.serving.engine.speculation import options as speculation_options
 from sparktier.serving.engine.speculation import verify_pass
+from sparktier.serving.engine.speculation.deferred_injection import HeldFeatures
 from sparktier.serving.engine.speculation.draft_step import Bounds, Drafted, DraftStep
-from sparktier.serving.engine.speculation.edges import draft_folder, read_edges
-from sparktier.serving.engine.speculation.figures import Figures
-from sparktier.serving.engine.speculation.headless_planner import HeadlessPlanner
-from sparktier.serving.engine.speculation.held_features import HeldFeatures
-from sparktier.serving.engine.speculation.penalties import PenaltyTable
-from sparktier.serving.engine.speculation.phases import Phases
-from sparktier.serving.engine.speculation.plan import Plan, Rung
-from sparktier.serving.engine.speculation.rows import row_counts, rung_tokens, tier_caps
-from sparktier.serving.engine.speculation.sampling import KeyedSampler
-from sparktier.serving.engine.speculation.slots import SlotTable
-from sparktier.serving.engine.speculation.spans import spans_of_rank
+from sparktier.serving.engine.speculation.edge_acceptance import draft_folder, read_edges
+from sparktier.serving.engine.speculation.penalty_table import PenaltyTable
+from sparktier.serving.engine.speculation.request_slots import SlotTable
+from sparktier.serving.engine.speculation.row_budget import row_counts, rung_tokens, tier_caps
 from sparktier.serving.engine.speculation.step_record import CountedResult, StepRecord
-from sparktier.serving.engine.speculation.target_facts import loaded_facts
-from sparktier.serving.engine.speculation.target_law import TargetLaw
-from sparktier.serving.engine.speculation.target_support import require_supported
+from sparktier.serving.engine.speculation.target_distribution import TargetLaw
 from sparktier.serving.engine.speculation.verify_pass import Verified
+from sparktier.serving.engine.targets.target_facts import loaded_facts
+from sparktier.serving.engine.targets.target_support import require_supported
+from sparktier.serving.engine.telemetry.spans import spans_of_rank
+from sparktier.serving.engine.telemetry.spec_stats import Figures
+from sparktier.serving.engine.telemetry.step_phases import Phases
 
 logger = logging.getLogger(__name__)
 

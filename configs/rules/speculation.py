@@ -1,0 +1,138 @@
+"""Rules on drafting: what each method needs, and where SGLang can't trim verification at run time. Pure.
+
+Files cited are SGLang 0.5.23's, under `sglang/srt/arg_groups/`.
+"""
+
+from collections.abc import Iterator
+
+from sparktier.configs.errors import Problem
+from sparktier.configs.rules.rule import Rule
+from sparktier.configs.settings.settings import Settings
+from sparktier.configs.settings.speculation import LADDERS
+
+_DSPARK_ATTENTION_DP = ("none", "megamoe", "mori")
+
+
+def _keys_fit_method(settings: Settings) -> Iterator[Problem]:
+    speculation = settings.speculation
+    drafting = ("draft_path", "draft_revision", "block_tokens")
+    ladder = ("short_tokens", "accept_rule")
+    used = {
+        "none": (),
+        "chain": (*drafting, *ladder),
+        "tree": (*drafting, *ladder, "tree_rows", "tree_parents", "tree_children"),
+        "dspark_native": (*drafting, "verification", "step_cost_path", "calibration_path"),
+        "standalone": drafting,
+    }[speculation.method]
+    given = speculation.model_dump(exclude_defaults=True, exclude={"method", *used})
+    for key, value in given.items():
+        yield Problem(
+            f"speculation.{key}",
+            f"has no meaning with speculation.method {speculation.method}",
+            str(value),
+            "Remove it, or choose another method.",
+        )
+
+
+_DRAFTERS = {
+    **dict.fromkeys(LADDERS, ("the DSpark drafter", "Set it to a checkpoint that was trained for this model.")),
+    "standalone": ("the small model that drafts", "Set it to a model that shares the target's tokenizer."),
+}
+
+
+def _method_has_draft(settings: Settings) -> Iterator[Problem]:
+    speculation = settings.speculation
+    if speculation.method in _DRAFTERS and speculation.draft_path is None:
+        what, cure = _DRAFTERS[speculation.method]
+        yield Problem(
+            "speculation.draft_path", f"must name {what} with speculation.method {speculation.method}", "null", cure
+        )
+
+
+def _short_rung_is_shorter(settings: Settings) -> Iterator[Problem]:
+    speculation = settings.speculation
+    block = speculation.block_tokens
+    if speculation.method in LADDERS and block is not None and speculation.short_tokens > block:
+        yield Problem(
+            "speculation.short_tokens",
+            f"must not exceed speculation.block_tokens, which is {block}",
+            str(speculation.short_tokens),
+            "Lower it, or draft longer blocks.",
+        )
+
+
+def _method_without_attention_groups(settings: Settings) -> Iterator[Problem]:
+    # speculative_hook.py, _handle_eagle_family; our chain worker takes no idle steps beside busy groups.
+    groups = settings.replicas.attention_data_parallel
+    reasons = {
+        **dict.fromkeys(LADDERS, "our worker is not tried under it"),
+        "standalone": "SGLang has none for such a draft",
+    }
+    if settings.speculation.method in reasons and groups > 1:
+        yield Problem(
+            "replicas.attention_data_parallel",
+            f"must be 1 with speculation.method {settings.speculation.method}: {reasons[settings.speculation.method]}",
+            str(groups),
+            "Set it to 1, or choose another method.",
+        )
+
+
+def _dspark_all_to_all(settings: Settings) -> Iterator[Problem]:
+    # speculative_hook.py, _handle_dspark.
+    replicas = settings.replicas
+    if settings.speculation.method != "dspark_native" or replicas.attention_data_parallel == 1:
+        return
+    if replicas.moe_all_to_all not in _DSPARK_ATTENTION_DP:
+        yield Problem(
+            "replicas.moe_all_to_all",
+            "must be none, megamoe or mori for DSpark under attention-DP: SGLang runs no other",
+            replicas.moe_all_to_all,
+            "Use one of the three, or attention_data_parallel: 1.",
+        )
+
+
+def _ladder_needs_ragged_verify(settings: Settings) -> Iterator[Problem]:
+    # speculative_hook.py, _handle_dspark: with attention-DP, any all-to-all backend forces SGLANG_RAGGED_VERIFY_MODE
+    # static, so a step can't verify less than the whole block and a run-time ladder of depths has nothing to turn.
+    replicas = settings.replicas
+    if settings.speculation.verification == "compact" and replicas.attention_data_parallel > 1:
+        if replicas.moe_all_to_all == "none":
+            return
+        yield Problem(
+            "speculation.verification",
+            "must be static under attention-DP with an all-to-all backend: SGLang verifies whole blocks there, so"
+            " depth can't change at run time",
+            "compact",
+            "Set verification: static, or moe_all_to_all: none.",
+        )
+
+
+def _tables_need_compact(settings: Settings) -> Iterator[Problem]:
+    # speculative_hook.py: under static verification SGLang ignores both with a warning.
+    speculation = settings.speculation
+    for key in ("step_cost_path", "calibration_path"):
+        value = getattr(speculation, key)
+        if speculation.method == "dspark_native" and value is not None and speculation.verification == "static":
+            yield Problem(
+                f"speculation.{key}",
+                "has no effect with verification static, which budgets nothing",
+                value,
+                "Set verification: compact, or remove it.",
+            )
+
+
+RULES = (
+    Rule(("speculation",), _keys_fit_method),
+    Rule(("speculation.method", "speculation.draft_path"), _method_has_draft),
+    Rule(("speculation",), _short_rung_is_shorter),
+    Rule(("speculation.method", "replicas.attention_data_parallel"), _method_without_attention_groups),
+    Rule(
+        ("speculation.method", "replicas.attention_data_parallel", "replicas.moe_all_to_all"),
+        _dspark_all_to_all,
+    ),
+    Rule(
+        ("speculation.verification", "replicas.attention_data_parallel", "replicas.moe_all_to_all"),
+        _ladder_needs_ragged_verify,
+    ),
+    Rule(("speculation",), _tables_need_compact),
+)

@@ -1,0 +1,59 @@
+"""The `server` and `supervision` sections: what the HTTP front accepts, and how failed replicas come back.
+
+Knows nothing of models or ranks.
+"""
+
+from pydantic import Field
+
+from sparktier.configs.settings.section import Section
+
+# A pod or a terminal gives up on us after this long.
+SHUTDOWN_LIMIT_S = 15.0
+# What ending replicas and Ray takes of it once requests are gone (4.5 s were seen).
+_ENDING_S = 6.0
+
+
+class ServerSettings(Section):
+    """The HTTP front."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; `0.0.0.0` is all.")
+    port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on.")
+    max_body_bytes: int = Field(
+        default=4 << 20, ge=1024, le=1 << 30, description="Largest request body; a larger one is answered 413."
+    )
+    max_concurrent_requests: int = Field(
+        default=256,
+        ge=1,
+        description="Requests in the front at once; one more is answered 429. As many bodies may be on their way.",
+    )
+    body_timeout_s: float = Field(
+        default=10.0, gt=0, description="Longest that a request's body may take to arrive; then it is answered 408."
+    )
+    request_timeout_s: float = Field(
+        default=600.0, gt=0, description="Longest that one request may take before it is ended with an error."
+    )
+    shutdown_grace_s: float = Field(
+        default=8.0,
+        gt=0,
+        le=SHUTDOWN_LIMIT_S - _ENDING_S,
+        description="After a stop signal, how long requests in flight may go on before they are cut.",
+    )
+
+
+class SupervisionSettings(Section):
+    """Watching and restarting replicas."""
+
+    start_timeout_s: float = Field(
+        default=600.0, gt=0, description="A replica that is not ready after this long counts as failed."
+    )
+    restart_backoff_first_s: float = Field(
+        default=1.0, gt=0, description="Pause before the first restart; each pause is drawn between half of it and all."
+    )
+    restart_backoff_max_s: float = Field(
+        default=60.0, gt=0, description="Longest pause: it doubles with each failure up to this."
+    )
+    healthy_after_s: float = Field(
+        default=60.0, gt=0, description="A replica that served this long starts again from the first pause."
+    )
+    probe_interval_s: float = Field(default=2.0, gt=0, description="Time between two health probes of a replica.")
+    probe_timeout_s: float = Field(default=30.0, gt=0, description="A probe unanswered for this long has failed.")

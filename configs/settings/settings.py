@@ -1,0 +1,63 @@
+"""All settings of one deployment, as the sections they come in.
+
+Rules that compare keys stand in `rules.py`, reading files in `loader.py`.
+"""
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from sparktier.configs.settings.model import ModelSettings, ModelSource
+from sparktier.configs.settings.replicas import RaySettings, ReplicaSettings
+from sparktier.configs.settings.section import Section
+from sparktier.configs.settings.server import ServerSettings, SupervisionSettings
+from sparktier.configs.settings.speculation import SpeculationSettings
+from sparktier.configs.settings.telemetry import TelemetrySettings
+from sparktier.configs.settings.tiers import TierId, TierSettings
+from sparktier.configs.settings.training import TrainingSettings
+
+__all__ = [
+    "ModelSettings",
+    "ModelSource",
+    "RaySettings",
+    "ReplicaSettings",
+    "ServerSettings",
+    "Settings",
+    "SpeculationSettings",
+    "SupervisionSettings",
+    "TelemetrySettings",
+    "TierSettings",
+    "TrainingSettings",
+]
+
+
+def _one_best_effort_tier() -> Mapping[int, TierSettings]:
+    return {0: TierSettings(name="standard", default=True)}
+
+
+class Settings(Section):
+    """A whole configuration file."""
+
+    model: ModelSettings = Field(description="Which model is served.")
+    replicas: ReplicaSettings = Field(default=ReplicaSettings(), description="How often, and over which ranks.")
+    ray: RaySettings = Field(default=RaySettings(), description="The Ray cluster that holds the ranks.")
+    speculation: SpeculationSettings = Field(default=SpeculationSettings(), description="Drafting and verification.")
+    training: TrainingSettings = Field(
+        default=TrainingSettings(), description="Features of the model for whoever trains a drafter."
+    )
+    tiers: Mapping[TierId, TierSettings] = Field(
+        default_factory=_one_best_effort_tier,
+        min_length=1,
+        description="Classes of users by id, a small number that is never given to another tier. Names and promises are"
+        " checked and kept; neither admission nor depth acts on them yet.",
+    )
+    telemetry: TelemetrySettings = Field(default=TelemetrySettings(), description="What replicas tell of their steps.")
+    server: ServerSettings = Field(default=ServerSettings(), description="The HTTP front.")
+    supervision: SupervisionSettings = Field(
+        default=SupervisionSettings(), description="Watching and restarting replicas."
+    )
+
+    @property
+    def default_tier(self) -> int:
+        """Id of the tier that serves requests which name none."""
+        return next(tier_id for tier_id, tier in self.tiers.items() if tier.default)

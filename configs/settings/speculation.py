@@ -1,0 +1,69 @@
+"""The `speculation` section: who drafts, and how much of a draft is verified.
+
+Knows nothing of tiers. Methods are those this version can run: a new one joins `Method` and the table in
+`serving/deployment/engine_args.py`.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from sparktier.configs.settings.model import ModelPath
+from sparktier.configs.settings.section import Section
+
+Method = Literal["none", "chain", "tree", "dspark_native", "standalone"]
+LADDERS: tuple[Method, ...] = ("chain", "tree")
+"""Methods whose depth our own worker changes between steps."""
+
+
+class SpeculationSettings(Section):
+    """Drafting and verification."""
+
+    method: Method = Field(
+        default="none",
+        description="`none`; `chain` (a DSpark drafter, depth changed between steps); `tree` (the same with trees above"
+        " chains); `dspark_native` (SGLang's own DSpark chain); `standalone` (a small model drafts).",
+    )
+    draft_path: ModelPath | None = Field(
+        default=None,
+        description="Draft weights. Null with `dspark_native`: they are part of the target's checkpoint.",
+    )
+    draft_revision: str | None = Field(default=None, description="Commit or tag of a hub id in `draft_path`.")
+    block_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Tokens drafted in one step, at most the draft checkpoint's; null takes that.",
+    )
+    short_tokens: int = Field(
+        default=2, ge=1, le=64, description="Tokens drafted on the short rung of `chain` and `tree`; cut to the block."
+    )
+    accept_rule: Literal["match", "ratio"] = Field(
+        default="match",
+        description="How `chain` and `tree` accept drafts: `match` keeps those that equal the target's own choice,"
+        " `ratio` draws drafts and keeps each with probability min(1, p/q). Neither changes the distribution.",
+    )
+    tree_rows: int = Field(
+        default=12, ge=2, le=128, description="Rows of a request's tree with `tree`, its anchor's included."
+    )
+    tree_parents: int = Field(default=4, ge=1, le=32, description="Nodes of a tree expanded on each level.")
+    tree_children: int = Field(default=4, ge=1, le=32, description="Children of each expanded node.")
+    verification: Literal["static", "compact"] = Field(
+        default="static",
+        description="`static` verifies every drafted token; `compact` lets the step's budget trim them.",
+    )
+    step_cost_path: str | None = Field(
+        default=None, description="Step-cost table (SGLang's SPS JSON) that `compact` budgets by."
+    )
+    calibration_path: str | None = Field(
+        default=None, description="Confidence temperatures (SGLang's STS JSON) that `compact` ranks by."
+    )
+
+    @property
+    def rows_per_request(self) -> int | None:
+        """Rows that one request may bring to a verify step: anchor plus block. None: the draft checkpoint decides."""
+        if self.method == "none":
+            return 1
+        if self.block_tokens is None:
+            return None
+        return max(self.block_tokens + 1, self.tree_rows if self.method == "tree" else 0)

@@ -1,0 +1,1 @@
+"""Fits calibrators of a drafter: the confidence head, its temperatures, acceptance of children."""

@@ -1,9 +1,0 @@
-"""Where the drafter of the demo model lies in the installed package. Knows nothing of what made it."""
-
-from importlib import resources
-from pathlib import Path
-
-
-def demo_draft() -> Path:
-    """Return the folder of the demo model's drafter: checkpoint, calibrations and model card."""
-    return Path(str(resources.files("sparktier.drafter").joinpath("demo_draft")))

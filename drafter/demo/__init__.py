@@ -1,0 +1,1 @@
+"""The demo drafter's recipe, its prompts, and the drafter itself (`draft/`)."""

@@ -1,0 +1,49 @@
+"""Prompts that a target writes itself: given the beginning of a user's turn, an instruct model ends it plausibly.
+
+More variety than templates have, in words the target has an answer to, from no data at all (Magpie,
+arXiv 2406.08464). Knows nothing of answers or features.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from sparktier.drafter.data.local_target import LocalTarget
+from sparktier.drafter.data.prompts import Prompt
+
+BATCH = 128
+LEAST_CHARS = 20
+
+
+def self_written(
+    target: LocalTarget,
+    count: int,
+    beginning: str,
+    tokens: int,
+    temperature: float,
+    seed: int,
+    done: Callable[[int], None],
+) -> list[Prompt]:
+    """Sample user turns that start with `beginning` and drop those not ended within `tokens` tokens.
+
+    Args:
+        target: the model to be asked.
+        count: how many to sample; fewer are returned.
+        beginning: what each turn starts with, "" for anything.
+        tokens: the longest turn kept.
+        temperature: of the sampling, above 0.
+        seed: of the draws.
+        done: called with the number sampled in each batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    prefix = target.encode_user_turn(beginning)
+    prompts = []
+    for start in range(0, count, BATCH):
+        rows = min(BATCH, count - start)
+        written = target.write([prefix] * rows, tokens, temperature, generator)
+        for record, ended in zip(written.records, written.ended, strict=True):
+            text = beginning + target.decode(record.token_ids[record.answer_mask].tolist())
+            if ended and len(text.strip()) >= len(beginning) + LEAST_CHARS:
+                prompts.append(Prompt((text.strip(),)))
+        done(rows)
+    return prompts

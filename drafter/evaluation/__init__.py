@@ -1,0 +1,1 @@
+"""Measures a drafter on stored answers: accepted length, calibration error, comparisons, plots."""

@@ -1,0 +1,185 @@
+"""Draft checkpoints in DeepSpec's and SGLang's layout, both ways, with a note of what they were made for.
+
+Owns `config.json` + `model.safetensors` + `sparktier.json` (digest of the weights, fingerprints of target and
+tokenizer). Knows nothing of training state. Layout: sglang `srt/models/dspark.py` `load_weights`.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sparktier.configs.errors import ArtifactError
+from sparktier.configs.files import read_json, sha256_of, staged, write_json
+from sparktier.drafter.calibration.confidence import LinearHead
+from sparktier.drafter.data.target import Binding, Target
+from sparktier.drafter.model.config import DraftConfig
+from sparktier.drafter.model.draft_model import FROZEN, DraftModel
+from sparktier.kernels.cpu_features import has_bfloat16_units
+
+SCHEMA = 1
+WEIGHTS = "model.safetensors"
+NOTE = "sparktier.json"
+_PLAIN = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def trainable_tensors(model: DraftModel) -> dict[str, Tensor]:
+    """Return the tensors that are the drafter's own, by checkpoint name."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(FROZEN)}
+
+
+def save_draft(
+    model: DraftModel, folder: Path, binding: Binding, dtype: torch.dtype = torch.bfloat16, with_tables: bool = False
+) -> None:
+    """Write a checkpoint that SGLang serves, replacing `folder` in one step.
+
+    The confidence head stays fp32, as SGLang computes it. `with_tables` adds the frozen copies of the target's tables
+    that DeepSpec's checkpoints carry; SGLang and `load_draft` take them from the target.
+
+    Raises:
+        ArtifactError: the folder can't be written; an earlier one is untouched.
+    """
+    tensors = model.state_dict() if with_tables else trainable_tensors(model)
+    with staged(folder) as part:
+        part.mkdir()
+        save_file({name: _stored(name, tensor, dtype) for name, tensor in tensors.items()}, part / WEIGHTS)
+        names = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float16: "float16"}
+        write_json(part / "config.json", model.config.to_hf() | {"dtype": names[dtype]})
+        note = {"schema": SCHEMA, "weights_sha256": sha256_of(part / WEIGHTS), **asdict(binding)}
+        write_json(part / NOTE, note)
+
+
+def replace_confidence(folder: Path, head: LinearHead) -> None:
+    """Give a checkpoint another confidence head, in place and not in one step: see `files.staged`."""
+    parts = {"weight": torch.from_numpy(head.weight).float().unsqueeze(0), "bias": torch.tensor([head.bias]).float()}
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        heads = [name for name in tensors if "confidence_head.proj." in name]
+        if heads:
+            save_file(tensors | {name: parts[name.rpartition(".")[2]] for name in heads}, file)
+    if (folder / NOTE).exists():
+        note = read_json(folder / NOTE, "a drafter's note")
+        write_json(folder / NOTE, note | {"weights_sha256": weights_sha256(folder)})
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the digest of a checkpoint's weights: of its one file, or of the digests of its parts by name.
+
+    Raises:
+        ArtifactError: the folder holds no weights.
+    """
+    if (folder / WEIGHTS).exists():
+        return sha256_of(folder / WEIGHTS)
+    parts = sorted(folder.glob("*.safetensors"))
+    if not parts:
+        raise ArtifactError(f"{folder}: holds no *.safetensors. Give the folder of a draft checkpoint.")
+    lines = "".join(f"{part.name} {sha256_of(part)}\n" for part in parts)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    kept = torch.float32 if name.startswith("confidence_head.") else dtype
+    return tensor.detach().to("cpu", kept).contiguous()
+
+
+def load_draft(folder: Path, target: Target | None = None) -> DraftModel:
+    """Read a checkpoint of ours, DeepSpec or SGLang in fp32 (the frozen tables in their own dtype).
+
+    Without `target` the checkpoint must carry the frozen tables itself. The output table becomes fp32, too, on a CPU
+    that is slow in bf16: its products with many rows took nine tenths of an evaluation there.
+
+    Raises:
+        ArtifactError: it is corrupt, not a draft we run, or made for another target or tokenizer.
+    """
+    config = DraftConfig.from_hf(
+        read_json(folder / "config.json", "a draft's config.json"), str(folder / "config.json")
+    )
+    check_draft(folder, target)
+    tensors = _read_weights(folder)
+    with torch.device("meta"):
+        model = DraftModel(config)
+    if target is not None:
+        _check_sizes(config, target, folder)
+        tensors |= {"embed_tokens.weight": target.embedding, "lm_head.weight": target.head}
+    _check_tensors(model.state_dict(), tensors, folder)
+    embedding, head = tensors["embed_tokens.weight"], tensors["lm_head.weight"]
+    own = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith(FROZEN)}
+    model.load_state_dict(own, strict=False, assign=True)
+    model.set_target_tables(embedding, head if has_bfloat16_units() else head.float())
+    return model
+
+
+def read_binding(folder: Path) -> Binding:
+    """Return what the checkpoint was made for; unknown for checkpoints that are not ours."""
+    if not (folder / NOTE).exists():
+        return Binding("", "")
+    note = read_json(folder / NOTE, "a drafter's note")
+    return Binding(str(note.get("target_sha256", "")), str(note.get("tokenizer_sha256", "")))
+
+
+def check_draft(folder: Path, target: Target | None) -> None:
+    """Check a checkpoint's digest and, if `target` is given, that it was made for that; any other's has no note.
+
+    Raises:
+        ArtifactError: it is corrupt, of another schema, or made for another target or tokenizer.
+    """
+    if not (folder / NOTE).exists():
+        return
+    note = read_json(folder / NOTE, "a drafter's note")
+    if note.get("schema") != SCHEMA:
+        raise ArtifactError(
+            f"{folder / NOTE}: schema must be {SCHEMA} (found {note.get('schema')}). Retrain or update."
+        )
+    if weights_sha256(folder) != note.get("weights_sha256"):
+        raise ArtifactError(
+            f"{folder / WEIGHTS}: its digest must be that of {NOTE} (it differs). Restore the checkpoint."
+        )
+    if target is not None:
+        target.binding.require(read_binding(folder), str(folder))
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ArtifactError(f"{folder}: holds no *.safetensors. Give the folder of a draft checkpoint.")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"{file}: must be a safetensors file ({error}). Restore the checkpoint.") from None
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if "rotary_emb" not in name}
+
+
+def _check_sizes(config: DraftConfig, target: Target, folder: Path) -> None:
+    for name, wanted, found in (
+        ("hidden_size", target.hidden_size, config.hidden_size),
+        ("vocab_size", target.vocab_size, config.vocab_size),
+        ("num_target_layers", target.num_hidden_layers, config.num_target_layers),
+    ):
+        if wanted != found:
+            raise ArtifactError(f"{folder}: {name} must be the target's {wanted} (found {found}). Give its own target.")
+
+
+def _check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
+    missing, foreign = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or foreign:
+        raise ArtifactError(
+            f"{folder}: tensors must be those of its config.json (missing {missing[:3]}, unknown {foreign[:3]}). "
+            "Restore the checkpoint; without frozen tables, give the target."
+        )
+    for name, tensor in wanted.items():
+        if not name.startswith(FROZEN) and not (found[name].dtype in _PLAIN and found[name].isfinite().all()):
+            raise ArtifactError(
+                f"{folder}: {name} must hold finite numbers (found {found[name].dtype}, or NaN or infinity in it). Use "
+                "an earlier checkpoint, unquantised."
+            )
+        if tensor.shape != found[name].shape:
+            raise ArtifactError(
+                f"{folder}: {name} must be {list(tensor.shape)} (found {list(found[name].shape)}). Restore it."
+            )

@@ -1,0 +1,1 @@
+"""Trains a drafter: losses, optimiser, schedule, runs and their checkpoints."""

@@ -1,0 +1,93 @@
+"""What `sparktier train` is told: the shape of the draft and the course of the run. Knows nothing of their use."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from sparktier.configs.errors import ConfigError
+from sparktier.configs.loading.explain import explain
+from sparktier.configs.loading.yaml_source import read_yaml
+from sparktier.configs.settings.section import Section
+from sparktier.drafter.model.config import MarkovType
+
+# YAML takes 6e-4 for text, as it has no decimal point.
+Real = Annotated[float, Field(strict=False)]
+Folder = Annotated[Path, Field(strict=False)]
+
+
+class DraftShape(Section):
+    """The draft to build; sizes that must equal the target's are taken from it."""
+
+    num_hidden_layers: int = Field(default=5, gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0, multiple_of=2)
+    intermediate_size: int = Field(gt=0)
+    rms_norm_eps: Real = Field(default=1e-6, gt=0)
+    rope_theta: Real = Field(default=10_000.0, gt=0)
+    max_position_embeddings: int = Field(default=32_768, gt=0)
+    block_size: int = Field(default=7, gt=0)
+    mask_token_id: int = Field(ge=0)
+    markov_rank: int = Field(default=256, ge=0)
+    markov_head_type: MarkovType = "vanilla"
+    confidence_head: bool = True
+
+    @model_validator(mode="after")
+    def _heads_share_evenly(self) -> Self:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} must be a multiple of num_key_value_heads "
+                f"{self.num_key_value_heads}"
+            )
+        return self
+
+
+class TrainSettings(Section):
+    """One run. Fine-tuning is the same with `init_from`, the folder of a draft checkpoint, in place of `draft`.
+
+    A step takes `rows_per_step` packed rows of up to `row_tokens` tokens, spread over all ranks, and draws up to
+    `anchors_per_row` blocks in each, scored on about `loss_columns` columns of the vocabulary (0: all). Defaults are
+    DeepSpec's (`config/dspark`) where it has them.
+    """
+
+    target: Folder
+    run_dir: Folder
+    draft: DraftShape | None = None
+    init_from: Folder | None = None
+    seed: int = 42
+    steps: int = Field(gt=0)
+    row_tokens: int = Field(default=4096, gt=0)
+    rows_per_step: int = Field(default=512, gt=0)
+    anchors_per_row: int = Field(default=512, gt=0)
+    learning_rate: Real = Field(default=6e-4, gt=0)
+    warmup_frac: Real = Field(default=0.04, ge=0, le=1)
+    weight_decay: Real = Field(default=0.0, ge=0)
+    grad_clip: Real = Field(default=1.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    cross_entropy: Real = Field(default=0.1, ge=0)
+    total_variation: Real = Field(default=0.9, ge=0)
+    confidence: Real = Field(default=1.0, ge=0)
+    decay_rows: Real = Field(default=4.0, gt=0)
+    loss_columns: int = Field(default=0, ge=0)
+    held_out_sequences: int = Field(default=64, gt=0)
+    evaluate_every_steps: int = Field(default=500, gt=0)
+    checkpoint_every_steps: int = Field(default=500, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)
+
+
+def load_train_settings(path: Path) -> TrainSettings:
+    """Read a run's settings from a YAML file.
+
+    Raises:
+        ConfigError: one or more rules are broken; it lists all of them.
+    """
+    data, repeated = read_yaml(path)
+    try:
+        settings = TrainSettings.model_validate(data)
+    except ValidationError as error:
+        problems = [explain(detail, TrainSettings).problem for detail in error.errors()]
+        raise ConfigError([*repeated, *problems]) from None
+    if repeated:
+        raise ConfigError(repeated)
+    return settings

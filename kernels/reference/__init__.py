@@ -1,0 +1,1 @@
+"""Slow references of the kernels, for tests."""

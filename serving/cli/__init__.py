@@ -1,0 +1,1 @@
+"""The command line: arguments and help; each command's body is elsewhere."""

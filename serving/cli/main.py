@@ -1,0 +1,153 @@
+"""The `sparktier` command: parses arguments, loads settings, and hands over. Owns exit codes and how errors look.
+
+Knows nothing of engines: each command imports its work when it runs, so `--help` and a wrong file cost no time.
+Exit codes: 0 done, 1 a check or a replica failed, 2 bad input, 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import NoReturn
+
+from sparktier.configs.errors import ArtifactError, ConfigError, SparktierError, UpstreamError
+from sparktier.configs.settings.settings import Settings
+from sparktier.serving.cli import bench as bench_cli
+from sparktier.serving.cli import drafter as drafter_cli
+from sparktier.serving.cli.options import add_config, add_json, configured, whole_number
+from sparktier.serving.engine.upstream.check import require_version
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+_BAD_INPUT = (ConfigError, UpstreamError, ArtifactError)
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that complains in one line, as every other error of ours does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print `message` and exit."""
+        _complain(f"{message} (see {self.prog} --help)")
+        raise SystemExit(EXIT_BAD_INPUT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (of this process when None) and return its exit code."""
+    options = _parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(options)
+    except ConfigError as error:
+        for problem in error.problems:
+            _complain(f"{options.config}: {problem}")
+        return EXIT_BAD_INPUT
+    except SparktierError as error:
+        _complain(str(error))
+        return EXIT_BAD_INPUT if isinstance(error, _BAD_INPUT) else EXIT_FAILED
+    except BrokenPipeError:
+        # The reader of our output has gone; without this, Python complains of that when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except OSError as error:
+        place = error.filename or "this machine"
+        _complain(
+            f"{place}: must be usable (found {error.strerror or error}). Check the path, its rights and its disk."
+        )
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _complain(text: str) -> None:
+    print("sparktier: " + " ".join(text.split()), file=sys.stderr)
+
+
+def _up(options: argparse.Namespace) -> int:
+    settings = _settings_to_run(options)
+    from sparktier.serving.supervision.up import run
+
+    return run(settings)
+
+
+def _engine(options: argparse.Namespace) -> int:
+    settings = _settings_to_run(options)
+    from sparktier.serving.supervision.replica_process import run
+
+    return run(settings, replica=options.replica, port=options.port)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    settings = configured(options)
+    from sparktier.serving.cli import doctor as doctor_command
+
+    if options.plan:
+        return doctor_command.plan(
+            settings, model_config=options.model_config, draft_config=options.draft_config, report=options.json
+        )
+    return doctor_command.examine(settings, report=options.json)
+
+
+def _settings_to_run(options: argparse.Namespace) -> Settings:
+    """Return the settings, once they and the installed SGLang are known to be what we can run."""
+    settings = configured(options)
+    require_version()
+    return settings
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="sparktier", description="Serve a large mixture-of-experts model at the speed each user's tier promises."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Command, summary: str, example: str) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(command=run)
+        return command
+
+    up = add(
+        "up", _up, "Serve a configuration in the foreground.", "sparktier up configs/demo.yaml --set server.port=9000"
+    )
+    add_config(up)
+
+    engine = add(
+        "engine",
+        _engine,
+        "Run one replica of a configuration; `up` starts these.",
+        "sparktier engine configs/demo.yaml --replica 0 --port 30000",
+    )
+    add_config(engine)
+    engine.add_argument("--replica", type=whole_number(0, 1023), required=True, help="number of the replica, from 0")
+    engine.add_argument("--port", type=whole_number(1, 65535), required=True, help="port of its HTTP server")
+
+    doctor = add(
+        "doctor",
+        _doctor,
+        "Check this machine for a configuration, or show what a deployment would do.",
+        "sparktier doctor --plan configs/deployments/qwen3-235b-a22b-8xh200.yaml",
+    )
+    add_config(doctor, default=Path(str(resources.files("sparktier.configs").joinpath("demo.yaml"))))
+    doctor.add_argument(
+        "--plan", action="store_true", help="show arguments, memory and placement instead; needs no GPU"
+    )
+    doctor.add_argument("--model-config", type=Path, metavar="PATH", help="config.json of a model that is not at hand")
+    doctor.add_argument("--draft-config", type=Path, metavar="PATH", help="config.json of a draft that is not at hand")
+    add_json(doctor)
+    drafter_cli.add_commands(add)
+    bench_cli.add_commands(add)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Clients of replicas: addresses, keys, timeouts, and the map from transport errors to ours."""

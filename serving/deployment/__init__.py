@@ -1,0 +1,1 @@
+"""From settings to what is started: SGLang's arguments, model folders, and plans for machines elsewhere."""

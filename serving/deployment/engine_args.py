@@ -1,0 +1,199 @@
+"""From settings to what SGLang 0.5.23 is started with: keyword arguments of `ServerArgs`, and environment variables.
+
+Pure: imports no SGLang, asks no device. A test compares every name used here with the installed `ServerArgs`.
+"""
+
+from typing import Any, Literal
+
+from sparktier.configs.errors import ConfigError
+from sparktier.configs.rules.all import broken_rules
+from sparktier.configs.rules.layout import kv_tokens_of_longest
+from sparktier.configs.settings.settings import Settings, SpeculationSettings, TrainingSettings
+from sparktier.configs.settings.speculation import LADDERS
+from sparktier.serving.engine.speculation import options
+
+Device = Literal["cpu", "cuda"]
+
+# SGLang sizes the cache by what memory is free, which on a CPU is everybody's, and each rank would take it all.
+DEFAULT_CPU_KV_TOKENS = 16384
+
+# The engine's plugin puts its sampler, with noise keyed by seed and position, in the place of SGLang's own of this name
+# (the only one that SGLang lets a CPU have). All of SGLang's ignore a request's seed.
+KEYED_SAMPLER = "pytorch"
+
+# Where blocks are drafted SGLang lets nobody in until two to four slots are free (min_free_slots_delayer.py): fewer
+# draft prefills, and users who wait beside free slots for as long as others' answers last. 1: no such wait.
+FREE_SLOTS_TO_ADMIT = 1
+
+_DISPATCH_ROWS_ENV = {
+    "deepep": "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
+    "mooncake": "SGLANG_MOONCAKE_EP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
+    "nixl": "SGLANG_NIXL_EP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
+}
+
+
+def engine_kwargs(settings: Settings, *, replica: int, device: Device, model_path: str) -> dict[str, Any]:
+    """Return the `ServerArgs` fields for one replica; whatever is left out keeps SGLang's default.
+
+    `model_path` is where the weights are by now (a built demo, a local directory, or still the hub id); `device` is
+    what `auto` came to. Host and port are the caller's to add.
+
+    Raises:
+        ConfigError: the settings can't run on `device`.
+    """
+    resolved = on_device(settings, device)
+    chosen = {
+        "model_path": model_path,
+        # Unseeded requests must not draw the same numbers on every replica, nor others after a restart.
+        "random_seed": replica,
+        "use_ray": True,
+        "device": device,
+        "log_level": "warning",
+        "enable_metrics": True,
+        **_model(resolved),
+        **_layout(resolved),
+        **_speculation(resolved),
+        **resolved.replicas.sglang_args,
+        **(_cpu(resolved) if device == "cpu" else {}),
+    }
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def engine_environment(settings: Settings) -> dict[str, str]:
+    """Return the variables that every rank of a replica needs; SGLang reads these settings from nowhere else."""
+    environment: dict[str, str] = {}
+    if settings.speculation.method in LADDERS:
+        environment[options.ENV] = _ladder_options(settings.speculation).dump()
+        # Ragged rows need SGLang's compact verify graphs where there are graphs; without any, nothing changes.
+        environment["SGLANG_RAGGED_VERIFY_MODE"] = "compact" if settings.replicas.device == "cuda" else "static"
+    if settings.speculation.method == "dspark_native":
+        environment["SGLANG_RAGGED_VERIFY_MODE"] = settings.speculation.verification
+    if rows_env := _DISPATCH_ROWS_ENV.get(settings.replicas.moe_all_to_all):
+        environment[rows_env] = str(settings.replicas.dispatch_rows_per_rank)
+    return environment
+
+
+def on_device(settings: Settings, device: Device) -> Settings:
+    """Return `settings` with `replicas.device` set to `device`.
+
+    Raises:
+        ConfigError: a rule forbids that.
+    """
+    replicas = settings.replicas.model_copy(update={"device": device})
+    resolved = settings.model_copy(update={"replicas": replicas})
+    if problems := broken_rules(resolved):
+        raise ConfigError(problems)
+    return resolved
+
+
+def _model(settings: Settings) -> dict[str, Any]:
+    model = settings.model
+    return {
+        "revision": model.revision,
+        "served_model_name": model.public_name,
+        "dtype": model.dtype,
+        "quantization": model.quantization,
+        "kv_cache_dtype": model.kv_dtype,
+        "context_length": model.context_tokens,
+        "trust_remote_code": model.trust_remote_code,
+        "tool_call_parser": model.tool_call_parser,
+    }
+
+
+def _layout(settings: Settings) -> dict[str, Any]:
+    replicas = settings.replicas
+    return {
+        "nnodes": replicas.nodes,
+        "tp_size": replicas.tensor_parallel,
+        "ep_size": replicas.expert_parallel,
+        # Not dp_size with enable_dp_attention: SGLang drops that spelling after 2026 (parallel_hook.py).
+        "attn_dp_size": replicas.attention_data_parallel,
+        "max_running_requests": replicas.max_running_requests,
+        "min_free_slots_delay": FREE_SLOTS_TO_ADMIT,
+        "max_total_tokens": replicas.kv_tokens,
+        "mem_fraction_static": replicas.memory_frac,
+        "chunked_prefill_size": replicas.chunked_prefill_tokens,
+        "page_size": replicas.page_tokens,
+        "attention_backend": replicas.attention_backend,
+        "moe_a2a_backend": replicas.moe_all_to_all,
+    }
+
+
+def _speculation(settings: Settings) -> dict[str, Any]:
+    speculation = settings.speculation
+    if speculation.method == "dspark_native":
+        return _dspark(speculation, attention_groups=settings.replicas.attention_data_parallel)
+    if speculation.method == "standalone":
+        return _standalone(speculation)
+    if speculation.method in LADDERS:
+        return {"sampling_backend": KEYED_SAMPLER, **_ladder(speculation)}
+    # On GPUs plain decoding keeps SGLang's own fused sampler.
+    sampler = {"sampling_backend": KEYED_SAMPLER} if settings.replicas.device == "cpu" else {}
+    return {**sampler, **_capture(settings.training)}
+
+
+def _ladder_options(speculation: SpeculationSettings) -> options.Options:
+    tree = options.TreeOptions(speculation.tree_rows, speculation.tree_parents, speculation.tree_children)
+    return options.Options(
+        short_tokens=speculation.short_tokens,
+        block_tokens=speculation.block_tokens,
+        accept_rule=speculation.accept_rule,
+        tree=tree if speculation.method == "tree" else None,
+    )
+
+
+def _ladder(speculation: SpeculationSettings) -> dict[str, Any]:
+    return {
+        "speculative_algorithm": options.ALGORITHM,
+        "speculative_draft_model_path": speculation.draft_path,
+        "speculative_draft_model_revision": speculation.draft_revision,
+        "speculative_num_draft_tokens": speculation.rows_per_request,
+    }
+
+
+def _capture(training: TrainingSettings) -> dict[str, Any]:
+    if training.target_layer_ids is None:
+        return {}
+    return {
+        "enable_return_aux_hidden_states": True,
+        "return_aux_hidden_state_layer_ids": list(training.target_layer_ids),
+        # Beside that flag it only says how layers are numbered (validation_hook.py): as for a DSpark draft.
+        "speculative_algorithm": "DSPARK",
+    }
+
+
+def _dspark(speculation: SpeculationSettings, *, attention_groups: int) -> dict[str, Any]:
+    return {
+        "speculative_algorithm": "DSPARK",
+        "speculative_draft_model_path": speculation.draft_path,
+        "speculative_draft_model_revision": speculation.draft_revision,
+        "speculative_dspark_block_size": speculation.block_tokens,
+        "speculative_dspark_sps_table_path": speculation.step_cost_path,
+        "speculative_dspark_confidence_sts_path": speculation.calibration_path,
+        # Required with attention-DP (speculative_hook.py, _handle_dspark).
+        "enable_dp_lm_head": True if attention_groups > 1 else None,
+    }
+
+
+def _standalone(speculation: SpeculationSettings) -> dict[str, Any]:
+    block = speculation.block_tokens
+    return {
+        "speculative_algorithm": "STANDALONE",
+        "speculative_draft_model_path": speculation.draft_path,
+        "speculative_draft_model_revision": speculation.draft_revision,
+        "speculative_num_steps": block,
+        # A chain. SGLang wants all three or none (speculative_hook.py, _handle_eagle_family).
+        "speculative_eagle_topk": None if block is None else 1,
+        "speculative_num_draft_tokens": None if block is None else block + 1,
+    }
+
+
+def _cpu(settings: Settings) -> dict[str, Any]:
+    return {
+        "disable_overlap_schedule": True,
+        "disable_cuda_graph": True,
+        # An idle rank would keep a core busy. With several attention groups each sleeps on its own requests, and one
+        # that wakes then waits for the others' second of sleep.
+        "sleep_on_idle": settings.replicas.attention_data_parallel == 1,
+        "max_total_tokens": settings.replicas.kv_tokens or max(DEFAULT_CPU_KV_TOKENS, kv_tokens_of_longest(settings)),
+    }

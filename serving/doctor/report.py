@@ -1,0 +1,46 @@
+"""Shows what the doctor found, and a plan, as tables."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from sparktier.serving.deployment.plan import DeploymentPlan, Row
+from sparktier.serving.doctor.checks import Finding
+
+_COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
+
+
+def show_findings(findings: Sequence[Finding], console: Console) -> None:
+    """Print a table with a line for each finding."""
+    table = Table("check", "")
+    for name in ("found", "cure"):
+        table.add_column(name, overflow="fold")
+    for finding in findings:
+        colour = _COLOURS[finding.status]
+        table.add_row(finding.check, f"[{colour}]{finding.status}[/]", _plain(finding.found), _plain(finding.cure))
+    console.print(table)
+
+
+def show_plan(plan: DeploymentPlan, console: Console) -> None:
+    """Print a table for each section of `plan`, refusals last."""
+    rows = (*plan.rows, *plan.refusals)
+    for section in dict.fromkeys(row.section for row in rows):
+        table = Table(title=section, title_justify="left", show_header=False)
+        for row in rows:
+            if row.section == section:
+                table.add_row(row.name, _value(row), _plain(row.note))
+        console.print(table)
+    if not plan.refusals:
+        console.print("Nothing is refused. Every figure here is computed, none was measured on a GPU.")
+
+
+def _value(row: Row) -> str:
+    return (
+        f"{row.value:,}" if isinstance(row.value, int) and not isinstance(row.value, bool) else _plain(str(row.value))
+    )
+
+
+def _plain(text: str) -> str:
+    """Return `text` so that the console takes none of it for markup."""
+    return text.replace("[", r"\[")

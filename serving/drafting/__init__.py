@@ -1,0 +1,1 @@
+"""Bodies of the drafter's commands: train, evaluate, calibrate, and their sources."""

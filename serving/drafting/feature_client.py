@@ -1,0 +1,164 @@
+"""The trainer's side of a replica's features: a producer for `FeatureStream`, and the filling of a cache.
+
+Talks HTTP to the replica's own port (not the front's). Knows nothing of SGLang, and of training only the contract.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import httpx
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from sparktier.configs.errors import ArtifactError, ReplicaError
+from sparktier.drafter.data.answers import Answer
+from sparktier.drafter.data.feature_store import FeatureWriter
+from sparktier.drafter.data.feature_stream import FeatureStream
+from sparktier.drafter.data.features import FeatureDtype, FeatureSpec
+from sparktier.drafter.data.packing import FeatureRecord
+from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, bearer
+
+_PATH = "/sparktier/features"
+_CONNECT_TIMEOUT_S = 10.0
+# A record waits for those before it, of this trainer and of others.
+_RECORD_TIMEOUT_S = 600.0
+
+
+class EngineFacts(BaseModel):
+    """What a replica says of the records it makes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target_layer_ids: tuple[int, ...]
+    hidden_size: int
+    dtype: FeatureDtype
+    longest_tokens: int
+    target_sha256: str
+    tokenizer_sha256: str
+
+    def spec(self, *, dataset: str, temperature: float, seed: int = 0) -> FeatureSpec:
+        """Return the spec of features made of answers that were drawn with `temperature` and `seed`."""
+        made_by = self.model_dump(exclude={"longest_tokens"})
+        return FeatureSpec(dataset=dataset, temperature=temperature, seed=seed, **made_by)
+
+
+def engine_facts(url: str, *, key: str) -> EngineFacts:
+    """Ask the replica at `url`, which `key` opens, what its records are.
+
+    Raises:
+        ReplicaError: nobody answers there, or the replica hands out no features.
+    """
+    try:
+        timeout = httpx.Timeout(_RECORD_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+        answer = httpx.get(url + _PATH, headers=bearer(key), timeout=timeout, trust_env=False)
+        _require_opened(url, answer)
+        answer.raise_for_status()
+        return EngineFacts.model_validate_json(answer.content)
+    except (httpx.HTTPError, httpx.InvalidURL, ValidationError) as error:
+        cure = "Set training.target_layer_ids in its settings, and give the replica's own address, not the front's."
+        raise ReplicaError(f"{url}: a replica must hand out features ({_short(error)}). {cure}") from None
+
+
+@dataclass(frozen=True)
+class EngineFeatures:
+    """Makes the features of `answers` on the replica at `url`; `ahead` records are asked for before they are read.
+
+    `key` is the replica's admin key.
+    """
+
+    url: str
+    answers: Sequence[Answer]
+    ahead: int = 2
+    key: str = field(kw_only=True, repr=False)
+
+    @property
+    def lengths_tokens(self) -> tuple[int, ...]:
+        """Return every sequence's length."""
+        return tuple(answer.length_tokens for answer in self.answers)
+
+    def require_fit(self, facts: EngineFacts) -> None:
+        """Raise ArtifactError when an answer is longer than the engine takes, before any work is done."""
+        longest = max(self.lengths_tokens)
+        if longest > facts.longest_tokens:
+            raise ArtifactError(
+                f"answers: {self.url} takes up to {facts.longest_tokens} tokens (found one of {longest}). Raise its "
+                "model.context_tokens, or leave longer answers out."
+            )
+
+    def stream(self, spec: FeatureSpec, in_flight: int) -> FeatureStream:
+        """Return a source that has the engine make each record as it is read; besides these, `ahead` are held."""
+        return FeatureStream(spec, self.lengths_tokens, self.produce, in_flight)
+
+    def fill(self, writer: FeatureWriter) -> None:
+        """Write what the store of `writer` still lacks; it goes on where it stopped when called again."""
+        for record in self.produce(iter(range(writer.next_index, len(self.answers)))):
+            writer.append(record)
+
+    def produce(self, order: Iterator[int]) -> Iterator[FeatureRecord]:
+        """Yield the records numbered in `order`. Closing the iterator ends what the engine does for it.
+
+        Raises:
+            ReplicaError: the engine is gone or refuses a sequence.
+        """
+        timeout = httpx.Timeout(_RECORD_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+        # A connection a record: a kept one can be closed by the engine just as the next request is sent on it.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        # Leaving the runner cancels what is asked for and unread, which hangs up, which ends it in the engine.
+        with asyncio.Runner() as runner:
+            client = httpx.AsyncClient(
+                base_url=self.url, headers=bearer(self.key), timeout=timeout, limits=limits, trust_env=False
+            )
+            waiting: deque[asyncio.Task[FeatureRecord]] = deque()
+            try:
+                for index in order:
+                    waiting.append(runner.get_loop().create_task(_record(client, self.answers[index])))
+                    if len(waiting) > self.ahead:
+                        yield runner.run(_result(waiting.popleft()))
+                while waiting:
+                    yield runner.run(_result(waiting.popleft()))
+            finally:
+                runner.run(_hang_up(client, waiting))
+
+
+async def _hang_up(client: httpx.AsyncClient, waiting: "deque[asyncio.Task[FeatureRecord]]") -> None:
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await client.aclose()
+
+
+async def _result(task: "asyncio.Task[FeatureRecord]") -> FeatureRecord:
+    return await task
+
+
+async def _record(client: httpx.AsyncClient, answer: Answer) -> FeatureRecord:
+    token_ids = [*answer.prompt_ids, *answer.answer_ids]
+    try:
+        response = await client.post(_PATH, json={"token_ids": token_ids})
+        _require_opened(str(client.base_url), response)
+        if response.status_code != httpx.codes.OK:
+            raise ReplicaError(f"{client.base_url}: {response.text[:300]} (status {response.status_code})")
+        tensors = load(response.content)
+    except (httpx.HTTPError, SafetensorError) as error:
+        raise ReplicaError(
+            f"{client.base_url}: the engine must answer with a record ({_short(error)}). Start it again, then go on."
+        ) from None
+    return FeatureRecord(
+        token_ids=torch.tensor(token_ids, dtype=torch.int32),
+        answer_mask=torch.arange(len(token_ids)) >= len(answer.prompt_ids),
+        **tensors,
+    )
+
+
+def _require_opened(url: str, answer: httpx.Response) -> None:
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        cure = f"Name the keys file of the replica's run in {KEYS_FILE_ENV}; a new run has new keys."
+        raise ReplicaError(f"{url}: the replica must know the admin key (found status 401). {cure}")
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__} {error}".split())[:200]

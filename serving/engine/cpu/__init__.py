@@ -1,0 +1,1 @@
+"""SGLang on plain CPUs: platform, attention, linear layers, experts."""

@@ -1,0 +1,196 @@
+"""FlashInfer attention on GPUs: ragged verify passes of chains and trees inside CUDA graphs.
+
+Extends SGLang's backend, which runs ragged rows without graphs only. A graph is captured for each bucket of rows, once
+without a mask for chains and once with one for trees. Knows nothing of what is accepted.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from sglang.kernels.ops.speculative.ragged_verify_kernels import PaddedToBucket
+from sglang.srt.layers.attention import attention_registry
+from sglang.srt.layers.attention.attention_registry import register_attention_backend
+from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend, PrefillMetadata, fast_prefill_plan
+from sglang.srt.mem_cache.kv_loc_plan import IdSpaceKind
+from sglang.srt.model_executor.runner import decode_cuda_graph_runner
+from sglang.srt.model_executor.runner_utils.capture_mode import get_capture_attention_variant
+from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout, resolve_ragged_verify_layout
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sparktier.kernels.flashinfer_mask import MaskBuffers, mask_bytes, write_tree_mask
+
+_NAME = "flashinfer"
+CHAIN, TREE = "sparktier_chain", "sparktier_tree"
+_ALL_BITS = 255
+
+
+@dataclass(frozen=True)
+class VerifyVariants:
+    """Which of a bucket's two graphs a pass runs; the contract is in SGLang's `layers/attention/graph_variants.py`."""
+
+    capture_labels: ClassVar[tuple[str, ...]] = (CHAIN, TREE)
+
+    def select(self, forward_batch: Any) -> str:
+        """Return TREE where rows may branch: a chain is causal and needs no mask."""
+        return CHAIN if getattr(forward_batch.spec_info, "ancestor_words", None) is None else TREE
+
+
+class Lengths(NamedTuple):
+    """Committed tokens and verified rows of each slot of a graph, [slots] int32 on the host.
+
+    Slots without a request carry the rows that the bucket has to spare, or the last request does.
+    """
+
+    committed: Tensor
+    rows: Tensor
+
+    @property
+    def keys(self) -> Tensor:
+        """[slots] int32: what a slot's rows may attend to."""
+        return self.committed + self.rows
+
+
+class LadderFlashInfer(FlashInferAttnBackend):
+    """SGLang's FlashInfer backend, whose verify passes may differ in rows from request to request under graphs too."""
+
+    def __init__(self, model_runner: Any, **options: Any) -> None:
+        super().__init__(model_runner, **options)
+        # SGLang checks these for its own class alone.
+        if model_runner.prefill_attention_backend_str == _NAME:
+            self._check_kv_attention_access("prefill", self.prefill_kv_access)
+        if model_runner.decode_attention_backend_str == _NAME:
+            self._check_kv_attention_access("decode", self.decode_kv_access)
+
+    @property
+    def supports_ragged_verify_graph(self) -> bool:
+        """Whether one wrapper serves all layers; sliding windows and cross attention have several, and run eagerly."""
+        return self.dispatch_reason is None
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int, kv_indices_buf: Tensor | None = None) -> None:
+        """Make the buffers that graphs read; SGLang's mask buffer has a byte where ours needs a bit."""
+        super().init_cuda_graph_state(max_bs, max_num_tokens, kv_indices_buf)
+        # What a capture computes is thrown away, but rows that see nothing would route on what is not a number.
+        self.cuda_graph_custom_mask.fill_(_ALL_BITS)
+        self._verify_wrappers: dict[tuple[int, int, bool], Any] = {}
+
+    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
+        """Bring a graph's buffers to the lengths, slots and tree of this pass, before its capture and every replay."""
+        layout = resolve_ragged_verify_layout(forward_batch)
+        if layout is None or not forward_batch.forward_mode.is_target_verify():
+            super().init_forward_metadata_out_graph(forward_batch, in_capture)
+            return
+        slots = forward_batch.batch_size
+        variant = get_capture_attention_variant() if in_capture else VerifyVariants().select(forward_batch)
+        key = (slots, layout.graph_num_tokens, variant == TREE)
+        if in_capture:
+            (self._verify_wrappers[key],) = self._create_prefill_wrappers(slots, use_custom_mask=variant == TREE)
+            self.forward_metadata = PrefillMetadata([self._verify_wrappers[key]], False, False)
+        wrapper = self._verify_wrappers[key]
+        padded = layout.padded_to_bucket(padded_bs=slots)
+        lengths = host_lengths(forward_batch, layout, slots=slots, in_capture=in_capture)
+        self._plan(wrapper, forward_batch, padded, lengths, in_capture=in_capture)
+        if variant == TREE and not in_capture:
+            self._write_mask(forward_batch, layout, padded, lengths)
+
+    def _plan(
+        self, wrapper: Any, forward_batch: Any, padded: RaggedVerifyLayout, lengths: Lengths, *, in_capture: bool
+    ) -> None:
+        slots = len(lengths.rows)
+        keys = forward_batch.seq_lens[:slots] + padded.verify_lens
+        kv_indptr = pad(keys.cumsum(0), (1, 0)).to(torch.int32)
+        kv_indices = torch.empty(int(lengths.keys.sum()), dtype=torch.int32, device=keys.device)
+        self.kv_index_translator.pack_read_stream(
+            forward_batch.kv_loc_plan,
+            req_pool_indices=forward_batch.req_pool_indices[:slots],
+            seq_lens=keys,
+            indptr=kv_indptr,
+            out=kv_indices,
+            kind=IdSpaceKind.FULL,
+        )
+        heads = self.indices_updater_prefill
+        known = {} if in_capture else _host_plan(lengths)
+        wrapper.begin_forward(
+            padded.qo_indptr_device.to(torch.int32),
+            kv_indptr,
+            kv_indices,
+            self.kv_last_page_len[:slots],
+            heads.num_qo_heads,
+            heads.num_kv_heads,
+            heads.head_dim,
+            1,  # slots of the pool, whatever its pages
+            q_data_type=heads.q_data_type,
+            kv_data_type=heads.data_type,
+            non_blocking=True,
+            **known,
+        )
+        if in_capture:
+            # SGLang's plan without a wait for the device; it needs what the first, whole one has made.
+            wrapper.begin_forward = partial(fast_prefill_plan, wrapper)
+
+    def _write_mask(
+        self, forward_batch: Any, layout: RaggedVerifyLayout, padded: RaggedVerifyLayout, lengths: Lengths
+    ) -> None:
+        slots, requests = len(lengths.rows), layout.bs
+        total = mask_bytes(prefix_lens=lengths.committed.tolist(), query_lens=lengths.rows.tolist())
+        write_tree_mask(
+            buffers=MaskBuffers(self.cuda_graph_custom_mask[:total], self.cuda_graph_qk_indptr[0][: slots + 1]),
+            # Rows of an empty slot see one column, as padding rows do.
+            words=pad(forward_batch.spec_info.ancestor_words, (0, 0, 0, 0, 0, slots - requests), value=1),
+            row_counts=pad(layout.verify_lens.long(), (0, slots - requests)),
+            prefix_lens=forward_batch.seq_lens[:slots].long(),
+            query_lens=padded.verify_lens.long(),
+        )
+
+
+def host_lengths(forward_batch: Any, layout: RaggedVerifyLayout, *, slots: int, in_capture: bool) -> Lengths:
+    """Return the lengths of `layout`'s requests and of the empty slots after them, without asking the device.
+
+    The batch's host lengths count a live request's rows already (verify_pass.py) and are as captured in empty slots.
+    Where an overlapped scheduler keeps none, the device is asked.
+    """
+    live = torch.tensor(layout.verify_lens_cpu, dtype=torch.int32)
+    # As the device's lengths are padded, on the host.
+    rows = PaddedToBucket.torch(
+        verify_lens=live, graph_num_tokens=layout.graph_num_tokens, bs=len(live), padded_bs=slots
+    )
+    if forward_batch.seq_lens_cpu is None:
+        return Lengths(forward_batch.seq_lens[:slots].cpu().int(), rows)
+    committed = forward_batch.seq_lens_cpu[:slots].int()
+    if not in_capture:
+        committed = committed - pad(live, (0, slots - len(live)))
+    return Lengths(committed, rows)
+
+
+def _host_plan(lengths: Lengths) -> dict[str, Any]:
+    return {
+        "qo_indptr_host": pad(lengths.rows.cumsum(0), (1, 0)).int(),
+        "kv_indptr_host": pad(lengths.keys.cumsum(0), (1, 0)).int(),
+        "kv_lens_host": lengths.keys,
+        "max_q_len": int(lengths.rows.max()),
+        "max_kv_len": int(lengths.keys.max()),
+    }
+
+
+def install(*, trees: bool) -> None:
+    """Put the backend in the place of SGLang's own; with `trees`, have each bucket's second graph captured too."""
+    stock_backend = attention_registry.ATTENTION_BACKENDS[_NAME]
+
+    def create(runner: Any) -> Any:
+        if runner.use_mla_backend:
+            return stock_backend(runner)
+        return LadderFlashInfer(runner, init_new_workspace=runner.init_new_workspace)
+
+    register_attention_backend(_NAME)(create)
+    if not trees:
+        return
+    stock_variants = decode_cuda_graph_runner.create_attention_graph_variants
+
+    def create_variants(hf_config: Any) -> Any:
+        # A draft block has no tree in it.
+        is_draft = any("DSpark" in name for name in getattr(hf_config, "architectures", None) or ())
+        return stock_variants(hf_config) if is_draft else VerifyVariants()
+
+    decode_cuda_graph_runner.create_attention_graph_variants = create_variants

@@ -1,0 +1,1 @@
+"""Hooks around single requests inside SGLang: limits, grammars, faults that end one request alone."""

@@ -1,0 +1,1 @@
+"""Noise keyed by seed and position: samplers and seeds of choices."""

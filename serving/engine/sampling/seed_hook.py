@@ -1,0 +1,29 @@
+"""Gives every request of an engine that samples with keyed noise a seed that all ranks agree on.
+
+Without it SGLang ignores a request's own seed. It keeps the tensor in step with the batch from then on.
+"""
+
+from typing import Any
+
+
+def install() -> None:
+    """Offer the keyed sampler, and hook the making of SGLang's sampling parameters in this process."""
+    from sglang.srt.layers.sampler import register_sampler_backend
+    from sglang.srt.runtime_context import get_exec
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+
+    from sparktier.serving.deployment.engine_args import KEYED_SAMPLER
+    from sparktier.serving.engine.sampling.keyed_sampler import KeyedSampler, seeds_of
+    from sparktier.serving.engine.speculation.algorithm import SparktierAlgorithm
+
+    register_sampler_backend(KEYED_SAMPLER, KeyedSampler)
+    stock = SamplingBatchInfo.from_schedule_batch.__func__
+
+    def from_schedule_batch(cls: type, batch: Any, vocab_size: int) -> Any:
+        info = stock(cls, batch, vocab_size)
+        keyed = get_exec().kernel.sampling_backend == KEYED_SAMPLER
+        if keyed or isinstance(batch.spec_algorithm, SparktierAlgorithm):
+            info.sampling_seed = seeds_of(batch.reqs, device=batch.device)
+        return info
+
+    SamplingBatchInfo.from_schedule_batch = classmethod(from_schedule_batch)

@@ -1,0 +1,133 @@
+"""What a replica exports as `sparktier_*` in Prometheus' text form, from what its ranks tell of themselves.
+
+Every metric stands in docs/metrics.md. Pure; SGLang's own metrics are exported beside these, not here.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from sparktier.serving.engine.telemetry.rank_state import RankState
+from sparktier.serving.engine.telemetry.signals import leaders
+from sparktier.serving.engine.telemetry.spec_stats import TierFigures, acceptance
+
+_QUANTILES = (0.05, 0.5)
+Samples = Iterable[tuple[tuple[object, ...], float]]
+
+
+def exposition(states: Sequence[RankState]) -> bytes:
+    """Return the metrics of the replica whose ranks are in `states`, in Prometheus' text form."""
+    registry = CollectorRegistry()
+    registry.register(_Snapshot(states))
+    return generate_latest(registry)
+
+
+class _Snapshot(Collector):
+    def __init__(self, states: Sequence[RankState]) -> None:
+        self._states = states
+        self._groups = leaders(states)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the plan of every rank, so that ranks that differ show, then what each attention group has."""
+        ranks = [((state.tp_rank,), state) for state in self._states]
+        for name, about, field in _PLAN:
+            yield _gauge(name, about, ["tp_rank"], [(rank, getattr(state, field)) for rank, state in ranks])
+        yield from self._load()
+        yield from self._speed()
+        yield from self._speculation()
+
+    def _load(self) -> Iterator[Metric]:
+        by_tier = ["dp_rank", "tier"]
+        running, queued = self._keyed(lambda state: state.running), self._keyed(lambda state: state.queued)
+        unknown = self._each("unknown_tier_requests")
+        yield _gauge("sparktier_running_requests", "Requests in a batch.", by_tier, running)
+        yield _gauge("sparktier_queued_requests", "Requests that wait.", by_tier, queued)
+        for name, about, field in _LOAD:
+            yield _gauge(name, about, ["dp_rank"], self._each(field))
+        yield _counter("sparktier_unknown_tier_requests", "Served as the default tier.", ["dp_rank"], unknown)
+
+    def _speed(self) -> Iterator[Metric]:
+        step_ms = self._keyed(lambda state: state.step_ms)
+        users = (
+            ((group.dp_rank, tier, quantile), float(np.quantile(speeds, quantile)))
+            for group in self._groups
+            for tier, speeds in group.speeds.items()
+            for quantile in _QUANTILES
+        )
+        yield _gauge("sparktier_step_ms", "Moving average of a decode step.", ["dp_rank", "rung"], step_ms)
+        yield _gauge(
+            "sparktier_prefill_frac", "Part of recent time in prefill.", ["dp_rank"], self._each("prefill_frac")
+        )
+        yield _gauge("sparktier_user_tok_s", "Tokens per second of users.", ["dp_rank", "tier", "quantile"], users)
+
+    def _speculation(self) -> Iterator[Metric]:
+        by_tier = ["dp_rank", "tier"]
+        for name, about, total in _TOTALS:
+            yield _counter(name, about, by_tier, self._by_tier(total))
+        yield _gauge("sparktier_accepted_length_tokens", "Tokens of a round.", by_tier, self._by_tier(_accepted_length))
+        places = (
+            ((group.dp_rank, tier, position), frac)
+            for group in self._groups
+            for tier, figures in group.figures.by_tier.items()
+            for position, frac in enumerate(acceptance([figures]))
+        )
+        yield _gauge("sparktier_acceptance_frac", "Acceptance by place.", ["dp_rank", "tier", "position"], places)
+        yield _counter("sparktier_decode_steps", "Decode steps.", ["dp_rank"], self._each("decode_steps"))
+        yield _counter(
+            "sparktier_decode_ms", "Time of decode steps, by part.", ["dp_rank", "part"], self._keyed(_parts)
+        )
+
+    def _each(self, field: str) -> Samples:
+        return [((group.dp_rank,), getattr(group, field)) for group in self._groups]
+
+    def _keyed(self, read: Callable[[RankState], Mapping[Any, float]]) -> Samples:
+        return [((group.dp_rank, key), value) for group in self._groups for key, value in read(group).items()]
+
+    def _by_tier(self, read: Callable[[TierFigures], float]) -> Samples:
+        return self._keyed(lambda state: {tier: read(figures) for tier, figures in state.figures.by_tier.items()})
+
+
+_PLAN = (
+    ("sparktier_plan_version", "Version of the plan in force.", "plan_version"),
+    ("sparktier_rung", "Rung of the ladder in force; 0 is off.", "rung"),
+    ("sparktier_plan_rows", "Most rows that a step may verify; 0 is no bound.", "rows"),
+)
+_LOAD = (
+    ("sparktier_kv_used_frac", "Part of the KV cache in use.", "kv_used_frac"),
+    ("sparktier_context_tokens_p50", "Median length of running requests.", "context_tokens_p50"),
+)
+_TOTALS: tuple[tuple[str, str, Callable[[TierFigures], float]], ...] = (
+    ("sparktier_rounds", "Steps of each request, summed.", lambda figures: figures.rounds),
+    ("sparktier_rows_verified", "Rows that the target verified.", lambda figures: figures.rows),
+    ("sparktier_round_tokens", "Tokens that rounds came to.", lambda figures: figures.tokens),
+)
+
+
+def _accepted_length(figures: TierFigures) -> float:
+    return figures.recent_tokens / figures.recent_rounds
+
+
+def _parts(state: RankState) -> Mapping[Any, float]:
+    """Time in each part of decode steps; what no part has is `overhead`, the scheduler's own work included."""
+    parts = state.figures.phase_ms
+    rest = "overhead" if parts else "plain"
+    return {**parts, rest: max(0.0, state.decode_ms - sum(parts.values()))}
+
+
+def _gauge(name: str, about: str, labels: list[str], samples: Samples) -> Metric:
+    return _filled(GaugeMetricFamily(name, about, labels=labels), samples)
+
+
+def _counter(name: str, about: str, labels: list[str], samples: Samples) -> Metric:
+    return _filled(CounterMetricFamily(name, about, labels=labels), samples)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, samples: Samples) -> Metric:
+    for values, amount in samples:
+        family.add_metric([str(value) for value in values], amount)
+    return family

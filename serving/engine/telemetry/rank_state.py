@@ -1,0 +1,54 @@
+"""What one rank tells of itself when signals are read: the plan it runs, what it carries, how fast it goes.
+
+The form in which it travels from ranks to the replica's HTTP process. Knows nothing of SGLang or of the contract with
+the controller.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pydantic import TypeAdapter
+
+from sparktier.configs.plan_keys import TierShare
+from sparktier.serving.engine.telemetry.spec_stats import Figures
+
+
+@dataclass(frozen=True)
+class RankState:
+    """One rank. `leads`: the rank that speaks for its attention group; the group's others carry the same requests.
+
+    `shares` are those of the plan in force, by tier id.
+    `running`, `queued` and `speeds` (tokens per second of each user) are by tier id, `step_ms` by rung.
+    """
+
+    tp_rank: int
+    dp_rank: int
+    leads: bool
+    plan_version: int
+    rung: int
+    rows: int
+    shares: Mapping[int, TierShare]
+    running: Mapping[int, int]
+    queued: Mapping[int, int]
+    kv_used_frac: float
+    context_tokens_p50: int
+    step_ms: Mapping[int, float]
+    prefill_frac: float
+    decode_steps: int
+    decode_ms: float
+    speeds: Mapping[int, list[float]]
+    unknown_tier_requests: int
+    figures: Figures = field(default_factory=lambda: Figures(block_tokens=0))
+
+
+_STATES = TypeAdapter(list[RankState])
+
+
+def dump(states: Iterable[RankState]) -> str:
+    """Return `states` as JSON: SGLang's own messages lose what isn't a plain value under a text key."""
+    return _STATES.dump_json(list(states)).decode()
+
+
+def load(text: str) -> list[RankState]:
+    """Return the states in `text`, which `dump` wrote."""
+    return _STATES.validate_json(text)

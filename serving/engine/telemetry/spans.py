@@ -1,0 +1,44 @@
+"""Sends a span for each decode step, with its parts below it, to an OpenTelemetry collector.
+
+Made from the times that are measured anyway, after the step; a background thread sends them. Knows nothing of how a
+step runs.
+"""
+
+import os
+from collections.abc import Mapping
+
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import set_span_in_context
+
+from sparktier.serving.engine.telemetry.step_phases import Phases
+
+
+class StepSpans:
+    """The spans of one rank."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._tracer = provider.get_tracer("sparktier.speculation")
+
+    def step(self, phases: Phases, attributes: Mapping[str, int]) -> None:
+        """Record the step that `phases` measured; on a GPU its parts are placed by the GPU's clock after its launch."""
+        parts = phases.spans_ms()
+        end_ms = max((ended for _, ended in parts.values()), default=0.0)
+        whole = self._tracer.start_span("decode", start_time=phases.started_ns, attributes=attributes)
+        for name, (begun_ms, ended_ms) in parts.items():
+            start_ns = phases.started_ns + int(begun_ms * 1e6)
+            part = self._tracer.start_span(name, set_span_in_context(whole), start_time=start_ns)
+            part.end(phases.started_ns + int(ended_ms * 1e6))
+        whole.end(phases.started_ns + int(end_ms * 1e6))
+
+
+def spans_of_rank(rank: int) -> StepSpans | None:
+    """Return what sends the spans of `rank` to the collector that the environment names, or None for none."""
+    if OTEL_EXPORTER_OTLP_TRACES_ENDPOINT not in os.environ:
+        return None
+    provider = TracerProvider(resource=Resource.create({"service.name": "sparktier-engine", "sparktier.rank": rank}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return StepSpans(provider)

@@ -1,0 +1,1 @@
+"""SGLang internals in use, with hashes of their source; start-up refuses another version."""

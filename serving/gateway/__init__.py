@@ -1,0 +1,1 @@
+"""The HTTP front: checks requests, forwards them to replicas, relays answers."""

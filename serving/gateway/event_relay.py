@@ -1,0 +1,109 @@
+"""Passing a replica's answer on while watching whether the client is still there.
+
+Closing the connection to the replica is what aborts the request in its engine. Knows nothing of routes or bodies.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
+
+import httpx
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from sparktier.serving.gateway import openai_errors as errors
+
+LOST = "The replica that served this request was lost before it finished. Send the request again."
+LATE = "This request took longer than the server allows (server.request_timeout_s) and was ended."
+STOPPING = "The server stops, and this request was not finished in time. Send it again in a few seconds."
+
+Result = TypeVar("Result")
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """Return what `work` does, or None once the client has hung up; `work` is then cancelled.
+
+    Raises what `work` does.
+    """
+    doing = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return doing.result() if doing.done() else None
+    finally:
+        await _cancel(doing, gone)
+
+
+async def whole_events(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """Yield the server-sent events of `answer` as they come, one or several whole ones at a time.
+
+    A replica can die in the middle of an event; what then follows must not be glued to half of one.
+    """
+    held = b""
+    async for chunk in answer.aiter_raw():
+        held += chunk
+        end = held.rfind(b"\n\n")
+        if end >= 0:
+            yield held[: end + 2]
+            held = held[end + 2 :]
+
+
+class EventRelay(Response):
+    """A stream of server-sent events from a replica, ended by an error event if the replica or the time is lost.
+
+    `first` are events already taken from `events`; the caller closes the answer they come from. `restate` makes of
+    whole events what the client gets. A response class of its own because Starlette leaves closing the source to the
+    garbage collector when a client hangs up, and the engine would go on generating until then.
+    """
+
+    def __init__(
+        self,
+        first: bytes,
+        events: AsyncGenerator[bytes, None],
+        *,
+        deadline: float,
+        restate: Callable[[bytes], bytes],
+    ) -> None:
+        super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        del self.headers["content-length"]
+        self._first = first
+        self._events = events
+        self._deadline = deadline
+        self._restate = restate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream; return when it ended or the client has hung up."""
+        try:
+            await unless_gone(receive, self._relay(send))
+        except asyncio.CancelledError:
+            # Only uvicorn cancels us, when its grace after a stop signal is over; the connection is still there.
+            await send({"type": "http.response.body", "body": errors.event(STOPPING, code="stopping")})
+
+    async def _relay(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        ending = b""
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                await send({"type": "http.response.body", "body": self._restate(self._first), "more_body": True})
+                async for events in self._events:
+                    body = self._restate(errors.restated_events(events))
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+        except TimeoutError:
+            ending = errors.event(LATE, code="timeout")
+        except httpx.HTTPError:
+            ending = errors.event(LOST, code="replica_lost")
+        await send({"type": "http.response.body", "body": ending, "more_body": False})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(*tasks: "asyncio.Future[Any]") -> None:
+    for task in tasks:
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, httpx.HTTPError):
+                await task

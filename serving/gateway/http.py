@@ -1,0 +1,220 @@
+"""The thin HTTP front: bounds and checks a request, sends it to a serving replica, and streams the answer back.
+
+SGLang's OpenAI server does the rest, as it is. Knows nothing of how replicas are started or restarted. Only the routes
+listed here reach a replica: its admin endpoints are out of clients' reach.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from typing import Any
+
+import httpx
+from pydantic_core import to_json
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from sparktier.configs.settings.settings import ServerSettings
+from sparktier.serving.gateway import openai_errors as errors
+from sparktier.serving.gateway import usage
+from sparktier.serving.gateway.answer_edits import edited, edited_events, edits_for
+from sparktier.serving.gateway.event_relay import LATE, LOST, STOPPING, EventRelay, unless_gone, whole_events
+from sparktier.serving.gateway.metrics_page import MetricsPage
+from sparktier.serving.gateway.requests.body import BodyIntake
+from sparktier.serving.gateway.requests.rules import PATHS, checked, require_model
+from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
+
+_RETRY_AFTER_S = 5
+# Replicas are on this machine or a network away: one that hasn't taken a connection by then won't.
+_TIMEOUT = httpx.Timeout(None, connect=3.0)
+
+
+def front(
+    table: ReplicaTable, server: ServerSettings, client: httpx.AsyncClient, *, model: str, tier: str
+) -> Starlette:
+    """Return the application; clients ask for `model` and are served as `tier`, `client` carries requests.
+
+    The timeouts of `client` are not used.
+    """
+    catalogue = _Catalogue(table, model)
+    generate = _Generate(table, server, client, model, tier)
+    page = MetricsPage(table, client)
+
+    async def metrics(request: Request) -> Response:
+        return PlainTextResponse(await page.text(), media_type="text/plain; version=0.0.4")
+
+    return Starlette(
+        routes=[
+            *(Route(path, generate, methods=["POST"]) for path in PATHS),
+            Route("/v1/models", catalogue.all, methods=["GET"]),
+            Route("/v1/models/{model:path}", catalogue.one, methods=["GET"]),
+            Route("/healthz", _healthz, methods=["GET"]),
+            Route("/readyz", catalogue.readyz, methods=["GET"]),
+            Route("/metrics", metrics, methods=["GET"]),
+        ],
+        exception_handlers={errors.Refused: _refused, 404: _not_found, 405: _wrong_method, 500: _failed},
+    )
+
+
+async def _healthz(request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.Refused)
+    return error.answer()
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    return errors.answer(404, f"No such path: {request.url.path[:200]}", kind=errors.INVALID, code="not_found")
+
+
+async def _wrong_method(request: Request, error: Exception) -> Response:
+    message = f"{request.method} is not allowed on {request.url.path}"
+    return errors.answer(405, message, kind=errors.INVALID, code="method_not_allowed")
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    message = "The server failed on this request. Its log says why."
+    return errors.answer(500, message, kind=errors.SERVER, code="internal_error")
+
+
+class _Catalogue:
+    """What is served, and whether it is. Not SGLang's list of models: that tells where on disk the weights are."""
+
+    def __init__(self, table: ReplicaTable, model: str) -> None:
+        self._table = table
+        self._name = model
+        self._entry = {"id": model, "object": "model", "created": int(time.time()), "owned_by": "sparktier"}
+
+    async def readyz(self, request: Request) -> Response:
+        states = {state.value: self._table.count(state) for state in State}
+        return JSONResponse({"replicas": states}, status_code=200 if self._table.pick() else 503)
+
+    async def all(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._entry]})
+
+    async def one(self, request: Request) -> Response:
+        require_model(request.path_params["model"], self._name)
+        return JSONResponse(self._entry)
+
+
+class _Generate:
+    """The ASGI application of the routes that reach a replica: it sees a request through to its last byte."""
+
+    def __init__(
+        self, table: ReplicaTable, server: ServerSettings, client: httpx.AsyncClient, model: str, tier: str
+    ) -> None:
+        self._table = table
+        self._server = server
+        self._client = client
+        self._model = model
+        self._tier = tier
+        self._in_flight = 0
+        # Only what has arrived in full holds one of the places for requests.
+        self._intake = BodyIntake(
+            max_bytes=server.max_body_bytes, timeout_s=server.body_timeout_s, most=server.max_concurrent_requests
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        # What a request holds is let go only when its answer has been sent.
+        async with AsyncExitStack() as held:
+            response = await self._answer(Request(scope, receive), held)
+            await response(scope, receive, send)
+
+    async def _answer(self, request: Request, held: AsyncExitStack) -> Response:
+        deadline = asyncio.get_running_loop().time() + self._server.request_timeout_s
+        try:
+            async with asyncio.timeout_at(deadline):
+                if self._full:
+                    return self._too_many()
+                body = await self._intake.object_of(request)
+                if self._full:
+                    return self._too_many()
+                held.enter_context(self._one_more())
+                replica = self._table.pick()
+                if replica is None or replica.limits is None:
+                    return _no_replica()
+                body = checked(request.url.path, body, model=self._model, limits=replica.limits)
+                work = self._forward(request.url.path, body, replica, held, deadline)
+                return await unless_gone(request.receive, work) or Response(status_code=499)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except TimeoutError:
+            return errors.answer(504, LATE, kind=errors.SERVER, code="timeout")
+        except httpx.HTTPError:
+            return errors.answer(502, LOST, kind=errors.SERVER, code="replica_lost")
+        except asyncio.CancelledError:
+            # Only uvicorn cancels us, when its grace after a stop signal is over; the connection is still there.
+            return errors.answer(503, STOPPING, kind=errors.SERVER, code="stopping", retry_after_s=_RETRY_AFTER_S)
+
+    async def _forward(
+        self, path: str, body: dict[str, Any], replica: Replica, held: AsyncExitStack, deadline: float
+    ) -> Response:
+        """Send `body` on and return the answer, or the start of it where it is a stream."""
+        edits = edits_for(body)
+        upstream = await self._sent(path, to_json(usage.asking(body)), replica, held)
+        held.push_async_callback(upstream.aclose)
+        if upstream.headers.get("content-type", "").startswith("text/event-stream"):
+            events = whole_events(upstream)
+            held.push_async_callback(events.aclose)
+            first = await anext(events, b"")
+            tell = usage.UsageStream(tier=self._tier).events
+
+            def restate(events: bytes) -> bytes:
+                return edited_events(tell(events), edits)
+
+            refusal = errors.first_error(first, asked=body)
+            return refusal or EventRelay(first, events, deadline=deadline, restate=restate)
+        content = await upstream.aread()
+        if upstream.status_code >= 400:
+            return errors.from_engine(upstream.status_code, content, asked=body)
+        answer = edited(usage.in_answer(content, tier=self._tier), edits)
+        return Response(answer, media_type="application/json")
+
+    async def _sent(self, path: str, content: bytes, replica: Replica, held: AsyncExitStack) -> httpx.Response:
+        """Send `content` to `replica`, or to the next one where it takes no connection: then nothing was sent."""
+        tried: list[Replica] = []
+        while True:
+            counted = held.enter_context(ExitStack())
+            counted.enter_context(replica.one_more())
+            headers = {"Content-Type": "application/json"}
+            url = replica.url + path
+            outgoing = self._client.build_request("POST", url, content=content, headers=headers, timeout=_TIMEOUT)
+            try:
+                return await self._client.send(outgoing, stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                counted.close()
+                tried.append(replica)
+                following = self._table.pick(besides=tried)
+                if following is None:
+                    raise
+                replica = following
+
+    @property
+    def _full(self) -> bool:
+        return self._in_flight >= self._server.max_concurrent_requests
+
+    @contextmanager
+    def _one_more(self) -> Iterator[None]:
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    def _too_many(self) -> Response:
+        message = f"The server answers {self._server.max_concurrent_requests} requests at once. Try again later."
+        return errors.answer(
+            429, message, kind=errors.OVERLOADED, code="too_many_requests", retry_after_s=_RETRY_AFTER_S
+        )
+
+
+def _no_replica() -> Response:
+    message = "No replica is ready. Try again in a few seconds."
+    return errors.answer(503, message, kind=errors.SERVER, code="not_ready", retry_after_s=_RETRY_AFTER_S)

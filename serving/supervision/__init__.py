@@ -1,0 +1,1 @@
+"""Starts, watches and ends processes: Ray, replicas, and the run they belong to."""

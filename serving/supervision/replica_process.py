@@ -1,0 +1,137 @@
+"""The process of one replica: joins Ray, reserves its ranks, and serves SGLang's OpenAI API on a port of its own.
+
+Knows nothing of other replicas or of who restarts it. `sparktier engine` runs it; `sparktier up` starts it with a file
+of resolved settings.
+"""
+
+import atexit
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
+
+from sparktier.cluster.placement import RankBundles, join_cluster, reserve
+from sparktier.configs.errors import ConfigError, Problem, ReplicaError
+from sparktier.configs.settings.settings import Settings
+from sparktier.serving.clients.addresses import no_proxy_env
+from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, Keys, keys_of, new_keys_file
+from sparktier.serving.deployment.device import resolve_device, with_dtype_of
+from sparktier.serving.deployment.engine_args import Device, engine_environment, engine_kwargs, on_device
+from sparktier.serving.deployment.model_source import with_local_weights
+from sparktier.serving.engine import tiers
+from sparktier.serving.engine.features import options as feature_options
+from sparktier.serving.supervision.run_dir import METRICS_DIR_ENV
+
+EXIT_NOT_STARTED = 69
+# The ranks of a replica that died give their GPUs back within seconds; a cluster that is too small never will.
+_RESERVE_TIMEOUT_S = 60.0
+_MODEL_PACKAGE = "sparktier.serving.engine.models"
+
+
+def run(settings: Settings, *, replica: int, port: int) -> int:
+    """Serve replica number `replica` on `port` until told to stop, and return the exit status.
+
+    Raises ConfigError when the settings don't fit the device or name no cluster, ArtifactError when there is no model.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    device = resolve_device(settings)
+    keys = _keys()
+    try:
+        # Imported before Ray so that this process's own SGLang sees the same environment as the ranks.
+        env = {**rank_env(settings, device=device), **_feature_env(settings), **_metrics_env()}
+        os.environ.update(no_proxy_env(os.environ) | env)
+        node = join_cluster(_address(settings), namespace=f"sparktier-{replica}", rank_env=env)
+        shape = RankBundles(ranks=settings.replicas.tensor_parallel, nodes=settings.replicas.nodes)
+        group = reserve(shape, first_node=node, timeout_s=_RESERVE_TIMEOUT_S)
+        from sparktier.serving.engine.launch import serve
+
+        local = with_dtype_of(with_local_weights(settings), device)
+        arguments = engine_kwargs(local, replica=replica, device=device, model_path=local.model.path)
+        serve(
+            {**arguments, "port": port},
+            keys=keys,
+            replica_id=f"replica-{replica}",
+            group=group,
+            on_started=lambda: logging.info("replica %d serves", replica),
+        )
+    except (ReplicaError, OSError) as error:
+        if isinstance(error, OSError):
+            # A full disk, too many files, a rank that was late: another start may succeed, as with no bad setting.
+            logging.exception("the system refused what this replica needs")
+        print(f"replica {replica}: {error}", file=sys.stderr)  # noqa: T201 - the last line of this process's log
+        return EXIT_NOT_STARTED
+    return 0
+
+
+def _address(settings: Settings) -> str:
+    """Return the configured cluster's address, or that of the one `sparktier up` started."""
+    address = settings.ray.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        rule = "must name a Ray cluster where `sparktier up` starts none"
+        raise ConfigError([Problem("ray.address", rule, "null", "Set it to auto or host:port, or use `sparktier up`.")])
+    return address
+
+
+def rank_env(settings: Settings, *, device: Device) -> dict[str, str]:
+    """Return the environment of every rank, and of the process that starts them."""
+    operator = {name: value for name, value in os.environ.items() if name.startswith(("SGLANG_", "NCCL_"))}
+    env = {
+        **operator,
+        **engine_environment(on_device(settings, device)),
+        "SGLANG_EXTERNAL_MODEL_PACKAGE": _MODEL_PACKAGE,
+        tiers.ENV: tiers.Tiers(ids=tuple(settings.tiers), default=settings.default_tier).dump(),
+    }
+    if settings.telemetry.otlp_endpoint is not None:
+        env[OTEL_EXPORTER_OTLP_TRACES_ENDPOINT] = settings.telemetry.otlp_endpoint
+    if device == "cpu":
+        # SGLang compiles a few small functions; on a CPU that takes 30 s of every start, needs a C++ compiler, and
+        # gains nothing that shows in a step.
+        env["TORCHDYNAMO_DISABLE"] = "1"
+        env["SPARKTIER_RANKS_ON_NODE"] = str(_ranks_on_node(settings))
+    return env
+
+
+def _feature_env(settings: Settings) -> dict[str, str]:
+    """Return what tells this process and its ranks to hand out training features, if they should."""
+    training = settings.training
+    if training.target_layer_ids is None:
+        return {}
+    options = feature_options.Options(
+        target_layer_ids=tuple(training.target_layer_ids),
+        records_at_once=training.records_at_once,
+        endpoint=feature_options.fresh_endpoint(),
+    )
+    return {feature_options.ENV: options.dump()}
+
+
+def _keys() -> Keys:
+    """Return the keys of the run that this process is told of, or new ones in a file that the log names."""
+    if KEYS_FILE_ENV not in os.environ:
+        directory = tempfile.mkdtemp(prefix="sparktier-keys-")
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        os.environ[KEYS_FILE_ENV] = str(new_keys_file(Path(directory)))
+        logging.info("keys of this replica's port in %s", os.environ[KEYS_FILE_ENV])
+    return keys_of(os.environ)
+
+
+def _metrics_env() -> dict[str, str]:
+    """Return where this process and its ranks put SGLang's metrics; SGLang's own choice would not reach the ranks.
+
+    `sparktier up` names a folder of its run, as a process that lost a rank or was killed can't clear up after itself.
+    One started by hand makes a folder, and removes it if it can.
+    """
+    directory = os.environ.get(METRICS_DIR_ENV)
+    if not directory:
+        directory = tempfile.mkdtemp(prefix="sparktier-metrics-")
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return {METRICS_DIR_ENV: directory}
+
+
+def _ranks_on_node(settings: Settings) -> int:
+    """Ranks that share a node's cores: of every replica with a local cluster, of one with a joined cluster."""
+    of_one = settings.replicas.tensor_parallel // settings.replicas.nodes
+    return of_one * (settings.replicas.count if settings.ray.address is None else 1)

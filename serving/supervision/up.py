@@ -1,0 +1,187 @@
+"""`sparktier up`: one command for a whole deployment on this machine. Starts Ray, the replicas and the front, keeps
+them running, and ends every process it started.
+
+Knows nothing of SGLang; replicas are processes behind a port.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import httpx
+import uvicorn
+import yaml
+
+from sparktier.configs.errors import ConfigError, Problem
+from sparktier.configs.settings.settings import Settings
+from sparktier.serving.clients.addresses import host_port, http_url, listening
+from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, bearer, new_keys_file, read_keys, write_private
+from sparktier.serving.deployment.device import resolve_device
+from sparktier.serving.deployment.engine_args import on_device
+from sparktier.serving.deployment.model_source import with_local_weights
+from sparktier.serving.gateway.http import front
+from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
+from sparktier.serving.supervision.local_ray import LocalRay
+from sparktier.serving.supervision.processes import adopt_orphans, end_descendants, reap
+from sparktier.serving.supervision.ray_keeper import RayKeeper
+from sparktier.serving.supervision.replica_keeper import ReplicaKeeper, Surroundings
+from sparktier.serving.supervision.run_dir import RunDir, new_run_dir, runs_folder
+
+# A terminal or a pod waits 15 s: the longest grace for requests, then this, then what is left is killed.
+_PROCESS_GRACE_S = 2.0
+_KILL_TIMEOUT_S = 2.0
+_TICK_S = 0.2
+_REAP_INTERVAL_S = 1.0
+
+
+def run(settings: Settings) -> int:
+    """Serve `settings` until SIGINT or SIGTERM and return the exit status.
+
+    Raises ConfigError when the device can't do what they ask or the port is taken, ReplicaError when nothing starts,
+    ArtifactError when logs have no place, and what building or finding the model raises.
+    """
+    on_device(settings, resolve_device(settings))
+    adopt_orphans()
+    with _listener(settings) as listener:
+        runs = runs_folder()
+        resolved = with_local_weights(settings, progress=_say)
+        try:
+            asyncio.run(_Deployment(resolved, new_run_dir(runs)).serve(listener))
+        finally:
+            end_descendants(timeout_s=_KILL_TIMEOUT_S)
+    return 0
+
+
+class _Deployment:
+    def __init__(self, settings: Settings, run_dir: RunDir) -> None:
+        self._settings = settings
+        self._run_dir = run_dir
+        self._settings_file = run_dir.path / "settings.yaml"
+        write_private(self._settings_file, yaml.safe_dump(settings.model_dump()))
+        self._keys_file = new_keys_file(run_dir.path)
+        run_dir.keep(self._settings_file, self._keys_file)
+        local = None if settings.ray.address else LocalRay(run_dir.path / "ray.log", self._logical_gpus())
+        self._ray = RayKeeper(local, settings.supervision, _say)
+        self._table = ReplicaTable(tuple(Replica(number) for number in range(settings.replicas.count)))
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Run until a signal or a failure that no restart mends, then end everything."""
+        stopping = asyncio.Event()
+        # A connection a request: a kept one can be closed by the replica just as the next request is sent on it.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        key = bearer(read_keys(self._keys_file).requests)
+        async with httpx.AsyncClient(limits=limits, headers=key, trust_env=False) as client:
+            keepers = [self._keeper(replica, client) for replica in self._table.replicas]
+            server = self._server(client)
+            _stop_on_signals(stopping)
+            _say(f"logs in {self._run_dir.path}")
+            _say(f"keys of the replicas' own ports in {self._keys_file}")
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
+            tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]
+            reaping = asyncio.create_task(self._reap(keepers))
+            stop_asked = asyncio.create_task(stopping.wait())
+            await asyncio.wait({*tasks, serving, stop_asked}, return_when=asyncio.FIRST_COMPLETED)
+            failures = _failures([*tasks, serving])
+            _say("stopping")
+            server.should_exit = True
+            await serving
+            await _cancel([*tasks, reaping, stop_asked])
+            await asyncio.gather(self._ray.stop(), *(keeper.stop(grace_s=_PROCESS_GRACE_S) for keeper in keepers))
+        if failures:
+            raise failures[0]
+
+    async def _announce(self) -> None:
+        started = time.monotonic()
+        await self._until_serving(1)
+        server = self._settings.server
+        _say(f"ready http={http_url(server.host, server.port)}")
+        _say(f"started in {time.monotonic() - started:.0f} s; Ctrl-C ends it")
+        _say(self._serving())
+        if self._table.count(State.SERVING) < len(self._table.replicas):
+            await self._until_serving(len(self._table.replicas))
+            _say(self._serving())
+        await asyncio.Event().wait()
+
+    async def _until_serving(self, replicas: int) -> None:
+        while self._table.count(State.SERVING) < replicas:
+            await asyncio.sleep(_TICK_S)
+
+    def _serving(self) -> str:
+        return f"{self._table.count(State.SERVING)} of {len(self._table.replicas)} replicas serve"
+
+    async def _reap(self, keepers: Sequence[ReplicaKeeper]) -> None:
+        while True:
+            await asyncio.sleep(_REAP_INTERVAL_S)
+            await reap(besides=lambda: [pid for pid in (self._ray.pid, *(k.pid for k in keepers)) if pid is not None])
+
+    def _server(self, client: httpx.AsyncClient) -> uvicorn.Server:
+        settings = self._settings.server
+        tier = self._settings.tiers[self._settings.default_tier]
+        return _Server(
+            uvicorn.Config(
+                front(self._table, settings, client, model=self._settings.model.public_name, tier=tier.name),
+                log_level="warning",
+                lifespan="off",
+                timeout_graceful_shutdown=round(settings.shutdown_grace_s),
+            )
+        )
+
+    def _keeper(self, replica: Replica, client: httpx.AsyncClient) -> ReplicaKeeper:
+        around = Surroundings(
+            settings_file=self._settings_file,
+            run_dir=self._run_dir,
+            env=lambda: {**self._ray.env, KEYS_FILE_ENV: str(self._keys_file)},
+            cluster_ready=self._ray.wait_until_up,
+            table=self._table,
+            say=_say,
+        )
+        return ReplicaKeeper(replica, self._settings.supervision, around, client)
+
+    def _logical_gpus(self) -> int | None:
+        return self._settings.replicas.ranks if resolve_device(self._settings) == "cpu" else None
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to us: the front stops first, replicas after it."""
+        yield
+
+
+def _stop_on_signals(stopping: asyncio.Event) -> None:
+    """Set `stopping` at every SIGINT and SIGTERM, so that a second one can't cut the ending short."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+
+
+async def _cancel(tasks: "Sequence[asyncio.Task[object]]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+def _failures(tasks: "Sequence[asyncio.Task[None]]") -> list[BaseException]:
+    return [error for task in tasks if task.done() and (error := task.exception())]
+
+
+def _listener(settings: Settings) -> socket.socket:
+    """Return a listening socket on the front's address; taken at once, because building a model can take minutes."""
+    host, port = settings.server.host, settings.server.port
+    try:
+        return listening(host, port)
+    except OSError as error:
+        rule = f"must be an address this machine can listen on ({error.strerror})"
+        cure = "Stop what listens there, or choose another port or host."
+        raise ConfigError([Problem("server.port", rule, host_port(host, port), cure)]) from error
+
+
+def _say(text: str) -> None:
+    # A full disk or a reader that has gone is no reason to stop serving.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stdout, flush=True)  # noqa: T201 - this is the command's output

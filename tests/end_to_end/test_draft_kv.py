@@ -1,0 +1,87 @@
+"""In mid-run, target and draft hold what a fresh prefill of the same tokens gives. Exact tokens can't show this: with a
+hole in its context a draft only guesses worse."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparktier.serving.supervision.processes import held_port
+from support.kv_probe import Pairs, read_pairs
+from support.oracles.oracle_draft import make_oracle_draft
+from support.tiny_moe import make_tiny_moe
+
+pytestmark = pytest.mark.engine
+TESTS = Path(__file__).parents[1]
+# Keys, values and logits are of order one to ten in float32, summed in another order by each pass.
+TOLERANCE = 1e-4
+KV_HEADS = 2  # of the tiny model
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    model = make_tiny_moe(folder / "model", context_gain=0.2)
+    return model, make_oracle_draft(folder / "draft", model, block_tokens=5)
+
+
+def probed(checkpoints: tuple[Path, Path], out: Path, *broken: str, ranks: int = 1) -> list[Pairs]:
+    """Snapshots in mid-run, each with that of a fresh prefill; for each rank."""
+    out.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    probes = []
+    with held_port() as port:
+        for rank in map(str, range(ranks)):
+            place = [str(out / rank), rank, str(ranks), str(port)]
+            command = [sys.executable, "-m", "support.kv_probe", *map(str, checkpoints), *place, *broken]
+            with (out / f"{rank}.log").open("w") as log:
+                probes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        try:
+            for rank, probe in enumerate(probes):
+                assert probe.wait(timeout=300) == 0, (out / f"{rank}.log").read_text()[-3000:]
+        finally:
+            for probe in probes:
+                probe.kill()
+    pairs = [read_pairs(out / str(rank)) for rank in range(ranks)]
+    assert all(len(of_rank) > 20 for of_rank in pairs)
+    return pairs
+
+
+def furthest(pairs: Pairs, what: str) -> float:
+    """The largest difference between what was held in mid-run and afresh."""
+    return max(float((getattr(mid, what) - getattr(new, what)).abs().max()) for mid, new in pairs)
+
+
+def same_anchor(pairs: Pairs) -> Pairs:
+    """Those pairs whose next draft block starts from the same token: a fresh prefill draws its own."""
+    return [(mid, new) for mid, new in pairs if mid.anchor == new.anchor]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_mid_run_is_like_a_fresh_prefill(checkpoints: tuple[Path, Path], tmp_path: Path, ranks: int) -> None:
+    of_ranks = probed(checkpoints, tmp_path / "pairs", ranks=ranks)
+    for pairs in of_ranks:
+        assert all(mid.tokens == new.tokens for mid, new in pairs)
+        assert any(mid.request.startswith("next-") for mid, _ in pairs)
+        assert max(len(mid.tokens) for mid, _ in pairs) > 128, "some prompts take several chunks"
+        for what in ("target", "draft"):
+            assert furthest(pairs, what) < TOLERANCE, what
+        assert len(same_anchor(pairs)) > len(pairs) / 2
+        assert furthest(same_anchor(pairs), "logits") < TOLERANCE
+    heads = {pairs[0][0].target.shape[3] * ranks for pairs in of_ranks}
+    assert heads == {KV_HEADS}, "each rank holds its share"
+
+
+@pytest.mark.parametrize("broken", ["injection", "release"])
+def test_rows_that_were_not_injected_are_seen(checkpoints: tuple[Path, Path], tmp_path: Path, broken: str) -> None:
+    (pairs,) = probed(checkpoints, tmp_path / "pairs", broken)
+    assert furthest(pairs, "target") < TOLERANCE
+    assert furthest(pairs, "draft") > 100 * TOLERANCE
+    assert furthest(same_anchor(pairs), "logits") > 100 * TOLERANCE
+
+
+def test_accepted_rows_left_where_they_were_verified_are_seen(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+    (pairs,) = probed(checkpoints, tmp_path / "pairs", "compaction")
+    assert furthest(pairs, "target") > 100 * TOLERANCE

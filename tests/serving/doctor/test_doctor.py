@@ -1,0 +1,194 @@
+"""doctor: each check sees what it is for, on this real machine, and names a cure."""
+
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sparktier.configs.loading.loader import settings_from
+from sparktier.configs.settings.settings import Settings
+from sparktier.kernels import cpu_features as cpu_units
+from sparktier.serving.doctor import checks as doctor
+from sparktier.serving.doctor.checks import Finding, examine
+
+
+def settings_of(**sections: Any) -> Settings:
+    return settings_from({"model": {"path": "org/name"}, **sections})
+
+
+@pytest.fixture
+def busy_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def only(findings: Iterator[Finding]) -> Finding:
+    (finding,) = findings
+    return finding
+
+
+def test_this_machine_can_serve(free_port: int) -> None:
+    findings = examine(settings_of(server={"port": free_port}, replicas={"device": "cpu"}))
+    assert [finding for finding in findings if finding.fails] == []
+    names = {finding.check for finding in findings}
+    assert {"python", "sglang", "torch", "ray", "flashinfer-python", "sglang internals", "memory", "disk"} <= names
+    assert {"entry point sparktier", "entry point sparktier_cpu", "port", "ray", "model"} <= names
+
+
+def test_a_taken_port_is_found(busy_port: int) -> None:
+    finding = only(doctor.check_port(settings_of(server={"port": busy_port})))
+    assert finding.fails
+    assert str(busy_port) in finding.found
+    assert finding.cure
+
+
+def test_a_cache_in_which_nothing_can_be_built_is_found_and_logs_go_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("SPARKTIER_CACHE", str(tmp_path / "cache"))
+    demo = settings_of(model={"path": "demo"})
+    model = only(doctor.check_model(demo))
+    assert model.fails
+    assert "Not a directory" in model.found
+    assert "SPARKTIER_CACHE" in model.cure
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert str(tmp_path) in only(doctor.check_disk(demo)).found
+    (tmp_path / f"sparktier-{os.getuid()}").write_text("a file as well")
+    assert only(doctor.check_disk(demo)).fails
+
+
+def test_an_address_of_another_machine_is_found() -> None:
+    assert only(doctor.check_port(settings_of(server={"host": "192.0.2.1"}))).fails
+
+
+def test_a_ray_cluster_that_does_not_answer_is_found(free_port: int, busy_port: int) -> None:
+    silent = only(doctor.check_ray(settings_of(ray={"address": f"127.0.0.1:{free_port}"})))
+    assert silent.fails
+    answering = only(doctor.check_ray(settings_of(ray={"address": f"127.0.0.1:{busy_port}"})))
+    assert not answering.fails
+    assert not only(doctor.check_ray(settings_of())).fails
+
+
+def fake_distribution(root: Path, name: str, version: str, entry_points: str = "") -> None:
+    folder = root / f"{name}-{version}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (folder / "entry_points.txt").write_text(entry_points)
+
+
+def test_a_package_of_the_wrong_version_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_distribution(tmp_path, "ray", "1.0.0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    failed = [finding for finding in doctor.check_packages(settings_of()) if finding.fails]
+    assert [finding.check for finding in failed] == ["ray"]
+    assert "2.55" in failed[0].cure
+
+
+def test_a_plugin_that_cannot_be_imported_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_distribution(tmp_path, "broken", "1", "[sglang.srt.plugins]\nsparktier = no_such_module:register\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    failed = [finding for finding in doctor.check_plugins(settings_of()) if finding.fails]
+    assert [finding.check for finding in failed] == ["entry point sparktier"]
+
+
+def test_a_whitelist_without_our_plugin_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_PLUGINS", "another")
+    assert [finding.check for finding in doctor.check_plugins(settings_of()) if finding.fails] == ["SGLANG_PLUGINS"]
+    monkeypatch.setenv("SGLANG_PLUGINS", "another, sparktier")
+    assert not any(finding.fails for finding in doctor.check_plugins(settings_of()))
+
+
+def test_more_ranks_than_the_machine_has_is_found() -> None:
+    many = settings_of(replicas={"device": "cpu", "tensor_parallel": 512})
+    (cores,) = doctor.check_device(many)
+    memory = next(iter(doctor.check_memory(many)))
+    assert (cores.status, memory.status) == ("warning", "warning")
+    assert "1026 GiB" in memory.cure
+
+
+@pytest.mark.parametrize(("units", "dtype", "status"), [
+    (False, "auto", "ok"), (False, "float32", "ok"), (False, "bfloat16", "warning"), (True, "bfloat16", "ok"),
+])  # fmt: skip
+def test_numbers_that_this_cpu_is_slow_in_are_found(
+    monkeypatch: pytest.MonkeyPatch, units: bool, dtype: str, status: str
+) -> None:
+    monkeypatch.setattr(cpu_units, "has_bfloat16_units", lambda: units)
+    settings = settings_of(model={"path": "org/name", "dtype": dtype}, replicas={"device": "cpu"})
+    assert only(doctor.check_dtype(settings)).status == status
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_missing_gpus_are_found() -> None:
+    assert only(doctor.check_device(settings_of(replicas={"device": "cuda", "tensor_parallel": 4}))).fails
+
+
+def checkpoint(folder: Path, *, shards: int = 2) -> Path:
+    weight_map = {}
+    for number in range(shards):
+        name = f"model-{number}.safetensors"
+        save_file({f"w{number}": torch.zeros(64)}, folder / name)
+        weight_map[f"w{number}"] = name
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def model_finding(folder: Path) -> Finding:
+    return only(doctor.check_model(settings_from({"model": {"path": str(folder)}})))
+
+
+def test_a_whole_checkpoint_is_fine(tmp_path: Path) -> None:
+    assert not model_finding(checkpoint(tmp_path)).fails
+    (tmp_path / "model.safetensors.index.json").unlink()
+    assert not model_finding(tmp_path).fails
+
+
+def test_a_missing_folder_config_or_tokenizer_is_found(tmp_path: Path) -> None:
+    assert model_finding(tmp_path / "none").fails
+    for name in ("config.json", "tokenizer.json"):
+        folder = tmp_path / name.removesuffix(".json")
+        folder.mkdir()
+        (checkpoint(folder) / name).unlink()
+        assert model_finding(folder).fails
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    (checkpoint(tmp_path) / "model-1.safetensors").unlink()
+    assert "model-1.safetensors" in model_finding(tmp_path).found
+
+
+@pytest.mark.parametrize("keep", [0, 5, 40, -1])
+def test_a_shard_cut_short_is_named(tmp_path: Path, keep: int) -> None:
+    file = checkpoint(tmp_path) / "model-0.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    finding = model_finding(tmp_path)
+    assert finding.fails
+    assert "model-0.safetensors" in finding.found
+    assert "model-1.safetensors" not in finding.found
+
+
+def test_an_index_that_is_no_index_is_found(tmp_path: Path) -> None:
+    (checkpoint(tmp_path) / "model.safetensors.index.json").write_text("[]")
+    assert model_finding(tmp_path).fails
+
+
+def test_a_folder_without_weights_is_found(tmp_path: Path) -> None:
+    assert model_finding(checkpoint(tmp_path, shards=0)).fails

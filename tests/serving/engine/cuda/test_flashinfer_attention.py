@@ -1,0 +1,216 @@
+"""Ragged verify passes inside graphs: what FlashInfer would be told, held to slow oracles and to its real signatures.
+
+The kernels need a GPU, so wrappers are stand-ins that bind each call to the installed release's signature.
+"""
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import flashinfer
+import numpy as np
+import pytest
+import torch
+from sglang.srt.layers.attention import attention_registry
+from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend, fast_prefill_plan
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.model_executor.runner import decode_cuda_graph_runner
+from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout, build_capture_verify_lens
+
+from sparktier.kernels.draft_tree import DraftTree
+from sparktier.kernels.mask import ancestor_words
+from sparktier.kernels.reference import tree as reference
+from sparktier.serving.engine.cuda import flashinfer_attention as gpu_attention
+from sparktier.serving.engine.cuda.flashinfer_attention import CHAIN, TREE, LadderFlashInfer, VerifyVariants, install
+from sparktier.serving.engine.speculation.worker import LadderWorker
+from support.random_trees import random_tree
+
+WIDTH, SLOTS, BUCKET, CONTEXT = 6, 5, 24, 64
+PLAN = inspect.signature(flashinfer.BatchPrefillWithPagedKVCacheWrapper.plan)
+FAST_PLAN = inspect.signature(fast_prefill_plan)
+
+
+class Wrapper:
+    """Records plans; the first is FlashInfer's own, later ones SGLang's."""
+
+    def __init__(self, masked: bool) -> None:
+        self.masked, self.plans = masked, list[dict[str, Any]]()
+
+    def begin_forward(self, *args: Any, **kwargs: Any) -> None:
+        self.plans.append(PLAN.bind(self, *args, **kwargs).arguments)
+
+
+class Attention(LadderFlashInfer):
+    """The backend with buffers on the CPU and no model."""
+
+    def __init__(self) -> None:
+        self.dispatch_reason = None
+        self.indices_updater_prefill = SimpleNamespace(
+            num_qo_heads=8, num_kv_heads=2, head_dim=64, q_data_type=torch.bfloat16, data_type=torch.bfloat16
+        )
+        self.kv_last_page_len = torch.ones(SLOTS, dtype=torch.int32)
+        self.cuda_graph_custom_mask = torch.zeros(BUCKET * CONTEXT, dtype=torch.uint8)
+        self.cuda_graph_qk_indptr = [torch.zeros(SLOTS + 1, dtype=torch.int32)]
+        self.kv_index_translator = SimpleNamespace(pack_read_stream=self._pack)
+        self._verify_wrappers = {}
+
+    def _create_prefill_wrappers(self, bs: int, use_custom_mask: bool = False) -> list[Any]:
+        return [Wrapper(use_custom_mask)]
+
+    @staticmethod
+    def _pack(plan: Any, *, req_pool_indices: Any, seq_lens: Any, indptr: Any, out: Any, kind: Any) -> None:
+        """Slot s of request r is 1000 r + s."""
+        for request, length, start in zip(req_pool_indices.tolist(), seq_lens.tolist(), indptr.tolist(), strict=False):
+            out[start : start + length] = 1000 * request + torch.arange(length)
+
+
+@pytest.fixture
+def attention(monkeypatch: pytest.MonkeyPatch) -> Attention:
+    backend = Attention()
+
+    def planned(wrapper: Wrapper, *args: Any, **kwargs: Any) -> None:
+        wrapper.plans.append(FAST_PLAN.bind(wrapper, *args, **kwargs).arguments)
+
+    monkeypatch.setattr(gpu_attention, "fast_prefill_plan", planned)
+    lengths = build_capture_verify_lens(num_tokens=BUCKET, num_slots=SLOTS, num_draft_tokens=WIDTH)
+    ones = torch.ones(SLOTS, dtype=torch.int32)
+    for label in VerifyVariants.capture_labels:
+        monkeypatch.setattr(gpu_attention, "get_capture_attention_variant", lambda label=label: label)
+        batch = a_batch(layout(lengths), torch.arange(SLOTS), ones, ones)
+        backend.init_forward_metadata_out_graph(batch, in_capture=True)
+    return backend
+
+
+def layout(counts: list[int]) -> RaggedVerifyLayout:
+    return RaggedVerifyLayout.from_verify_lens(verify_lens_cpu=counts, device=torch.device("cpu"), grid=[BUCKET])
+
+
+def a_batch(rows: RaggedVerifyLayout, requests: Any, seq_lens: Any, seq_lens_cpu: Any, words: Any = None) -> Any:
+    return SimpleNamespace(
+        batch_size=SLOTS,
+        forward_mode=ForwardMode.TARGET_VERIFY,
+        req_pool_indices=requests,
+        seq_lens=seq_lens,
+        seq_lens_cpu=seq_lens_cpu,
+        kv_loc_plan=None,
+        spec_info=SimpleNamespace(ragged_verify_layout=rows, ancestor_words=words),
+    )
+
+
+def a_replay(tree: DraftTree, prefix: torch.Tensor, *, branching: bool, host_lengths: bool = True) -> Any:
+    """As `build_replay_fb_view` makes it: empty slots are request 0 with one token."""
+    empty = SLOTS - len(prefix)
+    counts = tree.row_counts
+    on_host = torch.cat([prefix + counts, torch.ones(empty, dtype=torch.long)])
+    return a_batch(
+        layout(counts.tolist()),
+        torch.cat([torch.arange(1, len(prefix) + 1), torch.zeros(empty, dtype=torch.long)]),
+        torch.cat([prefix, torch.ones(empty, dtype=torch.long)]),
+        on_host if host_lengths else None,
+        ancestor_words(tree=tree) if branching else None,
+    )
+
+
+def last_plan(attention: Attention, masked: bool) -> dict[str, Any]:
+    wrapper = attention._verify_wrappers[(SLOTS, BUCKET, masked)]
+    assert wrapper.masked == masked
+    return dict(wrapper.plans[-1])
+
+
+@pytest.mark.parametrize("branching", [True, False])
+@pytest.mark.parametrize("host_lengths", [True, False])
+@pytest.mark.parametrize("requests", [1, 3, SLOTS])
+def test_a_replay_is_told_its_own_lengths_and_slots(
+    attention: Attention, requests: int, host_lengths: bool, branching: bool
+) -> None:
+    for chance in range(5):
+        generator = torch.Generator().manual_seed(chance)
+        tree = random_tree(batch=requests, rows=4, vocab=9, generator=generator)
+        prefix = torch.randint(1, 30, (requests,), generator=generator)
+        replay = a_replay(tree, prefix, branching=branching, host_lengths=host_lengths)
+        attention.init_forward_metadata_out_graph(replay)
+        told = last_plan(attention, branching)
+        rows, keys = told["qo_indptr"].diff().tolist(), told["paged_kv_indptr"].diff().tolist()
+        assert rows[: requests - 1] == tree.row_counts[:-1].tolist()
+        assert rows[requests - 1] >= tree.row_counts[-1]
+        assert sum(rows) == BUCKET
+        committed = prefix.tolist() + [1] * (SLOTS - requests)
+        assert keys == [prefix + row for prefix, row in zip(committed, rows, strict=True)]
+        # What is planned on the host is what the device reads.
+        assert torch.equal(told["qo_indptr_host"], told["qo_indptr"])
+        assert torch.equal(told["kv_indptr_host"], told["paged_kv_indptr"])
+        assert told["kv_lens_host"].tolist() == keys
+        assert (told["max_q_len"], told["max_kv_len"]) == (max(rows), max(keys))
+        names = [*range(1, requests + 1), *[0] * (SLOTS - requests)]
+        slots = [1000 * name + slot for name, length in zip(names, keys, strict=True) for slot in range(length)]
+        assert told["paged_kv_indices"].tolist() == slots
+
+
+@pytest.mark.parametrize("requests", [1, 3, SLOTS])
+def test_a_trees_graph_reads_the_oracles_mask(attention: Attention, requests: int) -> None:
+    for chance in range(5):
+        generator = torch.Generator().manual_seed(chance)
+        tree = random_tree(batch=requests, rows=4, vocab=9, generator=generator)
+        prefix = torch.randint(1, 30, (requests,), generator=generator)
+        attention.init_forward_metadata_out_graph(a_replay(tree, prefix, branching=True))
+        told = last_plan(attention, True)
+        rows, keys = told["qo_indptr"].diff().tolist(), told["paged_kv_indptr"].diff().tolist()
+        starts = attention.cuda_graph_qk_indptr[0].tolist()
+        for slot in range(SLOTS):
+            packed = attention.cuda_graph_custom_mask[starts[slot] : starts[slot + 1]].numpy()
+            bits = np.unpackbits(packed, bitorder="little")[: rows[slot] * keys[slot]].reshape(rows[slot], keys[slot])
+            live = 0
+            if slot < requests:
+                live = int(tree.row_counts[slot])
+                table = reference.mask_rows(tree.parents[slot].tolist(), live, int(prefix[slot]), rows[slot])
+                assert bits[:live].tolist() == np.array(table)[:live].astype(int).tolist()
+            # A softmax over nothing is not a number.
+            assert bits[live:].any(axis=1).all()
+
+
+def test_chains_and_trees_have_a_graph_each(attention: Attention) -> None:
+    tree = random_tree(batch=3, rows=4, vocab=9, generator=torch.Generator().manual_seed(0))
+    prefix = torch.tensor([4, 5, 6])
+    replays = {label: a_replay(tree, prefix, branching=label == TREE) for label in (CHAIN, TREE)}
+    for label, replay in replays.items():
+        assert VerifyVariants().select(replay) == label
+        attention.init_forward_metadata_out_graph(replay)
+    assert [len(attention._verify_wrappers[(SLOTS, BUCKET, masked)].plans) for masked in (False, True)] == [2, 2]
+
+
+def test_other_passes_are_left_to_sglang(attention: Attention, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, bool]] = []
+    stock = "init_forward_metadata_out_graph"
+    monkeypatch.setattr(
+        FlashInferAttnBackend, stock, lambda self, batch, in_capture=False: seen.append((batch, in_capture))
+    )
+    draft = SimpleNamespace(
+        forward_mode=ForwardMode.TARGET_VERIFY, spec_info=SimpleNamespace(ragged_verify_layout=None)
+    )
+    attention.init_forward_metadata_out_graph(draft, in_capture=True)
+    assert seen == [(draft, True)]
+
+
+def test_windows_and_cross_attention_run_without_graphs(attention: Attention) -> None:
+    assert attention.supports_ragged_verify_graph
+    attention.dispatch_reason = "sliding window"
+    assert not attention.supports_ragged_verify_graph
+
+
+def test_it_takes_flashinfers_place_and_draft_models_get_no_second_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_registry, "ATTENTION_BACKENDS", dict(attention_registry.ATTENTION_BACKENDS))
+    monkeypatch.setattr(decode_cuda_graph_runner, "create_attention_graph_variants", lambda config: "stock")
+    stock = attention_registry.ATTENTION_BACKENDS["flashinfer"]
+    install(trees=False)
+    assert attention_registry.ATTENTION_BACKENDS["flashinfer"] is not stock
+    target, draft = (SimpleNamespace(architectures=[name]) for name in ("Qwen3MoeForCausalLM", "Qwen3DSparkModel"))
+    assert decode_cuda_graph_runner.create_attention_graph_variants(target) == "stock"
+    install(trees=True)
+    assert decode_cuda_graph_runner.create_attention_graph_variants(target) == VerifyVariants()
+    assert decode_cuda_graph_runner.create_attention_graph_variants(draft) == "stock"
+
+
+def test_sglang_folds_no_drafting_of_its_own_into_the_drafts_graphs() -> None:
+    # Its sampler asserts a window as wide as the block, and would draft a chain at every replay.
+    worker = object.__new__(LadderWorker)
+    assert worker._maybe_build_draft_sampler() is None

@@ -1,0 +1,124 @@
+"""Our ceiling on SGLang's own DSpark planner: rungs, row budgets and tiers bind; without a plan nothing changes."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sparktier.configs.errors import ArtifactError
+from sparktier.configs.plan_keys import Plan, Rung, TierShare
+from support.sglang_rank import cpu_server_args, rank
+from support.tiny_moe import make_tiny_moe
+
+GAMMA, BATCH = 5, 4
+SLOTS = torch.tensor([3, 1, 6, 2])
+
+STRICT_SLOT, STRICT_TIER = 6, 2
+_HEAD = SimpleNamespace()
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """SGLang's process context of one rank, in which planners are made."""
+    model = make_tiny_moe(tmp_path_factory.mktemp("planner"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SGLANG_RAGGED_VERIFY_MODE", "compact")
+        with rank(cpu_server_args(model), 0, 1):
+            yield
+
+
+def make_planner(kind: type, head: Any = _HEAD) -> Any:
+    pool = SimpleNamespace(req_generation=torch.zeros(8, dtype=torch.int64))
+    return kind(
+        draft_model=SimpleNamespace(confidence_head=head),
+        gamma=GAMMA,
+        model_runner=SimpleNamespace(decode_cuda_graph_runner=None, req_to_token_pool=pool),
+        device="cpu",
+        tp_rank=0,
+        verify_num_draft_tokens=GAMMA + 1,
+        tp_sync=SimpleNamespace(sync=lambda _site, values: values),
+    )
+
+
+def verified(planner: Any) -> list[int]:
+    """Rows of each request in one step, asked for as SGLang's worker does."""
+    confidence = torch.linspace(0.95, 0.5, BATCH * GAMMA).view(BATCH, GAMMA)
+    budget = planner.compute_budget_sync(
+        confidence=confidence, prefix_lens=torch.full((BATCH,), 50), req_pool_indices=SLOTS
+    )
+    layout = planner.schedule_layout(
+        req_pool_indices=SLOTS,
+        prefix_lens=torch.full((BATCH,), 50),
+        device=torch.device("cpu"),
+        confidence=confidence,
+        budget=budget,
+    )
+    rows: list[int] = layout.verify_lens.tolist()
+    return rows
+
+
+@pytest.fixture
+def planner(context: None) -> Any:
+    from sparktier.serving.engine.native.native_worker import PlannedVerify
+
+    tiers = torch.zeros(8, dtype=torch.int64)
+    tiers[STRICT_SLOT] = STRICT_TIER
+    planner = make_planner(PlannedVerify)
+    planner.bind(tiers)
+    return planner
+
+
+def test_without_a_plan_sglang_decides(planner: Any) -> None:
+    from sglang.srt.speculative.dspark_components.dspark_planner import DSparkVerifyPlanner
+
+    assert verified(planner) == verified(make_planner(DSparkVerifyPlanner)) == [GAMMA + 1] * BATCH
+
+
+@pytest.mark.parametrize(("rung", "rows"), [(Rung.OFF, 1), (Rung.CHAIN_SHORT, 3), (Rung.CHAIN, GAMMA + 1)])
+def test_a_rung_bounds_every_request(planner: Any, rung: Rung, rows: int) -> None:
+    planner.set_plan(Plan(rung=rung))
+    assert verified(planner) == [rows] * BATCH
+
+
+def test_a_row_budget_bounds_the_step_and_goes_where_confidence_is(planner: Any) -> None:
+    planner.set_plan(Plan(rung=Rung.CHAIN, rows=10))
+    rows = verified(planner)
+    assert sum(rows) == 10
+    assert rows == sorted(rows, reverse=True)
+    assert rows[0] > rows[-1]
+
+
+def test_a_tier_s_cap_bounds_its_requests_alone(planner: Any) -> None:
+    planner.set_plan(Plan(rung=Rung.CHAIN, tiers={STRICT_TIER: TierShare(cap=1)}))
+    assert verified(planner) == [2 if slot == STRICT_SLOT else GAMMA + 1 for slot in SLOTS.tolist()]
+
+
+def test_a_draft_without_a_confidence_head_starts_where_rows_differ_by_request(context: None) -> None:
+    """On CPUs it starts anyway; on GPUs SGLang's own planner refuses it, though a ladder reads no confidence."""
+    from sglang.srt.speculative.dspark_components.dspark_planner import DSparkVerifyPlanner
+
+    from sparktier.serving.engine.native.headless_planner import HeadlessPlanner
+    from sparktier.serving.engine.speculation import worker
+
+    with pytest.raises(ValueError, match="no confidence head"):
+        make_planner(DSparkVerifyPlanner, head=None)
+    planner = make_planner(HeadlessPlanner, head=None)
+    assert (planner.is_compact_mode, planner.mode_value) == (True, "compact")
+    with worker._headless():
+        assert worker.dspark_worker_v2.DSparkVerifyPlanner is HeadlessPlanner
+    assert worker.dspark_worker_v2.DSparkVerifyPlanner is DSparkVerifyPlanner
+
+
+@pytest.mark.parametrize(
+    ("block", "trained", "refused"), [(7, 5, True), (5, 5, False), (3, 5, False), (7, None, False)]
+)
+def test_a_longer_block_than_the_draft_was_trained_for_is_refused(
+    block: int, trained: int | None, refused: bool
+) -> None:
+    from sparktier.serving.engine.native.native_worker import require_trained_block
+
+    with pytest.raises(ArtifactError, match="at most the 5") if refused else nullcontext():
+        require_trained_block(block, trained)

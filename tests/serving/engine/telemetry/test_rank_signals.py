@@ -1,0 +1,95 @@
+"""Signals of a replica: one plan of all ranks or none, a load an attention group, figures summed, the slowest pace."""
+
+import json
+from typing import Any
+
+import pytest
+
+from sparktier.configs.contracts import Signals
+from sparktier.configs.errors import ReplicaError
+from sparktier.configs.plan_keys import TierShare
+from sparktier.serving.engine.telemetry.rank_state import RankState, dump, load
+from sparktier.serving.engine.telemetry.signals import signals_of
+from support.rank_states import figures_of, rank_state
+
+
+def signals(*states: RankState) -> Signals:
+    return signals_of(states, replica_id="replica-3", at_ms=99)
+
+
+def test_one_rank_is_the_whole_replica() -> None:
+    found = signals(rank_state())
+    assert (found.replica_id, found.at_ms) == ("replica-3", 99)
+    assert (found.plan_version, found.rung, found.rows) == (7, 2, 12)
+    assert found.shares[5].model_dump() == {"floor_tokens": 1, "cap_tokens": 4, "weight": 2.5}
+    [rank] = found.ranks
+    assert rank.model_dump() == {
+        "dp_rank": 0,
+        "running": {0: 3, 5: 1},
+        "queued": {5: 2},
+        "kv_used_frac": 0.25,
+        "context_tokens_p50": 100,
+    }
+    assert found.step_ms == {0: 4.0, 2: 10.0}
+    assert found.prefill_frac == 0.125
+    assert found.accept_by_position == {0: (1.0, 0.5), 5: (0.0,)}
+    assert found.tok_s_per_user[0].p50 == 20.0
+    assert 10.0 < found.tok_s_per_user[0].p5 < 12.0
+    assert found.tok_s_per_user[5].model_dump() == {"p5": 7.0, "p50": 7.0}
+    assert found.canary.model_dump() == {"state": "off", "scored": 0, "alarms": 0}
+
+
+def test_the_message_is_the_contract_s_own_json() -> None:
+    found = signals(rank_state())
+    assert Signals.model_validate_json(found.model_dump_json()) == found
+
+
+def test_ranks_of_one_group_count_once() -> None:
+    follower = rank_state(tp_rank=1, leads=False, running={0: 3, 5: 1})
+    assert signals(follower, rank_state()) == signals(rank_state())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rung": 1},
+        {"rows": 0},
+        {"plan_version": 6},
+        {"shares": {}},
+        {"shares": {5: TierShare(floor=1, cap=3, weight=2.5)}},
+        {"shares": {5: TierShare(floor=0, cap=4, weight=2.5)}},
+        {"shares": {5: TierShare(floor=1, cap=4, weight=1.0)}},
+    ],
+    ids=str,
+)
+def test_ranks_that_run_different_plans_are_no_signals(change: dict[str, Any]) -> None:
+    with pytest.raises(ReplicaError, match="one plan"):
+        signals(rank_state(), rank_state(tp_rank=1, leads=False, **change))
+
+
+def test_groups_are_listed_and_what_they_did_is_joined() -> None:
+    other = rank_state(
+        tp_rank=1,
+        dp_rank=1,
+        running={0: 9},
+        step_ms={0: 2.0, 2: 14.0, 3: 1.0},
+        prefill_frac=0.5,
+        speeds={0: [40.0, 50.0]},
+        figures=figures_of((0, 2, 0), (0, 2, 0), (9, 4, 4)),
+    )
+    found = signals(other, rank_state())
+    assert [(rank.dp_rank, rank.running) for rank in found.ranks] == [(0, {0: 3, 5: 1}), (1, {0: 9})]
+    assert found.step_ms == {0: 4.0, 2: 14.0, 3: 1.0}
+    assert found.prefill_frac == 0.5
+    assert found.accept_by_position == {0: (0.5, 0.5), 5: (0.0,), 9: (1.0, 1.0, 1.0, 1.0)}
+    assert found.tok_s_per_user[0].p50 == 30.0
+
+
+def test_a_replica_that_has_done_nothing_has_signals() -> None:
+    fresh = rank_state(running={}, queued={}, step_ms={}, speeds={}, figures=figures_of(), context_tokens_p50=0)
+    assert json.loads(signals(fresh).model_dump_json())["accept_by_position"] == {}
+
+
+def test_states_travel_as_they_are() -> None:
+    states = [rank_state(), rank_state(tp_rank=1, leads=False)]
+    assert load(dump(states)) == states
