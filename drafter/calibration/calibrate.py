@@ -21,13 +21,14 @@ from sparktier.drafter.calibration.children import (
     temperature_class,
     write_children,
 )
-from sparktier.drafter.calibration.confidence import FOLDS, LinearHead, Refit, joined_samples, refit
+from sparktier.drafter.calibration.confidence import FOLDS, Refit, refit
+from sparktier.drafter.calibration.samples import child_samples, confidence_samples, joined_samples
 from sparktier.drafter.calibration.sts import StsCalibration, fit_sts, write_sts
 from sparktier.drafter.data.features import FeatureSource
 from sparktier.drafter.data.target import Target
-from sparktier.drafter.evaluation.evaluate import child_samples, confidence_samples
 from sparktier.drafter.model.checkpoint import load_draft, replace_confidence, weights_sha256
 from sparktier.drafter.model.draft_model import DraftModel
+from sparktier.drafter.model.heads import LinearHead
 
 # A fit is judged on answers that it did not see.
 LEAST_ANSWERS = FOLDS

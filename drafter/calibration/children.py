@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.files import read_json, write_json
-from sparktier.drafter.evaluation.metrics import Floats, auc, ece_frac
+from sparktier.drafter.data.arrays import Floats
+from sparktier.drafter.evaluation.metrics import auc, ece_frac
 
 AcceptRule = Literal["target_match", "drawn"]
 TemperatureClass = Literal["greedy", "cool", "warm"]

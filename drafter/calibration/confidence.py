@@ -6,16 +6,16 @@ fitted by logistic regression, drawn towards what they were. Knows nothing of mo
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.drafter.evaluation.metrics import Floats
+from sparktier.drafter.calibration.samples import ConfidenceSamples, Rows
+from sparktier.drafter.data.arrays import Floats
+from sparktier.drafter.model.heads import LinearHead
 
 # How strongly weights are drawn back, strongest first: the penalty on a change of one nat by one spread of one input,
 # beside the mean loss in nats. The one that predicts held-out answers best is taken.
@@ -23,47 +23,6 @@ RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 FOLDS = 4
 # Keeps slope and constant finite where outcomes separate perfectly; far below any effect of real data.
 LEAST_RIDGE = 1e-6
-
-
-class LinearHead(NamedTuple):
-    """A confidence head: weight [width] and bias of its raw logit."""
-
-    weight: Floats
-    bias: float
-
-    def logits(self, inputs: NDArray[np.float32]) -> Floats:
-        """Return raw logits [...] of inputs [..., width]."""
-        logits: Floats = np.asarray(inputs @ self.weight.astype(np.float32), dtype=np.float64) + self.bias
-        return logits
-
-
-@dataclass(frozen=True)
-class ConfidenceSamples:
-    """Rounds to fit on: inputs [n, gamma, width] that the head read, accepted [n, gamma] 1 where this row and all
-    before it were accepted, answers [n] which answer a round is of."""
-
-    inputs: NDArray[np.float32]
-    accepted: Floats
-    answers: NDArray[np.int64]
-
-    def reached(self) -> "_Rows":
-        """Return the rows whose predecessors were all accepted: only they say how likely a row is."""
-        kept = np.concatenate((np.ones((len(self.accepted), 1)), self.accepted[:, :-1]), axis=1) > 0
-        of_round = np.broadcast_to(self.answers[:, None], kept.shape)
-        return _Rows(self.inputs[kept], self.accepted[kept], of_round[kept])
-
-
-def joined_samples(parts: Sequence[ConfidenceSamples]) -> ConfidenceSamples:
-    """Return all rounds of several answers or sources, in which no two parts share an answer."""
-    answers, first = [], 0
-    for part in parts:
-        answers.append(part.answers + first)
-        first = int(answers[-1].max(initial=first - 1)) + 1
-    return ConfidenceSamples(
-        inputs=np.concatenate([part.inputs for part in parts]),
-        accepted=np.concatenate([part.accepted for part in parts]),
-        answers=np.concatenate(answers),
-    )
 
 
 class Refit(NamedTuple):
@@ -74,15 +33,6 @@ class Refit(NamedTuple):
     ridge: float
     held_out_loss_before_nats: float
     held_out_loss_after_nats: float
-
-
-class _Rows(NamedTuple):
-    inputs: NDArray[np.float32]
-    accepted: Floats
-    answers: NDArray[np.int64]
-
-    def only(self, kept: NDArray[np.bool_]) -> "_Rows":
-        return _Rows(self.inputs[kept], self.accepted[kept], self.answers[kept])
 
 
 def refit(head: LinearHead, samples: ConfidenceSamples) -> Refit:
@@ -110,7 +60,7 @@ def refit(head: LinearHead, samples: ConfidenceSamples) -> Refit:
     return Refit(fitted, RIDGES[best], float(losses[0]), float(losses[1 + best]))
 
 
-def _fits(head: LinearHead, rows: _Rows, ridges: Sequence[float]) -> list[LinearHead]:
+def _fits(head: LinearHead, rows: Rows, ridges: Sequence[float]) -> list[LinearHead]:
     """Return the head with only a slope and a constant fitted, then with its weights for each ridge, from strong to
     weak; each starts from the one before."""
     spread = rows.inputs.std(axis=0, dtype=np.float64)
@@ -145,6 +95,6 @@ def _minimised(start: Floats, logits: Floats, inputs: Floats, accepted: Floats, 
     return fitted
 
 
-def _loss(head: LinearHead, rows: _Rows) -> float:
+def _loss(head: LinearHead, rows: Rows) -> float:
     z = head.logits(rows.inputs)
     return float(np.mean(np.logaddexp(0.0, z) - rows.accepted * z))

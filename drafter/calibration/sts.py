@@ -7,7 +7,6 @@ samples are gathered.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +15,9 @@ from scipy.special import expit
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.files import read_json, write_json
-from sparktier.drafter.evaluation.metrics import Floats, ece_frac
+from sparktier.drafter.data.arrays import Floats
+from sparktier.drafter.evaluation.metrics import ece_frac
+from sparktier.drafter.evaluation.rounds import survival
 
 COARSE = np.geomspace(0.1, 10.0, 41)
 FINE_STEPS = 15
@@ -31,12 +32,6 @@ class StsCalibration:
     num_samples: int
     ece_before: tuple[float, ...]
     ece_after: tuple[float, ...]
-
-
-def survival(logits: Floats, temperatures: Iterable[float]) -> Floats:
-    """Return the chance that each row is reached and accepted: [n, gamma] raw confidence logits -> [n, gamma]."""
-    scaled: Floats = np.cumprod(expit(logits / np.fromiter(temperatures, dtype=np.float64)), axis=1)
-    return scaled
 
 
 def fit_sts(logits: Floats, accepted: Floats, dataset: str) -> StsCalibration:

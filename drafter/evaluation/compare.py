@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparktier.configs.errors import ArtifactError
+from sparktier.drafter.data.arrays import Floats
 from sparktier.drafter.evaluation.evaluate import Evaluation
-from sparktier.drafter.evaluation.metrics import Floats
 
 RESAMPLES = 10_000
 

@@ -1,4 +1,4 @@
-"""Offline evaluation of a drafter on stored answers: accepted length, calibration, sweeps, and samples to calibrate on.
+"""Offline evaluation of a drafter on stored answers: accepted length, calibration error, sweeps.
 
 One row per seed as `sparktier evaluate` reports them. Teacher-forced on the target's own answers, so no engine runs.
 Knows nothing of plots or of the command line.
@@ -8,21 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.special import expit
 
-from sparktier.drafter.calibration.confidence import ConfidenceSamples, joined_samples
-from sparktier.drafter.calibration.sts import survival
+from sparktier.drafter.data.arrays import Floats, Ints
 from sparktier.drafter.data.features import FeatureSource
-from sparktier.drafter.evaluation.metrics import Floats, Reliability, auc, ece_frac, reliability
-from sparktier.drafter.evaluation.replay import Replay, likeliest_children, replay, replay_with_inputs
+from sparktier.drafter.evaluation.metrics import Reliability, auc, ece_frac, reliability
+from sparktier.drafter.evaluation.replay import Replay, replay
 from sparktier.drafter.evaluation.rounds import (
-    Ints,
     Rounds,
     conditional_acceptance,
     confident_prefix,
     distinct_4gram_frac,
     joined,
+    survival,
     walk,
 )
 from sparktier.drafter.model.draft_model import DraftModel
@@ -60,7 +58,7 @@ class Evaluation:
     def rounds_by_answer(self, longest: int | None = None) -> list[Rounds]:
         """Return the same rounds, answer by answer."""
         limit = self.gamma if longest is None else longest
-        return [_rounds(answer, _all(answer, limit)) for answer in self.replays]
+        return [rounds_of(answer, all_rows(answer, limit)) for answer in self.replays]
 
     def row(self) -> Row:
         """Return the report's row: accepted length, honesty of the confidence, degeneracy of the text."""
@@ -109,7 +107,7 @@ class Evaluation:
 
     def _at_threshold(self, threshold: float) -> Row:
         scale = np.array(self.temperatures)
-        walks = [_rounds(answer, confident_prefix(expit(_raw(answer) / scale), threshold)) for answer in self.replays]
+        walks = [rounds_of(answer, confident_prefix(expit(_raw(answer) / scale), threshold)) for answer in self.replays]
         rounds = joined(walks)
         share = float(rounds.accepted.sum() / max(rounds.offered.sum(), 1))
         lengths = {"accepted_length": rounds.accepted_length, "accept_rate_frac": share}
@@ -159,26 +157,8 @@ def evaluate(
     ]
 
 
-def confidence_samples(model: DraftModel, source: FeatureSource, seed: int) -> ConfidenceSamples:
-    """Return what the confidence head read in whole rounds of a source and what came of it, to refit it on."""
-    gamma, order, parts = model.config.block_size, range(len(source.lengths_tokens)), []
-    for index, record in zip(order, source.read(order), strict=True):
-        answer, inputs = replay_with_inputs(model, record, source.spec.temperature, mixed_seed(seed, index))
-        rounds = _rounds(answer, _all(answer, gamma)).whole()
-        taken = inputs[torch.from_numpy(rounds.places).to(inputs.device)].float().cpu().numpy()
-        parts.append(ConfidenceSamples(taken, rounds.prefixes(), np.zeros(len(taken), dtype=np.int64)))
-    return joined_samples(parts)
-
-
-def child_samples(model: DraftModel, source: FeatureSource) -> tuple[Floats, Floats]:
-    """Return q and outcome of every likely child in a source, to fit `child_calibration.fit_children` on."""
-    order = range(len(source.lengths_tokens))
-    parts = [likeliest_children(model, record, source.spec.temperature) for record in source.read(order)]
-    q, stood = torch.cat([part.q for part in parts]), torch.cat([part.stood for part in parts])
-    return q.double().cpu().numpy(), stood.double().cpu().numpy()
-
-
-def _rounds(answer: Replay, longest: Ints) -> Rounds:
+def rounds_of(answer: Replay, longest: Ints) -> Rounds:
+    """Return the rounds of decoding one answer; `longest` [A] bounds the drafted tokens verified at each anchor."""
     anchors, accepted, remaining = (part.cpu().numpy() for part in (answer.anchors, answer.accepted, answer.remaining))
     return walk(anchors, accepted, remaining, _raw(answer), longest)
 
@@ -188,7 +168,8 @@ def _raw(answer: Replay) -> Floats:
     return raw
 
 
-def _all(answer: Replay, longest: int) -> Ints:
+def all_rows(answer: Replay, longest: int) -> Ints:
+    """Return the same bound for every anchor of an answer: [A]."""
     return np.full(len(answer.anchors), longest, dtype=np.int64)
 
 

@@ -1,7 +1,4 @@
-"""How honest and how sharp predicted probabilities are: ECE, AUC and the curve behind a reliability diagram.
-
-Knows nothing of where the predictions come from.
-"""
+"""How honest and how sharp predicted probabilities are: ECE, AUC and the curve behind a reliability diagram."""
 
 from dataclasses import dataclass
 
@@ -9,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-BINS = 15
+from sparktier.drafter.data.arrays import Floats
 
-Floats = NDArray[np.float64]
+BINS = 15
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,13 @@
 Numbers only: knows nothing of models or tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.special import expit
 
-from sparktier.drafter.evaluation.metrics import Floats
-
-Ints = NDArray[np.int64]
+from sparktier.drafter.data.arrays import Floats, Ints
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,12 @@ def joined(parts: Sequence[Rounds]) -> Rounds:
         committed=np.concatenate([part.committed for part in parts]),
         confidence=np.concatenate([part.confidence for part in parts]),
     )
+
+
+def survival(logits: Floats, temperatures: Iterable[float]) -> Floats:
+    """Return the chance that each row is reached and accepted: [n, gamma] raw confidence logits -> [n, gamma]."""
+    scaled: Floats = np.cumprod(expit(logits / np.fromiter(temperatures, dtype=np.float64)), axis=1)
+    return scaled
 
 
 def conditional_acceptance(rounds: Rounds) -> list[float]:

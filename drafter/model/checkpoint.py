@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.files import read_json, sha256_of, staged, write_json
-from sparktier.drafter.calibration.confidence import LinearHead
 from sparktier.drafter.data.target import Binding, Target
 from sparktier.drafter.model.config import DraftConfig
 from sparktier.drafter.model.draft_model import FROZEN, DraftModel
+from sparktier.drafter.model.heads import LinearHead
 from sparktier.kernels.cpu_features import has_bfloat16_units
 
 SCHEMA = 1

@@ -4,7 +4,11 @@ Knows nothing of the backbone that makes the hidden states, nor of how a token i
 and 3.3; where the gated head differs there we follow DeepSpec's `markov_head.py` (the gate sees hidden and token).
 """
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sparktier.drafter.model.config import DraftConfig
@@ -104,6 +108,18 @@ class ConfidenceHead(nn.Module):
         """Return the raw logit [...] from [..., hidden + rank]: a row's hidden state and the previous token's code."""
         # A dot product by hand: autocast would run a linear layer in bf16, and SGLang keeps this head in fp32.
         return (inputs.float() * self.proj.weight.float().squeeze(0)).sum(dim=-1) + self.proj.bias.float()
+
+
+class LinearHead(NamedTuple):
+    """A confidence head: weight [width] and bias of its raw logit."""
+
+    weight: NDArray[np.float64]
+    bias: float
+
+    def logits(self, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return raw logits [...] of inputs [..., width]."""
+        logits: NDArray[np.float64] = np.asarray(inputs @ self.weight.astype(np.float32), dtype=np.float64) + self.bias
+        return logits
 
 
 def build_markov_head(config: DraftConfig) -> MarkovHead | None:

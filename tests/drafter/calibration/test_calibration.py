@@ -19,8 +19,9 @@ from sparktier.drafter.calibration.children import (
     temperature_class,
     write_children,
 )
-from sparktier.drafter.calibration.sts import StsCalibration, fit_sts, read_sts, survival, write_sts
+from sparktier.drafter.calibration.sts import StsCalibration, fit_sts, read_sts, write_sts
 from sparktier.drafter.evaluation.metrics import Floats, auc, ece_frac
+from sparktier.drafter.evaluation.rounds import survival
 
 TRUE_TEMPERATURES = (0.6, 1.7, 2.5, 1.0, 3.0)
 

@@ -7,8 +7,10 @@ import pytest
 from scipy.special import expit
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.drafter.calibration.confidence import RIDGES, ConfidenceSamples, LinearHead, joined_samples, refit
+from sparktier.drafter.calibration.confidence import RIDGES, refit
+from sparktier.drafter.calibration.samples import ConfidenceSamples, joined_samples
 from sparktier.drafter.evaluation.metrics import ece_frac
+from sparktier.drafter.model.heads import LinearHead
 
 GAMMA, WIDTH, ROUNDS_PER_ANSWER = 3, 12, 40
 # Reads input 0, which tells how likely a row is; input 1 tells which of two texts it is of.
