@@ -14,13 +14,7 @@ import numpy as np
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.files import staged
-from sparktier.drafter.calibration.children import (
-    ChildCalibrator,
-    TemperatureClass,
-    fit_children,
-    temperature_class,
-    write_children,
-)
+from sparktier.drafter.calibration.children import fit_children
 from sparktier.drafter.calibration.confidence import FOLDS, Refit, refit
 from sparktier.drafter.calibration.samples import child_samples, confidence_samples, joined_samples
 from sparktier.drafter.calibration.sts import StsCalibration, fit_sts, write_sts
@@ -28,11 +22,18 @@ from sparktier.drafter.data.features import FeatureSource
 from sparktier.drafter.data.target import Target
 from sparktier.drafter.model.checkpoint import load_draft, replace_confidence, weights_sha256
 from sparktier.drafter.model.draft_model import DraftModel
+from sparktier.drafter.model.edge_calibration import (
+    CHILDREN_FILE,
+    ChildCalibrator,
+    TemperatureClass,
+    temperature_class,
+    write_children,
+)
 from sparktier.drafter.model.heads import LinearHead
 
 # A fit is judged on answers that it did not see.
 LEAST_ANSWERS = FOLDS
-STS_FILE, CHILDREN_FILE = "sts.json", "children.json"
+STS_FILE = "sts.json"
 
 
 class Confidence(NamedTuple):

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.drafter.calibration.children import q_temperature
 from sparktier.drafter.data.packing import BlockLabels, FeatureRecord, PackedRow, anchor_candidates, block_labels, pack
 from sparktier.drafter.model.backbone import ContextKV
 from sparktier.drafter.model.draft_model import Draft, DraftModel
+from sparktier.drafter.model.edge_calibration import q_temperature
 from sparktier.drafter.training.schedule import mixed_seed
 from sparktier.kernels.accept import accept_matching, accept_ratio
 

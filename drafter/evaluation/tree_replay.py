@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparktier.drafter.calibration.children import q_temperature
 from sparktier.drafter.data.packing import FeatureRecord
 from sparktier.drafter.evaluation.replay import Chunk, Replay, chunks
 from sparktier.drafter.model.draft_model import DraftModel
+from sparktier.drafter.model.edge_calibration import q_temperature
 from sparktier.kernels.accept_tree import walk_matching
 from sparktier.kernels.draft_tree import DraftTree
 from sparktier.kernels.expand import EdgeAcceptance, MarkovHead, Shape, expand_top

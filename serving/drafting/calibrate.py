@@ -13,10 +13,10 @@ from sparktier.configs.files import require_room
 from sparktier.configs.report import report_meta
 from sparktier.configs.settings.settings import Settings
 from sparktier.drafter.calibration.calibrate import calibrate
-from sparktier.drafter.calibration.children import ChildCalibrator
 from sparktier.drafter.calibration.confidence import Refit
 from sparktier.drafter.calibration.sts import StsCalibration
 from sparktier.drafter.evaluation.report import write_report
+from sparktier.drafter.model.edge_calibration import ChildCalibrator
 from sparktier.serving.drafting.sources import Wanted, sources, subject
 
 

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 from transformers.utils import cached_file
 
-from sparktier.drafter.calibration.calibrate import CHILDREN_FILE
-from sparktier.drafter.calibration.children import (
+from sparktier.drafter.model.checkpoint import weights_sha256
+from sparktier.drafter.model.edge_calibration import (
+    CHILDREN_FILE,
     COOL_BELOW,
     ChildCalibration,
     ChildCalibrator,
     TemperatureClass,
+    edge_acceptance,
     read_children,
-    standing,
 )
-from sparktier.drafter.model.checkpoint import weights_sha256
 from sparktier.kernels.expand import EdgeAcceptance
 
 # By class, the fits to take in this order. Both sampled classes read q at the request's own temperature, so one
@@ -43,7 +43,7 @@ class EdgeTable:
         classes = torch.where(greedy, 0, torch.where(temperatures < COOL_BELOW, 1, 2))
         slope, intercept = (column.view(-1, 1, 1) for column in self._fits[classes].unbind(1))
 
-        return lambda q, _depth: standing(q, slope, intercept)
+        return lambda q, _depth: edge_acceptance(q, slope, intercept)
 
 
 def draft_folder(server_args: Any) -> Path:

@@ -12,16 +12,18 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.drafter.calibration.children import (
+from sparktier.drafter.calibration.children import fit_children
+from sparktier.drafter.calibration.sts import StsCalibration, fit_sts, read_sts, write_sts
+from sparktier.drafter.data.arrays import Floats
+from sparktier.drafter.evaluation.metrics import auc, ece_frac
+from sparktier.drafter.evaluation.rounds import survival
+from sparktier.drafter.model.edge_calibration import (
+    Q_MIN,
     ChildCalibrator,
-    fit_children,
     read_children,
     temperature_class,
     write_children,
 )
-from sparktier.drafter.calibration.sts import StsCalibration, fit_sts, read_sts, write_sts
-from sparktier.drafter.evaluation.metrics import Floats, auc, ece_frac
-from sparktier.drafter.evaluation.rounds import survival
 
 TRUE_TEMPERATURES = (0.6, 1.7, 2.5, 1.0, 3.0)
 
@@ -80,9 +82,10 @@ def test_child_fit_finds_the_law_it_was_drawn_from() -> None:
     assert fit.ece_before_frac > 0.05
     assert fit.ece_after_frac < 0.01
     grid = np.array([0.0, 1e-4, 0.5, 0.9, 1.0])
-    assert fit.predict(grid)[2] == pytest.approx(expit(-0.46), abs=0.01)
     edges = fit.edge_acceptance(torch.tensor(grid, dtype=torch.float32), 3).numpy()
-    assert edges == pytest.approx(fit.predict(grid), abs=1e-4)
+    assert edges[2] == pytest.approx(expit(-0.46), abs=0.01)
+    bounded = np.clip(grid, Q_MIN, 1 - Q_MIN)
+    assert edges == pytest.approx(expit(fit.slope * logit(bounded) + fit.intercept), abs=1e-4)
 
 
 def test_children_that_contradict_the_drafter_are_refused() -> None:

@@ -6,10 +6,10 @@ import pytest
 
 from sparktier.configs.files import sha256_of
 from sparktier.configs.loading.loader import load_settings
-from sparktier.drafter.calibration.children import read_children
 from sparktier.drafter.data.target import read_target
 from sparktier.drafter.demo.location import demo_draft
 from sparktier.drafter.model.checkpoint import load_draft
+from sparktier.drafter.model.edge_calibration import read_children
 from sparktier.serving.demo_model import ensure_demo_model
 from sparktier.serving.deployment.model_source import with_local_weights
 from support import replica_http

@@ -12,7 +12,6 @@ from rich.console import Console
 from sparktier.configs.files import sha256_of
 from sparktier.configs.report import report_meta
 from sparktier.drafter.calibration.calibrate import calibrate
-from sparktier.drafter.calibration.children import read_children
 from sparktier.drafter.calibration.sts import read_sts
 from sparktier.drafter.data.feature_store import FeatureStore
 from sparktier.drafter.data.features import FeatureSpec
@@ -24,6 +23,7 @@ from sparktier.drafter.evaluation.replay import Replay
 from sparktier.drafter.evaluation.report import write_report
 from sparktier.drafter.model.checkpoint import load_draft
 from sparktier.drafter.model.draft_model import DraftModel
+from sparktier.drafter.model.edge_calibration import read_children
 from sparktier.drafter.training.distributed import Place
 from sparktier.drafter.training.train import train
 from support.toy_training import toy_settings, write_world
