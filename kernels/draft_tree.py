@@ -1,6 +1,7 @@
 """The draft tree contract: a ragged batch of trees as three int64 tensors and a row count each.
 
-Everything that builds, masks, verifies or compacts trees speaks this. Knows nothing of how a tree was drafted.
+Everything that builds, masks, verifies or compacts trees uses it. Beside it: SGLang's links between rows, and which KV
+slots move once a path was accepted.
 """
 
 from typing import NamedTuple
@@ -61,6 +62,53 @@ def check_tree(tree: DraftTree) -> None:
     _refuse(child & ((tree.parents < 0) | (tree.parents >= rows)), "a parent is an earlier row", tree.parents)
     _refuse(child & (tree.depths != tree.depths.gather(1, parent) + 1), "depth is the parent's plus 1", tree.depths)
     _refuse(_repeats_a_sibling(tree, child), "siblings hold distinct tokens", tree.tokens)
+
+
+class RowLinks(NamedTuple):
+    """The tree as SGLang's EAGLE verify ops read it; all [batch, rows] int64.
+
+    next_token: first child. next_sibling: next row with the same parent. NO_ROW where
+    there is none. Source: SGLang 0.5.23, `kernels/ops/speculative/reconstruct_tree.py`.
+    """
+
+    next_token: Tensor
+    next_sibling: Tensor
+
+
+def row_links(*, tree: DraftTree) -> RowLinks:
+    """First-child and next-sibling links of every live row."""
+    each = torch.arange(tree.tokens.shape[1], device=tree.tokens.device)
+    same_parent = (tree.parents.unsqueeze(2) == tree.parents.unsqueeze(1)) & (tree.parents != NO_ROW).unsqueeze(2)
+    children = tree.parents.unsqueeze(1) == each.unsqueeze(1)
+    return RowLinks(
+        next_token=_first(children),
+        next_sibling=_first(same_parent & (each.unsqueeze(0) > each.unsqueeze(1))),
+    )
+
+
+class CompactionPlan(NamedTuple):
+    """Copy KV of slot source[i, j] to slot destination[i, j]; both [batch, path] int64.
+
+    Every entry is safe to carry out: places beyond the path copy the anchor's slot onto itself. A row never moves to
+    a later slot, yet all sources must be read before the first write (`buffer[destination] = buffer[source]` does).
+    """
+
+    source: Tensor
+    destination: Tensor
+
+
+def compaction_plan(*, path: Tensor, slots: Tensor) -> CompactionPlan:
+    """From the accepted path [batch, path] (rows, then -1) and each row's KV slot [batch, rows], both int64."""
+    on_path = path >= 0
+    places = torch.arange(path.shape[1], device=path.device)
+    return CompactionPlan(
+        source=slots.gather(1, path.where(on_path, 0)), destination=slots.gather(1, places.where(on_path, 0))
+    )
+
+
+def _first(flags: Tensor) -> Tensor:
+    """Index of the first True along the last axis, NO_ROW where there is none."""
+    return torch.where(flags.any(dim=-1), flags.long().argmax(dim=-1), NO_ROW)
 
 
 def _repeats_a_sibling(tree: DraftTree, child: Tensor) -> Tensor:

@@ -55,22 +55,23 @@ def mask_byte_indptr(*, prefix_lens: Tensor, query_lens: Tensor) -> Tensor:
 
 
 def packed_mask(
-    *, words: Tensor, row_counts: Tensor, prefix_lens: Tensor, query_lens: Tensor, total_bytes: int
+    *, words: Tensor, row_counts: Tensor, prefix_lens: Tensor, query_lens: Tensor, indptr: Tensor, total_bytes: int
 ) -> Tensor:
     """The mask as FlashInfer's fa2 kernels read it: [total_bytes] uint8, row-major per request, lowest bit first.
 
     Args:
         words, row_counts: of the trees; rows from `row_counts` up to `query_lens` are padding.
         prefix_lens, query_lens: [batch] int64; keys of a request are prefix + query.
-        total_bytes: last entry of `mask_byte_indptr`, known on the host from the same lengths; bytes beyond are 0.
+        indptr: [batch + 1] int32, `mask_byte_indptr` of the same lengths.
+        total_bytes: its last entry or more, known on the host; bytes beyond are 0.
     """
     if words.is_cuda:
         from sparktier.kernels.mask_triton import packed_mask_triton
 
         lengths = {"row_counts": row_counts, "prefix_lens": prefix_lens, "query_lens": query_lens}
-        return packed_mask_triton(words=words, **lengths, total_bytes=total_bytes)
-    indptr = mask_byte_indptr(prefix_lens=prefix_lens, query_lens=query_lens).long()
+        return packed_mask_triton(words=words, **lengths, indptr=indptr, total_bytes=total_bytes)
     places = torch.arange(total_bytes, device=words.device)
+    indptr = indptr.long()
     requests = torch.searchsorted(indptr[1:], places, right=True).clamp(max=len(prefix_lens) - 1)
     bits = torch.arange(_BYTE_BITS, device=words.device)
     flat = ((places - indptr[requests]) * _BYTE_BITS).unsqueeze(1) + bits
@@ -104,15 +105,4 @@ def flat_mask(*, words: Tensor, row_counts: Tensor, prefix_lens: Tensor) -> Tens
         requests=requests,
         rows=inside // keys[requests],
         columns=inside % keys[requests],
-    )
-
-
-def dense_mask(*, words: Tensor, row_counts: Tensor, prefix_lens: Tensor, width: int) -> Tensor:
-    """[batch, rows, width] bool over columns 0..width, for attention that takes a plain mask; width is host-known."""
-    batch, rows, _ = words.shape
-    grid = torch.meshgrid(*(torch.arange(size, device=words.device) for size in (batch, rows, width)), indexing="ij")
-    inside = grid[2] < (prefix_lens + rows).view(-1, 1, 1)
-    requests, row_ids, columns = grid
-    return inside & visible(
-        words=words, row_counts=row_counts, prefix_lens=prefix_lens, requests=requests, rows=row_ids, columns=columns
     )

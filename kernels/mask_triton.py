@@ -12,18 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparktier.kernels.mask import mask_byte_indptr
-
 MASK_BLOCK = 512
 
 
 def packed_mask_triton(
-    *, words: Tensor, row_counts: Tensor, prefix_lens: Tensor, query_lens: Tensor, total_bytes: int
+    *, words: Tensor, row_counts: Tensor, prefix_lens: Tensor, query_lens: Tensor, indptr: Tensor, total_bytes: int
 ) -> Tensor:
     """As `mask.packed_mask`: [total_bytes] uint8. One request's mask has less than 2^31 bits."""
     batch, rows, word_count = words.shape
     out = torch.zeros(total_bytes, dtype=torch.uint8, device=words.device)
-    indptr = mask_byte_indptr(prefix_lens=prefix_lens, query_lens=query_lens)
     _mask_kernel[(batch, triton.cdiv(total_bytes, MASK_BLOCK))](
         words.contiguous(), row_counts, prefix_lens, query_lens, indptr, out, rows, word_count, BLOCK=MASK_BLOCK
     )

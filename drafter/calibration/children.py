@@ -26,10 +26,10 @@ def fit_children(q: Floats, accepted: Floats, rule: AcceptRule, temperature: flo
         ArtifactError: the outcomes are all alike, or don't rise with q, so they can't come from a drafter that learned
             anything.
     """
-    if not 0 < np.sum(stood) < len(stood):
+    if not 0 < np.sum(accepted) < len(accepted):
         raise ArtifactError(
-            f"child calibration: needs children that stand and others that don't (found {np.sum(stood):.0f} of "
-            f"{len(stood)} that do). Give more answers."
+            f"child calibration: needs accepted and rejected children (found {np.sum(accepted):.0f} of "
+            f"{len(accepted)} accepted). Give more answers."
         )
     x = _logit(q)
 

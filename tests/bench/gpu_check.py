@@ -20,18 +20,14 @@ from sparktier.configs.loading.loader import load_settings
 from sparktier.configs.plan_keys import Rung
 from sparktier.drafter.data.prompts import read_prompts
 from sparktier.kernels.expand import MarkovHead, Shape, expand_top
-from sparktier.kernels.flashinfer_mask import (
-    AttentionShape,
-    PageBuffers,
-    TreeVerifyAttention,
-    mask_bytes,
-    write_tree_mask,
-)
-from sparktier.kernels.mask import ancestor_words, dense_mask, packed_mask
+from sparktier.kernels.flashinfer_mask import mask_bytes, write_tree_mask
+from sparktier.kernels.mask import ancestor_words, mask_byte_indptr, packed_mask
 from sparktier.kernels.noise import draw
 from sparktier.serving.bench.rows import RUNGS, rungs_of
 from sparktier.serving.bench.target import Choice, Target, deployed
+from support.dense_mask import dense_mask
 from support.random_trees import random_tree
+from support.tree_verify_attention import AttentionShape, PageBuffers, TreeVerifyAttention
 
 TESTS = Path(__file__).resolve().parents[1]
 BATCH, ROWS, VOCAB, RANK = 32, 32, 151_936, 256
@@ -161,6 +157,7 @@ def kernel_steps(
         *(t.to(where) for t in made)
     )
     prefix = torch.randint(100, 4000, (batch,), generator=generator).to(where)
+    queries = torch.full_like(prefix, rows)
     size = mask_bytes(prefix_lens=prefix.tolist(), query_lens=[rows] * batch)
     weights, each = torch.rand(batch, vocab, generator=generator).to(where), torch.arange(batch, device=where)
     return {
@@ -177,7 +174,8 @@ def kernel_steps(
             words=ancestor_words(tree=tree),
             row_counts=tree.row_counts,
             prefix_lens=prefix,
-            query_lens=torch.full_like(prefix, rows),
+            query_lens=queries,
+            indptr=mask_byte_indptr(prefix_lens=prefix, query_lens=queries),
             total_bytes=size,
         ),
         "draw": lambda: draw(weights=weights, seeds=each, positions=each),

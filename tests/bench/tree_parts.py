@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from sparktier.kernels.accept_tree import RowReader, TreeAcceptance, walk_matching
-from sparktier.kernels.compact import compaction_plan
+from sparktier.kernels.draft_tree import compaction_plan
 from sparktier.kernels.expand import Candidates, MarkovHead, Shape, expand_top
-from sparktier.kernels.layout import row_positions
 from sparktier.kernels.mask import ancestor_words
 from sparktier.kernels.noise import draw
 from sparktier.kernels.select import Selection, select_rows
@@ -48,7 +47,6 @@ class Round:
     def build(self, candidates: Candidates) -> Selection:
         selection = select_rows(candidates=candidates, row_budgets=self.budgets, width=self.rows)
         ancestor_words(tree=selection.tree)
-        row_positions(tree=selection.tree, prefix_lens=self.prefix_lens)
         return selection
 
     def agreeable(self, selection: Selection) -> None:

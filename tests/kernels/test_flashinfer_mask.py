@@ -8,18 +8,11 @@ import pytest
 import torch
 from flashinfer import prefill
 
-from sparktier.kernels.flashinfer_mask import (
-    AttentionShape,
-    MaskBuffers,
-    PageBuffers,
-    mask_bytes,
-    plan_arguments,
-    wrapper_arguments,
-    write_tree_mask,
-)
+from sparktier.kernels.flashinfer_mask import MaskBuffers, mask_bytes, write_tree_mask
 from sparktier.kernels.mask import ancestor_words
 from sparktier.kernels.reference import tree as reference
 from support.random_trees import random_tree
+from support.tree_verify_attention import AttentionShape, PageBuffers, plan_arguments, wrapper_arguments
 
 WRAPPER = flashinfer.BatchPrefillWithPagedKVCacheWrapper
 SHAPE = AttentionShape(16, 2, 128, 16, torch.bfloat16, torch.bfloat16, 0.088)

@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparktier.configs.errors import SparktierError
-from sparktier.kernels.compact import compaction_plan
-from sparktier.kernels.draft_tree import DraftTree, anchors_alone, chain_tree, check_tree
-from sparktier.kernels.layout import row_links, row_positions
-from sparktier.kernels.mask import ancestor_words, dense_mask, flat_mask, mask_byte_indptr, packed_mask, unpacked
+from sparktier.kernels.draft_tree import DraftTree, anchors_alone, chain_tree, check_tree, compaction_plan, row_links
+from sparktier.kernels.mask import ancestor_words, flat_mask, mask_byte_indptr, packed_mask, unpacked
 from sparktier.kernels.reference import tree as reference
+from support.dense_mask import dense_mask
 from support.random_trees import random_tree
 
 BATCH, CHANCE = st.integers(1, 4), st.integers(0, 2**31)
@@ -89,6 +88,7 @@ def test_packed_bytes_and_indptr_equal_the_oracle(batch: int, rows: int, chance:
         row_counts=tree.row_counts,
         prefix_lens=prefix_lens,
         query_lens=query_lens,
+        indptr=indptr,
         total_bytes=int(indptr[-1]) + spare,
     )
     assert packed.dtype == torch.uint8
@@ -135,7 +135,7 @@ def test_a_one_branch_tree_is_a_causal_chain(batch: int, gamma: int, chance: int
     causal = torch.ones(gamma + 1, 5 + gamma + 1, dtype=torch.bool).tril(5)
     for i, count in enumerate(counts.tolist()):
         assert torch.equal(dense[i, :count], causal[:count])
-        assert row_positions(tree=tree, prefix_lens=prefix)[i, :count].tolist() == [5 + row for row in range(count)]
+        assert tree.depths[i, :count].tolist() == list(range(count))
 
 
 @given(BATCH)
@@ -147,18 +147,16 @@ def test_anchors_alone_are_chains_without_drafts(batch: int) -> None:
 
 
 @given(BATCH, ROWS, CHANCE)
-def test_links_and_positions(batch: int, rows: int, chance: int) -> None:
+def test_links_and_depths(batch: int, rows: int, chance: int) -> None:
     tree = drawn_tree(batch, rows, chance)
     links = row_links(tree=tree)
-    positions = row_positions(tree=tree, prefix_lens=torch.arange(batch) * 100)
     for i in range(batch):
         parents = tree.parents[i].tolist()
         for row in range(rows):
             got = (int(links.next_token[i, row]), int(links.next_sibling[i, row]))
             assert got == reference.links(parents, row)
             depth = len(reference.ancestors(parents, row)) - 1
-            assert int(positions[i, row]) == 100 * i + depth
-        assert links.flat_row[i].tolist() == [i * rows + row for row in range(rows)]
+            assert int(tree.depths[i, row]) == depth
 
 
 @given(BATCH, ROWS, CHANCE)

@@ -80,12 +80,14 @@ def test_packed_mask(batch: int, rows: int, padded: int | None) -> None:
     tree = random_tree(batch=batch, rows=rows, vocab=4, generator=generator(rows))
     prefix_lens = torch.randint(0, 200, (batch,), generator=generator(rows))
     query_lens = tree.row_counts if padded is None else torch.full((batch,), padded)
-    total = int(mask_byte_indptr(prefix_lens=prefix_lens, query_lens=query_lens)[-1])
+    indptr = mask_byte_indptr(prefix_lens=prefix_lens, query_lens=query_lens)
+    total = int(indptr[-1])
     inputs = {
         "words": ancestor_words(tree=tree),
         "row_counts": tree.row_counts,
         "prefix_lens": prefix_lens,
         "query_lens": query_lens,
+        "indptr": indptr,
     }
     oracle = packed_mask(**inputs, total_bytes=total + 5)
     there = {name: value.to(DEVICE) for name, value in inputs.items()}

@@ -26,10 +26,8 @@ from torch import Tensor
 from sparktier.configs.plan_keys import Plan, Rung
 from sparktier.kernels.accept import PAD_TOKEN, accept_matching
 from sparktier.kernels.accept_tree import RowReader, TreeAcceptance, walk_drawn, walk_matching
-from sparktier.kernels.compact import compaction_plan
-from sparktier.kernels.draft_tree import NO_ROW, DraftTree, anchors_alone
+from sparktier.kernels.draft_tree import NO_ROW, DraftTree, anchors_alone, compaction_plan, row_links
 from sparktier.kernels.expand import Shape
-from sparktier.kernels.layout import row_links
 from sparktier.kernels.target_probs import NO_TOKEN
 from sparktier.serving.engine import tiers
 from sparktier.serving.engine.native.headless_planner import HeadlessPlanner
