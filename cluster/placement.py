@@ -1,8 +1,7 @@
 """Where ranks live: joining a Ray cluster, and one placement group per replica. The only file that knows Ray's API
 for placement.
 
-Knows nothing of SGLang, of models, or of what a rank does. On machines without accelerators the "GPU" here is a
-logical one: the cluster is told how many ranks a node may hold.
+On machines without accelerators the "GPU" here is a logical one: the cluster is told how many ranks a node may hold.
 """
 
 import socket

@@ -1,7 +1,6 @@
 """Which rung of a replica's ladder serves fastest at a load, by what its steps took and yielded there.
 
-Pure: told what was measured, asked what to run. Knows nothing of tiers, of engines, or of how a rung is put in force;
-rungs are numbers, 0 being off.
+Pure: told what was measured, asked what to run. Rungs are numbers, 0 being off.
 """
 
 import math

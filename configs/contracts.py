@@ -1,7 +1,7 @@
 """What the parts of sparktier say to each other: signals up, plans down, decisions into the log.
 
-The contract of the design's section 6. Knows nothing of how any of it is computed or sent. Every message carries
-`schema_version`: a receiver refuses one it does not know instead of misreading it.
+The contract of the design's section 6. Every message carries `schema_version`: a receiver refuses one it does not know
+instead of misreading it.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The error tree of the whole distribution. Knows nothing of who raises or catches.
+"""The error tree of the whole distribution.
 
     SparktierError
       ConfigError            the operator's fault: a file or option breaks a rule (exit 2)

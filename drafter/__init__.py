@@ -1,4 +1,1 @@
-"""The DSpark draft model and its life: data, training, evaluation, calibration, checkpoints; from a block to a tree.
-
-Knows nothing of SGLang, Ray or HTTP.
-"""
+"""The DSpark draft model and its life: data, training, evaluation, calibration, checkpoints; from a block to a tree."""

@@ -1,7 +1,7 @@
 """Accept rules for drafted chains: match (greedy and target-match) and ratio rejection. Batched over ragged chains.
 
 Row 0 of a request is its anchor; row j's target distribution verifies draft j. Trees are in accept_tree.py; these two
-files are the only place where sparktier decides which drafted tokens stand. Knows nothing of models or KV.
+files are the only place where sparktier decides which drafted tokens stand.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """The match walk on a GPU: one launch for all requests and levels.
 
-Same results as accept_tree.walk_matching, which is the oracle. Knows nothing of how the target chose its tokens.
+Same results as accept_tree.walk_matching, which is the oracle.
 """
 
 # Triton code is typed by its own compiler.

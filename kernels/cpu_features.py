@@ -1,4 +1,4 @@
-"""What this machine's CPU multiplies quickly. Knows nothing of who asks."""
+"""What this machine's CPU multiplies quickly."""
 
 import torch
 

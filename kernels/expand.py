@@ -1,8 +1,8 @@
 """Level-synchronous expansion of a draft tree under a Markov head, batched over requests and parents.
 
-Every level is one gather, one matrix product and one top-k (or draw) for all parents of all requests; a tree thus
-costs about what the chain's own Markov loop costs (PCTree, arXiv 2608.02123). Marginals without the parent's token do
-not make useful trees. Knows nothing of budgets, targets or how acceptance was calibrated.
+Every level is one gather, one matrix product and one top-k (or draw) for all parents of all requests; a tree thus costs
+about what the chain's own Markov loop costs (PCTree, arXiv 2608.02123). Marginals without the parent's token do not
+make useful trees.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Keyed noise: every random number of verification is a pure hash of (seed, position, token).
 
 The same key gives the same draw on every rank, device, batch shape and rung, which makes sampled output reproducible
-token by token. Knows nothing of models, requests or generators with state.
+token by token.
 """
 
 from enum import IntEnum

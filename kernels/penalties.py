@@ -1,7 +1,7 @@
 """Frequency, presence and repetition penalties on rows of logits, given what each row's text has emitted before it.
 
-Knows nothing of requests, drafts or engines. Order as SGLang's overlapped scheduler applies it
-(`srt/sampling/sampling_batch_info.py`): what is added first, then what scales.
+Order as SGLang's overlapped scheduler applies it (`srt/sampling/sampling_batch_info.py`): what is added first, then
+what scales.
 """
 
 from dataclasses import dataclass

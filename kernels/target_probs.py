@@ -1,7 +1,7 @@
 """From target logits to the distribution p that acceptance must reproduce: temperature, top-k, top-p, min-p.
 
 Order and kept sets are SGLang's, so that speculation changes no request's distribution. Penalties, logit bias and
-grammar masks act on logits and are the caller's, before this. Knows nothing of drafts or noise.
+grammar masks act on logits and are the caller's, before this.
 """
 
 from dataclasses import dataclass

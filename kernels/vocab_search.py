@@ -1,7 +1,7 @@
 """The largest entries of vocabulary-wide rows, found by blocks.
 
 One streaming pass for the maximum of each block, then a search inside the few best blocks. On a CPU several times
-faster than torch's own argmax and top-k of such rows. Knows nothing of what the scores mean.
+faster than torch's own argmax and top-k of such rows.
 """
 
 import torch

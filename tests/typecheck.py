@@ -1,4 +1,4 @@
-"""Runs mypy over all packages and the benchmarks. Knows nothing of what they do.
+"""Runs mypy over all packages and the benchmarks.
 
 mypy can't follow the editable install of a namespace over plain folders, so it is shown a git-ignored root of links
 (`.typecheck/sparktier/<folder>`) that looks like the installed package.

@@ -1,4 +1,4 @@
-"""Reads one YAML file into plain data, refusing what YAML would silently accept. Knows no setting."""
+"""Reads one YAML file into plain data, refusing what YAML would silently accept."""
 
 from collections.abc import Hashable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every rule between settings, and the one function that applies them. Pure; knows nothing of files."""
+"""Every rule between settings, and the one function that applies them."""
 
 from collections.abc import Collection
 

@@ -1,8 +1,8 @@
 """The `model` section: which weights are served, and in which number format.
 
-Knows nothing of where they run. `quantization` and `kv_dtype` are SGLang's names (`sglang/srt/arg_groups/choices.py`
-and `fields/model.py` at 0.5.23), cut down to those a mixture-of-experts model is served in on NVIDIA GPUs; parsers of
-tool calls are all of SGLang's, which a test compares with the installed package.
+`quantization` and `kv_dtype` are SGLang's names (`sglang/srt/arg_groups/choices.py` and `fields/model.py` at 0.5.23),
+cut down to those a mixture-of-experts model is served in on NVIDIA GPUs; parsers of tool calls are all of SGLang's,
+which a test compares with the installed package.
 """
 
 import re

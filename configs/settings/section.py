@@ -1,7 +1,4 @@
-"""The base of every settings section: frozen, strict, and closed to unknown keys.
-
-Knows no setting by name.
-"""
+"""The base of every settings section: frozen, strict, and closed to unknown keys."""
 
 from pydantic import BaseModel, ConfigDict
 

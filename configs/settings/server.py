@@ -1,7 +1,4 @@
-"""The `server` and `supervision` sections: what the HTTP front accepts, and how failed replicas come back.
-
-Knows nothing of models or ranks.
-"""
+"""The `server` and `supervision` sections: what the HTTP front accepts, and how failed replicas come back."""
 
 from pydantic import Field
 

@@ -1,7 +1,6 @@
 """The `speculation` section: who drafts, and how much of a draft is verified.
 
-Knows nothing of tiers. Methods are those this version can run: a new one joins `Method` and the table in
-`serving/deployment/engine_args.py`.
+Methods are those this version can run: a new one joins `Method` and the table in `serving/deployment/engine_args.py`.
 """
 
 from typing import Literal

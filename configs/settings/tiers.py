@@ -1,6 +1,6 @@
 """The `tiers` section: the speed each class of user is promised.
 
-Knows nothing of how a promise is kept. A tier's id travels in metrics and between parts: it is never given to another.
+A tier's id travels in metrics and between parts: it is never given to another.
 """
 
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The `training` section: what a replica hands out so that a drafter can be trained. Knows nothing of trainers."""
+"""The `training` section: what a replica hands out so that a drafter can be trained."""
 
 from collections.abc import Sequence
 from typing import Annotated

@@ -1,7 +1,7 @@
 """Calibrating a drafter on stored answers: its confidences for chains, its children's probabilities for trees.
 
 A calibrated drafter is the checkpoint, with its confidence head fitted anew, and `sts.json` (SGLang's) and
-`children.json` (ours) beside it. The answers must be of the calibration split. Knows nothing of the command line.
+`children.json` (ours) beside it. The answers must be of the calibration split.
 """
 
 import shutil

@@ -2,7 +2,7 @@
 
 A head is right on the text that it learned from. Elsewhere it is off by an amount that depends on the text, which
 neither a constant nor a temperature can mend: they can't tell texts apart, what the head reads can. So its weights are
-fitted by logistic regression, drawn towards what they were. Knows nothing of models or files.
+fitted by logistic regression, drawn towards what they were.
 """
 
 from collections.abc import Sequence

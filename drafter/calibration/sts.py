@@ -1,9 +1,8 @@
 """Sequential Temperature Scaling of the confidence head, fitted on the product that the planner uses.
 
 Row by row, the temperature that gives the running product of confidences the smallest ECE against "this row was reached
-and accepted" (DSpark paper 3.4). A temperature turns around a logit of 0; what else is off, `confidence_fit` mends.
-Owns the file that SGLang loads with --speculative-dspark-confidence-sts-path (`D/dspark_sts.py`). Knows nothing of how
-samples are gathered.
+and accepted" (DSpark paper 3.4). A temperature turns around a logit of 0; what else is off, `confidence.py` mends.
+Owns the file that SGLang loads with --speculative-dspark-confidence-sts-path (`D/dspark_sts.py`).
 """
 
 import math

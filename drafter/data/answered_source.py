@@ -1,7 +1,4 @@
-"""A source of features made by answering prompts in this process, all kept in memory: for evaluation and calibration.
-
-Knows nothing of what is done with the answers.
-"""
+"""Features of answers that the target gives in this process, kept in memory: for evaluation and calibration."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

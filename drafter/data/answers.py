@@ -1,6 +1,6 @@
 """A target's own answers as token ids, the bridge from prompts to features: one JSON object a line.
 
-Whoever generates (an endpoint, an engine) appends; extraction and training read. Knows nothing of text or features.
+Whoever generates (an endpoint, an engine) appends; extraction and training read.
 """
 
 import json

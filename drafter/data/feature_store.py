@@ -1,7 +1,7 @@
 """Target features on disk: shards written one by one, so that an interrupted run goes on where it stopped.
 
 Owns the folder's layout (`manifest.json`, `shard-00000.safetensors`, ...), its size before it exists, and the refusal
-when the disk is too small. Knows nothing of where features come from.
+when the disk is too small.
 """
 
 from collections.abc import Iterator, Sequence

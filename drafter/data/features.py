@@ -1,7 +1,6 @@
 """The trainer's side of the trainer-engine contract (docs/trainer-engine.md): what a source of target features offers.
 
-Owns the spec, the checks of a record against it, and the tensors a record travels as. Knows nothing of disks, threads
-or engines.
+Owns the spec, the checks of a record against it, and the tensors a record travels as.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,4 @@
-"""Several feature stores as one source: answers at several temperatures, or made by several processes.
-
-Knows nothing of how a store lies on disk.
-"""
+"""Several feature stores as one source: answers at several temperatures, or made by several processes."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence

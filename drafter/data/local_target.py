@@ -1,7 +1,6 @@
 """A target small enough for this process, run by transformers: its answers, and the features of every position.
 
-The source of features where no engine runs: the demo drafter's recipe, and evaluation of small targets. Knows nothing
-of drafts, prompts' origin or files of features.
+The source of features where no engine runs: the demo drafter's recipe, and evaluation of small targets.
 """
 
 from collections.abc import Sequence

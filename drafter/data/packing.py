@@ -1,7 +1,7 @@
 """Several sequences side by side in one row, and what a draft block in such a row may see and must predict.
 
-Owns the packed row, the choice of anchors, the exact masks and the labels. Knows nothing of the model or of files.
-A row has no batch dimension and no padding: S tokens, A anchors, gamma rows a block.
+Owns the packed row, the choice of anchors, the exact masks and the labels. A row has no batch dimension and no padding:
+S tokens, A anchors, gamma rows a block.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Prompts as files of JSON lines, and the splits they fall into by their own text.
 
 The split is a function of the text alone: whatever files a prompt comes from and in whatever order, it never trains a
-drafter and also judges or calibrates it. Knows nothing of where prompts come from or of tokens.
+drafter and also judges or calibrates it.
 """
 
 import hashlib

@@ -1,7 +1,6 @@
 """What a drafter needs of its target's checkpoint: sizes, the two token tables, and fingerprints to recognise it by.
 
 Reads two tensors of a Hugging Face checkpoint, never the model: a target that fits only sharded can be read here.
-Knows nothing of drafts.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Where the drafter of the demo model lies in the installed package. Knows nothing of what made it."""
+"""Where the drafter of the demo model lies in the installed package."""
 
 from importlib import resources
 from pathlib import Path

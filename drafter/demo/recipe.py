@@ -1,6 +1,6 @@
 """What the demo model's drafter is made of: its prompts, and the run that trains it, as numbers.
 
-Knows nothing of where the demo model lies. The figures it reached are in the log (docs/log.md).
+The figures it reached are in the log (docs/log.md).
 """
 
 import json

@@ -1,7 +1,6 @@
 """Prompts that a target writes itself: given the beginning of a user's turn, an instruct model ends it plausibly.
 
-More variety than templates have, in words the target has an answer to, from no data at all (Magpie,
-arXiv 2406.08464). Knows nothing of answers or features.
+More variety than templates have, in words the target has an answer to, from no data at all (Magpie, arXiv 2406.08464).
 """
 
 from collections.abc import Callable

@@ -1,7 +1,4 @@
-"""Is one drafter's accepted length longer than another's on the same answers? A paired bootstrap over answers.
-
-Knows nothing of drafters: it compares two evaluations.
-"""
+"""Is one drafter's accepted length longer than another's on the same answers? A paired bootstrap over answers."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,6 @@
 """Offline evaluation of a drafter on stored answers: accepted length, calibration error, sweeps.
 
 One row per seed as `sparktier evaluate` reports them. Teacher-forced on the target's own answers, so no engine runs.
-Knows nothing of plots or of the command line.
 """
 
 from collections.abc import Callable, Sequence

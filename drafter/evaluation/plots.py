@@ -1,7 +1,4 @@
-"""The figures of an evaluation: acceptance by row, reliability, and the two sweeps (DSpark paper, figures 2, 4, 5, 6).
-
-Knows nothing of how the numbers came about.
-"""
+"""The plots of an evaluation: acceptance by row, reliability and the two sweeps (DSpark paper, figures 2, 4, 5, 6)."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -8,7 +8,7 @@ Exact without running the target again, by conditioning on the answer:
   its residual draw, from norm((q - p)+), is the rejected draft itself. So the drafter's own tokens, and with them the
   confidences it would have shown, are replayed too.
 
-The rules are those of sparktier.kernels. Knows nothing of rounds, files or statistics.
+The rules are those of sparktier.kernels.
 """
 
 from collections.abc import Iterator, Sequence

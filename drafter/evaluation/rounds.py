@@ -1,7 +1,4 @@
-"""From what would be accepted at every anchor to the rounds that decoding really takes, and their statistics.
-
-Numbers only: knows nothing of models or tensors.
-"""
+"""From what would be accepted at every anchor to the rounds that decoding really takes, and their statistics."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

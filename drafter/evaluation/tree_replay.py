@@ -2,7 +2,7 @@
 
 Exact without running the target again: under target-match the emitted tokens are the target's own whatever is drafted,
 so a path of the tree stands as far as it equals the stored answer, greedy or sampled. A tree of one child per parent is
-the chain. Knows nothing of rounds or statistics.
+the chain.
 """
 
 from functools import partial

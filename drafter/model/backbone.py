@@ -1,7 +1,7 @@
 """Qwen3-style draft layers whose attention reads injected target features beside the block itself.
 
-Owns rotary positions, attention, MLP and layer. Knows nothing of anchors, packing, heads or losses. Architecture:
-DSpark paper 3.1 and DFlash; parameter names are those of DeepSpec's and SGLang's checkpoints.
+Owns rotary positions, attention, MLP and layer. Architecture: DSpark paper 3.1 and DFlash; parameter names are those of
+DeepSpec's and SGLang's checkpoints.
 """
 
 from typing import NamedTuple

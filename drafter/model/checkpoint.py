@@ -1,7 +1,7 @@
 """Draft checkpoints in DeepSpec's and SGLang's layout, both ways, with a note of what they were made for.
 
 Owns `config.json` + `model.safetensors` + `sparktier.json` (digest of the weights, fingerprints of target and
-tokenizer). Knows nothing of training state. Layout: sglang `srt/models/dspark.py` `load_weights`.
+tokenizer). Layout: sglang `srt/models/dspark.py` `load_weights`.
 """
 
 import hashlib

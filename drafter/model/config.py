@@ -1,6 +1,6 @@
 """The shape of a draft model, and its `config.json` in the layout that DeepSpec writes and SGLang reads.
 
-Owns the names of the keys and which values we can run. Knows nothing of tensors, files or training.
+Owns the names of the keys and which values we can run.
 """
 
 from collections.abc import Mapping

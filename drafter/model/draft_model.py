@@ -1,7 +1,7 @@
 """The DSpark draft model: target features in, blocks of draft logits and confidences out.
 
-Joins backbone and heads for training (`forward`) and for drafting (`context`, `blocks`, `draft`). Knows nothing of
-losses, files or accept rules. DFlash is the same model without heads (markov_rank 0).
+Joins backbone and heads for training (`forward`) and for drafting (`context`, `blocks`, `draft`). DFlash is the same
+model without heads (markov_rank 0).
 """
 
 from collections.abc import Callable

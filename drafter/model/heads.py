@@ -1,7 +1,7 @@
 """The sequential heads of DSpark: Markov corrections of a block's logits, and the confidence of each draft token.
 
-Knows nothing of the backbone that makes the hidden states, nor of how a token is chosen. Equations: DSpark paper 3.2
-and 3.3; where the gated head differs there we follow DeepSpec's `markov_head.py` (the gate sees hidden and token).
+Equations: DSpark paper 3.2 and 3.3; where the gated head differs there we follow DeepSpec's `markov_head.py` (the gate
+sees hidden and token).
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """The columns of the vocabulary that one training step scores, so that a step costs a fraction of the whole head.
 
 Sampled softmax (Jean et al. 2015, arXiv 1412.2007): some columns always, others drawn and weighted by how many they
-stand for, so that sums over the vocabulary keep their expectation. Knows nothing of models or losses.
+stand for, so that sums over the vocabulary keep their expectation.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""This process's place among the ranks of a training run, as torchrun sets it. Knows nothing of what is trained."""
+"""This process's place among the ranks of a training run, as torchrun sets it."""
 
 import os
 from collections.abc import Iterator

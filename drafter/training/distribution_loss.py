@@ -1,8 +1,7 @@
 """Cross entropy and L1 distance of draft rows against the target, some rows at a time, forward and backward.
 
 Autograd would keep half a dozen [rows, vocab] tensors (2 GB each for 512 blocks of 7 rows at a vocabulary of 150
-thousand); here backward keeps the two inputs and recomputes the rest chunk by chunk, each in cache. Knows nothing of
-weights, blocks or validity.
+thousand); here backward keeps the two inputs and recomputes the rest chunk by chunk, each in cache.
 """
 
 from typing import Any

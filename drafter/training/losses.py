@@ -1,7 +1,7 @@
 """The three training losses of DSpark, weighted by row, as sums that add up over packed rows and ranks.
 
-Knows nothing of optimisers or of how rows are spread. Follows DeepSpec `modeling/dspark/loss.py`: its row weight is
-exp(-k/4) where the paper writes exp(-(k-1)/gamma), and its total-variation term is the whole L1 distance.
+Follows DeepSpec `modeling/dspark/loss.py`: its row weight is exp(-k/4) where the paper writes exp(-(k-1)/gamma), and
+its total-variation term is the whole L1 distance.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """When what happens in a training run, as functions of the step alone, so that a resumed run repeats them.
 
-Pure: learning rate, order of sequences, rows of each step, seeds. Knows nothing of tensors' values or of files.
+Pure: learning rate, order of sequences, rows of each step, seeds.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """Training a drafter from settings: checks, the model to start from, the run's folder, then the loop of trainer.py.
 
-Knows nothing of where features come from. The same call trains afresh, fine-tunes and resumes, on one rank or many.
+The same call trains afresh, fine-tunes and resumes, on one rank or many.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What `sparktier train` is told: the shape of the draft and the course of the run. Knows nothing of their use."""
+"""What `sparktier train` is told: the shape of the draft and the course of the run."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self

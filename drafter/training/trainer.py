@@ -1,8 +1,8 @@
 """The training loop of one rank: packed rows in; metrics, checkpoints and a better draft out.
 
 Everything that varies by step comes from schedule.py, so a killed and resumed run, and a run on more ranks, follow the
-same curve. Master weights are the model's own fp32 parameters; bf16 is autocast. Knows nothing of where features come
-from. Recipe: DeepSpec `trainer/base_trainer.py`.
+same curve. Master weights are the model's own fp32 parameters; bf16 is autocast. Recipe: DeepSpec
+`trainer/base_trainer.py`.
 """
 
 import math

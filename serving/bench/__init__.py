@@ -1,4 +1,4 @@
 """Benchmarks that an operator runs against a real deployment of a configuration.
 
-Owns starting it, load, and reports; knows nothing of what the engine does with a plan.
+Owns starting it, load, and reports.
 """

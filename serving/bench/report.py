@@ -1,4 +1,4 @@
-"""The outcome of a speculation benchmark as a table and as a plot. Knows nothing of how it was measured."""
+"""The outcome of a speculation benchmark as a table and as a plot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

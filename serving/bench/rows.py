@@ -1,4 +1,4 @@
-"""From what an engine counted on each rung to the rows of a report. Knows nothing of how it was loaded."""
+"""From what an engine counted on each rung to the rows of a report."""
 
 import statistics
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """`sparktier bench speculation`: each rung and the ladder's choice, interleaved, by batch, temperature and prompts.
 
-Counts engine time of decode steps only, so prefill and clients don't blur it. Knows nothing of what becomes of counts.
+Counts engine time of decode steps only, so prefill and clients don't blur it.
 """
 
 import itertools

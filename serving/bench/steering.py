@@ -1,6 +1,6 @@
 """An engine whose rung the ladder chooses while it runs: counters are read, the ladder learns, the plan follows.
 
-Knows nothing of the load. A controller will do the same for whole clusters.
+A controller will do the same for whole clusters.
 """
 
 import threading

@@ -1,7 +1,4 @@
-"""The deployment under measurement: `sparktier up` as a child of ours, and its first replica's own port.
-
-Knows nothing of what is measured.
-"""
+"""The deployment under measurement: `sparktier up` as a child of ours, and its first replica's own port."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The `bench` command's arguments, and the hand-over to what measures. Knows nothing of exit codes for errors."""
+"""The `bench` command's arguments, and the hand-over to what measures."""
 
 import argparse
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`sparktier doctor`: runs the checks or makes the plan, shows it, and returns the exit code. Knows no check itself."""
+"""`sparktier doctor`: runs the checks or makes the plan, shows it, and returns the exit code."""
 
 from dataclasses import asdict
 from pathlib import Path

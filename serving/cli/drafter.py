@@ -1,6 +1,6 @@
 """The commands about drafters: their arguments, and the hand-over to train, evaluate and calibrate.
 
-Each imports its work when it runs: torch takes seconds. Knows nothing of exit codes for errors.
+Each imports its work when it runs: torch takes seconds.
 """
 
 import argparse

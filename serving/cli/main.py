@@ -1,6 +1,7 @@
 """The `sparktier` command: parses arguments, loads settings, and hands over. Owns exit codes and how errors look.
 
-Knows nothing of engines: each command imports its work when it runs, so `--help` and a wrong file cost no time.
+Each command imports its work when it runs, so `--help` and a wrong file cost no time.
+
 Exit codes: 0 done, 1 a check or a replica failed, 2 bad input, 130 interrupted.
 """
 

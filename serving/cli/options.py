@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and what their values must look like. Knows nothing of commands."""
+"""Arguments that several commands share, and what their values must look like."""
 
 import argparse
 import math

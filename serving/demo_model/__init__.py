@@ -1,4 +1,4 @@
-"""Builds the demo MoE from SmolLM2-135M-Instruct at set-up. Knows nothing of SGLang or serving."""
+"""Builds the demo MoE from SmolLM2-135M-Instruct at set-up."""
 
 from sparktier.serving.demo_model.cache import (
     built_demo_model,

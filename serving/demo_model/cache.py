@@ -1,4 +1,4 @@
-"""Keeps one built demo model per recipe in the user's cache. Knows nothing of what is in it.
+"""Keeps one built demo model per recipe in the user's cache.
 
 Built in a temporary folder beside the target and renamed: a reader sees a whole model or none, and needs to write
 nothing. A file lock lets the second of two builders wait and find the first one's work.

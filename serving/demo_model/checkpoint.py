@@ -1,4 +1,4 @@
-"""Writes the demo model as a Hugging Face checkpoint. Knows nothing of caches, downloads or SGLang."""
+"""Writes the demo model as a Hugging Face checkpoint."""
 
 import json
 from collections.abc import Callable

@@ -1,7 +1,4 @@
-"""Reads SmolLM2 out of its GGUF file: float32 weights by their Hugging Face names, config, tokenizer.
-
-Knows nothing of mixture-of-experts models, nor of where the file came from.
-"""
+"""Reads SmolLM2 out of its GGUF file: float32 weights by their Hugging Face names, config, tokenizer."""
 
 from dataclasses import dataclass
 from pathlib import Path

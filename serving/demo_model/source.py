@@ -1,4 +1,4 @@
-"""Fetches the GGUF file that the demo model is made of, and checks that it is the very one. Knows nothing of models."""
+"""Fetches the GGUF file that the demo model is made of, and checks that it is the very one."""
 
 import hashlib
 import os

@@ -1,7 +1,7 @@
 """Turns a dense Llama model into a Qwen2-MoE of the same function, then makes its experts differ. Pure tensor maths.
 
 Each layer's neurons are cut in two halves: the first becomes the shared expert, the second is copied to every routed
-expert ("sparse upcycling", Komatsuzaki et al. 2023, section 3, with a shared half). Knows nothing of files.
+expert ("sparse upcycling", Komatsuzaki et al. 2023, section 3, with a shared half).
 """
 
 from typing import Any

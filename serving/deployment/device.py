@@ -1,4 +1,4 @@
-"""What ranks run on, GPUs or this machine's CPUs, and in which number format. Knows nothing of what they run."""
+"""What ranks run on, GPUs or this machine's CPUs, and in which number format."""
 
 from sparktier.configs.settings.settings import Settings
 from sparktier.serving.deployment.engine_args import Device

@@ -1,6 +1,6 @@
 """What a checkpoint's `config.json` says about sizes: parameters by how they are sharded, and the cache of one token.
 
-The shapes come from transformers, which builds the model without memory; nothing is downloaded. Knows nothing of ranks.
+The shapes come from transformers, which builds the model without memory; nothing is downloaded.
 """
 
 import json

@@ -1,7 +1,5 @@
 """From `model.path` and `speculation.draft_path` to weights that SGLang can load: builds the demo model where that is
 meant, and refuses a drafter made for another target.
-
-Knows nothing of engines.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Checks of this machine for one configuration, each with what was found and, unless it is fine, the cure.
 
-Reads the machine and changes nothing. Knows nothing of how findings are shown. `Finding.fails` decides the exit code.
+Reads the machine and changes nothing. `Finding.fails` decides the exit code.
 """
 
 import importlib.metadata

@@ -1,7 +1,4 @@
-"""`sparktier calibrate`: fits a drafter's confidences and children on the calibration split and writes it calibrated.
-
-Knows nothing of the fits.
-"""
+"""`sparktier calibrate`: fits a drafter's confidences and children on the calibration split and writes the result."""
 
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,4 @@
-"""`sparktier evaluate`: a drafter's accepted length and honesty on prompts or stored answers, shown, filed and drawn.
-
-Knows nothing of how they are computed.
-"""
+"""`sparktier evaluate`: a drafter's accepted length and calibration error on prompts or stored answers, as a report."""
 
 from collections.abc import Sequence
 from pathlib import Path

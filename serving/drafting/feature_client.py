@@ -1,6 +1,6 @@
 """The trainer's side of a replica's features: a producer for `FeatureStream`, and the filling of a cache.
 
-Talks HTTP to the replica's own port (not the front's). Knows nothing of SGLang, and of training only the contract.
+Talks HTTP to the replica's own port (not the front's).
 """
 
 import asyncio

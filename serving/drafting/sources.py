@@ -1,4 +1,4 @@
-"""What `evaluate` and `calibrate` work on: the drafter, its target, and answers with features. Knows not what for.
+"""What `evaluate` and `calibrate` work on: the drafter, its target, and answers with features.
 
 Features come from stores, or from the target itself answering prompts in this process, where it fits the machine.
 """

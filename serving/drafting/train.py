@@ -1,4 +1,4 @@
-"""`sparktier train`: finds the features, joins the other ranks and trains. Knows nothing of losses or checkpoints."""
+"""`sparktier train`: finds the features, joins the other ranks and trains."""
 
 import os
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Runs one replica inside this process: SGLang's tokenizer and OpenAI server here, its ranks as Ray actors.
 
-Knows nothing of settings files, of other replicas, or of who restarts this process. When a rank dies the process ends:
-a replica with a hole in its expert group can answer nothing, and whoever started it starts a whole one.
+When a rank dies the process ends: a replica with a hole in its expert group can answer nothing, and whoever started it
+starts a whole one.
 """
 
 import logging

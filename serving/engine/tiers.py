@@ -1,6 +1,6 @@
 """Which tier a request belongs to, as a rank sees it: the gateway's id in `custom_params`, checked against the known.
 
-Knows nothing of what a tier is promised or gets. The ids travel to the ranks as JSON in one variable.
+The ids travel to the ranks as JSON in one variable.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Passing a replica's answer on while watching whether the client is still there.
 
-Closing the connection to the replica is what aborts the request in its engine. Knows nothing of routes or bodies.
+Closing the connection to the replica is what aborts the request in its engine.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The thin HTTP front: bounds and checks a request, sends it to a serving replica, and streams the answer back.
 
-SGLang's OpenAI server does the rest, as it is. Knows nothing of how replicas are started or restarted. Only the routes
-listed here reach a replica: its admin endpoints are out of clients' reach.
+SGLang's OpenAI server does the rest, as it is. Only the routes listed here reach a replica: its admin endpoints are out
+of clients' reach.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Errors as OpenAI's clients expect them: `{"error": {message, type, param, code}}`, and as the last event of a stream.
 
-Knows nothing of what went wrong; turns what SGLang says into the same form.
+Turns what SGLang says into the same form.
 """
 
 import json

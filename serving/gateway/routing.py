@@ -1,7 +1,4 @@
-"""Which replicas there are and what state each is in, as the front and the supervisor both see it.
-
-Knows nothing of processes or HTTP.
-"""
+"""Which replicas there are and what state each is in, as the front and the supervisor both see it."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager

@@ -1,6 +1,6 @@
 """What speculation did for a request, as `usage.sparktier` of its answer: tier, accepted length, rounds, rows verified.
 
-SGLang tells it under `sglext` when asked to; here it moves to where OpenAI's clients look. Pure; knows nothing of HTTP.
+SGLang tells it under `sglext` when asked to; here it moves to where OpenAI's clients look.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
 """A Ray cluster of this machine alone, for `sparktier up` without `ray.address`: one head process, guarded by a token.
 
-Knows nothing of replicas. On machines without accelerators its GPUs are logical: a count of ranks it may hold. Ray
-listens on the machine's own address whatever it is told, hence the token: without it nobody joins.
+On machines without accelerators its GPUs are logical: a count of ranks it may hold. Ray listens on the machine's own
+address whatever it is told, hence the token: without it nobody joins.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Keeps the local Ray cluster running, where there is one; with a joined cluster there is nothing to keep.
 
-Knows nothing of replicas: when the cluster ends theirs end with it, and wait here for the next one.
+When the cluster ends, its replicas end with it and wait here for the next one.
 """
 
 import asyncio

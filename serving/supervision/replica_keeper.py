@@ -1,7 +1,7 @@
 """Keeps one replica alive: starts its process, waits until it answers, probes it, and starts it again when it fails.
 
-Knows nothing of the front; tells the replica table what it sees. Ranks are the replica's own affair: one that lost a
-rank ends, and is a failed process here.
+Tells the replica table what it sees. Ranks are the replica's own affair: one that lost a rank ends, and is a failed
+process here.
 """
 
 import asyncio

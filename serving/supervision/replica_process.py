@@ -1,7 +1,6 @@
 """The process of one replica: joins Ray, reserves its ranks, and serves SGLang's OpenAI API on a port of its own.
 
-Knows nothing of other replicas or of who restarts it. `sparktier engine` runs it; `sparktier up` starts it with a file
-of resolved settings.
+`sparktier engine` runs it; `sparktier up` starts it with a file of resolved settings.
 """
 
 import atexit

@@ -1,7 +1,7 @@
 """`sparktier up`: one command for a whole deployment on this machine. Starts Ray, the replicas and the front, keeps
 them running, and ends every process it started.
 
-Knows nothing of SGLang; replicas are processes behind a port.
+Replicas are processes behind a port.
 """
 
 import asyncio

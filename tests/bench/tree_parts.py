@@ -1,4 +1,4 @@
-"""The parts of a tree round outside the model forwards, each to be timed alone. Knows no model: logits are random."""
+"""The parts of a tree round outside the model forwards, each to be timed alone."""
 
 import statistics
 import time

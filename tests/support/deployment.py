@@ -1,7 +1,4 @@
-"""A real `sparktier up` in a process of its own, for tests: started, waited for, asked, harmed and ended.
-
-Knows nothing of pytest.
-"""
+"""A real `sparktier up` in a process of its own, for tests: started, waited for, asked, harmed and ended."""
 
 import contextlib
 import re

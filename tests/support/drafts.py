@@ -1,4 +1,4 @@
-"""Tiny drafts and made-up target features for tests of the drafter. Knows nothing of any real model."""
+"""Tiny drafts and made-up target features for tests of the drafter."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Asking a replica for tokens through SGLang's own `/generate`, and setting its plan. Knows nothing of pytest."""
+"""Asking a replica for tokens through SGLang's own `/generate`, and setting its plan."""
 
 import concurrent.futures
 import random

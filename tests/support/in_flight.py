@@ -1,7 +1,4 @@
-"""Requests that are under way while a test harms the deployment, and how each of them ended.
-
-Knows nothing of how it is harmed.
-"""
+"""Requests that are under way while a test harms the deployment, and how each of them ended."""
 
 import contextlib
 import threading

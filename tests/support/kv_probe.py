@@ -1,7 +1,7 @@
 """Records what target and draft hold of requests in mid-run, and again after a fresh prefill of the same tokens.
 
 Run as a program, once for each rank: `python -m support.kv_probe MODEL DRAFT OUT RANK RANKS PORT [BROKEN]`. BROKEN
-names a part of the worker to leave out, so that a test can see whether it would be noticed. Knows nothing of pytest.
+names a part of the worker to leave out, so that a test can see whether it would be noticed.
 """
 
 import random

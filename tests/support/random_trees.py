@@ -1,4 +1,4 @@
-"""Random ragged batches of draft trees for tests. Knows nothing of what is tested on them."""
+"""Random ragged batches of draft trees for tests."""
 
 import torch
 

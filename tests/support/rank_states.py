@@ -1,4 +1,4 @@
-"""States of ranks as a test needs them, every field with a value of its own. Knows nothing of engines."""
+"""States of ranks as a test needs them, every field with a value of its own."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """Lets SGLang itself resolve arguments, in a process of its own, and says what it made of them or why it refused.
 
 Reads a JSON list of `{"kwargs": ..., "environment": ...}` from stdin and writes a list of `{"error": ..., "resolved":
-...}` to stdout. Knows nothing of our settings. Resolution needs a `config.json` but neither weights nor a GPU.
+...}` to stdout. Resolution needs a `config.json` but neither weights nor a GPU.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Which SGLang symbols a source file names. Knows nothing of the manifest it is compared with.
+"""Which SGLang symbols a source file names.
 
 Found are: imports; attributes of an imported SGLang module (`module.Name`, read or replaced); attributes of an imported
 class (`Class.method`, as one overrides or calls); and strings that are dotted SGLang names, as hooks take.

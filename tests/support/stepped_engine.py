@@ -1,7 +1,7 @@
 """SGLang's scheduler with our worker in this process, driven step by step: for looking inside between steps.
 
 One rank of several is a process of its own; all must be given the same requests and steps, in the same order. It
-changes this process for good (groups, environment), so it is for programs of their own. Knows nothing of pytest.
+changes this process for good (groups, environment), so it is for programs of their own.
 """
 
 import os

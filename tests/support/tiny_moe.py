@@ -1,4 +1,4 @@
-"""Writes a seeded tiny Qwen3-MoE checkpoint for fast tests. Knows nothing of SGLang or of the demo model.
+"""Writes a seeded tiny Qwen3-MoE checkpoint for fast tests.
 
 The weights are random, yet shaped for tests: experts and router differ enough that a routing bug changes tokens,
 attention is sharp enough that greedy output depends on the whole context, and that output is readable ASCII that never

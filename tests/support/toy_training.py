@@ -1,7 +1,6 @@
 """A made-up target whose next token is a function of the last one, its features on disk, and a run that learns it.
 
-Run as a program it trains: `python -m support.toy_training FOLDER STEPS [SETTING=JSON ...]`. Knows nothing of real
-models.
+Run as a program it trains: `python -m support.toy_training FOLDER STEPS [SETTING=JSON ...]`.
 """
 
 import json

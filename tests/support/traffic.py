@@ -1,4 +1,4 @@
-"""Random requests against a replica, some of them abandoned or aborted at random times. Knows nothing of pytest."""
+"""Random requests against a replica, some of them abandoned or aborted at random times."""
 
 import asyncio
 import json

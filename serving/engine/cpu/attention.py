@@ -1,8 +1,7 @@
 """Attention on CPUs: prompts, single tokens, drafted chains and trees, and the draft model's own block.
 
 Extends SGLang's torch backend, which has no verify pass, computes a whole sequence again for every prompt chunk, and
-reads lengths tensor by tensor in every layer. What a forward needs is worked out once here. Knows nothing of what is
-accepted.
+reads lengths tensor by tensor in every layer. What a forward needs is worked out once here.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Linear layers on a CPU with weights laid out once for it.
 
 torch's `F.linear` converts the layout of a plain weight on every call, which at decode sizes takes about as long as
-reading it. oneDNN's own layout, made once, is read at the speed of memory (docs/log.md). Knows nothing of models.
+reading it. oneDNN's own layout, made once, is read at the speed of memory (docs/log.md).
 """
 
 from typing import Any

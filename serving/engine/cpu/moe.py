@@ -1,7 +1,7 @@
 """Mixture-of-experts layers on a CPU, expert-parallel: tokens grouped by expert, two matrix products per expert.
 
 SGLang's own torch version (`sglang/srt/layers/moe/fused_moe_native.py`) counts by global expert id and fails on the -1
-that its dispatcher writes for another rank's experts. Knows nothing of routing or of communication between ranks.
+that its dispatcher writes for another rank's experts.
 """
 
 from collections.abc import Sequence

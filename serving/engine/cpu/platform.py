@@ -1,7 +1,6 @@
 """The platform SGLang runs on where there is no accelerator: torch everywhere, gloo between ranks.
 
 An out-of-tree platform rather than SGLang's CPU engine, which needs an AMX build of sgl-kernel that no registry has.
-Knows nothing of Ray or of speculation.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """FlashInfer attention on GPUs: ragged verify passes of chains and trees inside CUDA graphs.
 
 Extends SGLang's backend, which runs ragged rows without graphs only. A graph is captured for each bucket of rows, once
-without a mask for chains and once with one for trees. Knows nothing of what is accepted.
+without a mask for chains and once with one for trees.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Rank 0's side: sends the hidden states of every prefill chunk that belongs to a request for features.
 
 SGLang captures them (aux hidden states, and the last ones kept beside them); its own way out would turn them into JSON
-lists and drop all chunks but the last. Knows nothing of who asked.
+lists and drop all chunks but the last.
 """
 
 from collections.abc import Iterator

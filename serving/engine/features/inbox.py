@@ -1,7 +1,6 @@
 """The HTTP process's side: collects the chunks of each sequence that was asked for, and drops all others.
 
-A client that went away is no longer expected, so what its request still yields is thrown away here. Knows nothing of
-SGLang or HTTP.
+A client that went away is no longer expected, so what its request still yields is thrown away here.
 """
 
 import asyncio

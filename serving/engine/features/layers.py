@@ -1,7 +1,4 @@
-"""Whether an engine can hand out the layers that its settings name, asked before any rank starts.
-
-Knows nothing of requests.
-"""
+"""Whether an engine can hand out the layers that its settings name, asked before any rank starts."""
 
 from typing import Any
 

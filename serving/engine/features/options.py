@@ -1,7 +1,4 @@
-"""What the ranks are told about features, as it travels to them: JSON in one variable. Without it nothing is captured.
-
-Knows nothing of the settings file it comes from, and imports no SGLang.
-"""
+"""What the ranks are told about features, as JSON in one environment variable. Without it nothing is captured."""
 
 import json
 import uuid

@@ -1,6 +1,6 @@
 """Makes the features of one sequence: a prefill of its token ids through the engine, and the rows that it yields.
 
-At most `records_at_once` sequences are under way. Knows nothing of HTTP.
+At most `records_at_once` sequences are under way.
 """
 
 import asyncio

@@ -1,7 +1,4 @@
-"""Consecutive positions of one sequence with their features, and the frames that they travel in between two processes.
-
-Knows nothing of sockets, requests or engines.
-"""
+"""Consecutive positions of one sequence with their features, and the frames that carry them between two processes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Qwen2-MoE as the demo model needs it: heads of the config's `head_dim`, and capture of features for a draft.
 
-SGLang's own class (`sglang/srt/models/qwen2_moe.py`) divides hidden size by heads, has no DFlash capture method,
-and adds its shared expert with a Triton kernel. Loads standard Qwen2-MoE weights. Knows nothing of drafts or platforms.
+SGLang's own class (`sglang/srt/models/qwen2_moe.py`) divides hidden size by heads, has no DFlash capture method, and
+adds its shared expert with a Triton kernel. Loads standard Qwen2-MoE weights.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """SGLang's own DSpark chain under our plan: the way for targets that take no tree mask, DeepSeek-V4 and MLA.
 
 SGLang's planner decides how many drafts each request verifies; ours may only lower that: by rung, row budget and tier.
-The block is drafted on every rung, `off` included: SGLang drafts before it plans. Knows nothing of our own worker.
+The block is drafted on every rung, `off` included: SGLang drafts before it plans.
 """
 
 import os

@@ -1,6 +1,6 @@
 """A seed of its own for each of a request's `n` choices: SGLang gives all the same, so their answers would be equal.
 
-The first keeps the request's seed, so it says what it would say alone. Knows nothing of sampling.
+The first keeps the request's seed, so it says what it would say alone.
 """
 
 import copy

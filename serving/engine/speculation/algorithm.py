@@ -1,7 +1,7 @@
 """The algorithm as SGLang's registry knows it: a DSpark family member with our worker.
 
-Knows nothing of steps; answers what SGLang asks of an algorithm. SGLang 0.5.23's base class lacks three of the methods
-that its scheduler calls, so they stand here.
+Answers what SGLang asks of an algorithm. SGLang 0.5.23's base class lacks three of the methods that its scheduler
+calls, so they stand here.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Features of steps that drafted nothing, held back and put into the draft's KV several steps at a time.
 
 Nobody reads them until something is drafted, and projecting several rows at once costs little more than one: most of it
-is reading the projection's weights. Knows nothing of draft models or of rungs.
+is reading the projection's weights.
 """
 
 from collections.abc import Callable, Sequence

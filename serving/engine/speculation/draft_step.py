@@ -1,6 +1,6 @@
 """From the draft model's block to what the target verifies: a greedy chain, or a tree of conditioned children.
 
-Uses SGLang's DSpark proposer for the block itself. Knows nothing of the target's law or of what is accepted.
+Uses SGLang's DSpark proposer for the block itself.
 """
 
 from typing import Any, NamedTuple

@@ -1,7 +1,4 @@
-"""What speculation is configured with for a replica's lifetime, as it travels to the ranks: JSON in one variable.
-
-Knows nothing of the settings file it comes from, and imports no SGLang.
-"""
+"""What speculation is configured with for a replica's lifetime, as it travels to the ranks: JSON in one variable."""
 
 import json
 from dataclasses import asdict, dataclass

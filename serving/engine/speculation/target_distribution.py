@@ -1,6 +1,6 @@
 """The target's law in the rows of a verify pass: penalties, grammar and bias on logits, then the choice or p itself.
 
-Rows are worked on only where an accept rule reads them. Knows nothing of how rows were drafted or verified.
+Rows are worked on only where an accept rule reads them.
 """
 
 from functools import cached_property

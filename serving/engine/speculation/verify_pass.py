@@ -1,6 +1,6 @@
 """One forward of the target over ragged rows of chains or trees, in SGLang's verify mode.
 
-Owns what SGLang's attention is told; knows nothing of drafting or of what is accepted.
+Owns what SGLang's attention is told.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """One step of speculation inside SGLang: draft, verify ragged rows in one pass, keep what the target would say.
 
 Extends SGLang's DSpark worker: its draft model, its feature injection, its verify pass. Ours are the depth of each
-request, trees, the choice of tokens and the accept rule. Knows nothing of where the plan comes from.
+request, trees, the choice of tokens and the accept rule.
 """
 
 import logging

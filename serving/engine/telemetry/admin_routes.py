@@ -1,7 +1,6 @@
 """Our routes on a replica's own port, beside SGLang's: ranks, signals, metrics. That port asks for keys.
 
-Asks the ranks through SGLang's internal-state request, which they answer between two steps. Knows nothing of what the
-answers mean.
+Asks the ranks through SGLang's internal-state request, which they answer between two steps.
 """
 
 import asyncio

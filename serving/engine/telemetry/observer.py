@@ -1,7 +1,6 @@
 """Watches SGLang's scheduler in one rank: times its steps, and says what the rank carries when it is asked.
 
 Wraps methods of the scheduler that the rank holds, so it costs the engine nothing but a few host instructions a step.
-Knows nothing of HTTP or of the contract with the controller.
 """
 
 import statistics

@@ -1,7 +1,6 @@
 """What one rank tells of itself when signals are read: the plan it runs, what it carries, how fast it goes.
 
-The form in which it travels from ranks to the replica's HTTP process. Knows nothing of SGLang or of the contract with
-the controller.
+The form in which it travels from ranks to the replica's HTTP process.
 """
 
 from collections.abc import Iterable, Mapping

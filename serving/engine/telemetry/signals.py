@@ -1,7 +1,4 @@
-"""From what all ranks of a replica tell of themselves to the `Signals` of the contract.
-
-Pure. Knows nothing of SGLang or HTTP.
-"""
+"""From what all ranks of a replica tell of themselves to the `Signals` of the contract."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,7 +1,6 @@
 """Sends a span for each decode step, with its parts below it, to an OpenTelemetry collector.
 
-Made from the times that are measured anyway, after the step; a background thread sends them. Knows nothing of how a
-step runs.
+Made from the times that are measured anyway, after the step; a background thread sends them.
 """
 
 import os

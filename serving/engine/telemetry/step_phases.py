@@ -1,7 +1,7 @@
 """How long the parts of one decode step took: draft, verify, and putting features into the draft's KV.
 
 On a GPU the marks are events on its stream, read once the step's results are on the host anyway: measuring adds no
-sync. Knows nothing of what runs inside a part.
+sync.
 """
 
 import time

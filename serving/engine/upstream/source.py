@@ -1,6 +1,6 @@
 """Finds a symbol of SGLang in its source files and hashes it, without importing SGLang.
 
-Works on an installed package and on an unopened wheel alike. Knows nothing of which symbols we use.
+Works on an installed package and on an unopened wheel alike.
 """
 
 import ast

@@ -1,6 +1,6 @@
 """The forms and bounds of single fields of a request: prompts, token ids, stops, biases.
 
-Bounds that depend on the model come in as pydantic's validation context, an `EngineLimits`. Knows no whole request.
+Bounds that depend on the model come in as pydantic's validation context, an `EngineLimits`.
 """
 
 import re

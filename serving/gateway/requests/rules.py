@@ -1,7 +1,5 @@
 """Decides whether a request may go to an engine, and what of it goes: checks it against the schema, and refuses with a
 sentence what sparktier does not do.
-
-Pure; knows nothing of HTTP or replicas.
 """
 
 import difflib

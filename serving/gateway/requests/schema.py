@@ -1,7 +1,7 @@
 """What the front accepts of a completion or chat request: OpenAI's fields and SGLang's extras, each with its bounds.
 
 SGLang leaves some of these open to its harm: a request for 5000 log-probabilities ends a rank, one for 100000 choices
-blocks its tokenizer for minutes. Knows nothing of HTTP.
+blocks its tokenizer for minutes.
 """
 
 from typing import Annotated, Any, Literal, Self

@@ -1,6 +1,6 @@
 """What each accepted field of a request changes in its answer: a request without it, one with it, and the difference.
 
-A new field needs an entry here, or is refused, or is a label. Knows nothing of pytest.
+A new field needs an entry here, or is refused, or is a label.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Configuration files that are wrong, each with the paths of the problems it must give. Knows nothing of who checks."""
+"""Configuration files that are wrong, each with the paths of the problems it must give."""
 
 MODEL = "model: {path: demo}\n"
 

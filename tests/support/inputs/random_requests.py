@@ -1,7 +1,6 @@
 """Random requests to the front that combine everything that decides on a token, and whether each end is declared.
 
-Seeded requests beside them answer as in an undisturbed run; divergences are kept for the tie rule. Knows nothing of
-pytest.
+Seeded requests beside them answer as in an undisturbed run; divergences are kept for the tie rule.
 """
 
 import concurrent.futures

@@ -1,7 +1,7 @@
 """Whether two greedy outputs are the same under the one tie rule: a first divergence is allowed only where a float64
 replay shows that the choice was a tie.
 
-The replay is transformers' own model, which shares no code with any engine. Knows nothing of engines or HTTP.
+The replay is transformers' own model, which shares no code with any engine.
 """
 
 from collections.abc import Sequence

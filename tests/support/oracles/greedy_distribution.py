@@ -1,7 +1,7 @@
 """Whether every token of a greedy answer is the one that plain decoding would have said after the text before it.
 
 The oracle is transformers' model in float64, asked for a whole answer in one pass; penalties are applied here, slowly,
-from their definition. Unlike a comparison of two answers it tells about every token, and knows no engine.
+from their definition. Unlike a comparison of two answers it tells about every token.
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
 """Writes a DSpark draft that guesses a tiny target's next token often enough to exercise every accept path.
 
 A random draft is accepted once in a vocabulary, so it would test no commit code. This one looks bigrams of the target's
-own greedy text up in its Markov head; the rest of it is random and small. Knows nothing of SGLang.
+own greedy text up in its Markov head; the rest of it is random and small.
 """
 
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""What a trainer's records must hold, by transformers' own model of the checkpoint: no engine, no chunks, no sharding.
-
-Knows nothing of SGLang.
-"""
+"""What a trainer's records must hold, by transformers' own model of the checkpoint: no engine, no chunks, no shards."""
 
 from collections.abc import Sequence
 from pathlib import Path

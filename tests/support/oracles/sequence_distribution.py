@@ -1,7 +1,6 @@
 """Is the law of emitted sequences the target's? One chi-square test for every accept rule, right or planted wrong.
 
 The toy world is a Markov chain: the target and the drafter each are one [V, V] matrix of next-token probabilities.
-Knows nothing of any accept rule.
 """
 
 import torch
