@@ -1,7 +1,7 @@
 """The target's own choice of tokens, with noise keyed by (seed, position): the token that a prompt's prefill yields.
 
-One rule for prompts and verify rows alike (see target_distribution.py), so that a sampled answer is the same whatever was
-drafted.
+One rule for prompts and verify rows alike (see target_distribution.py), so that a sampled answer is the same whatever
+was drafted.
 """
 
 from typing import Any
