@@ -1,20 +1,32 @@
-"""Rules of the whole suite: no test leaves a process behind."""
+"""Rules of the whole suite: no test leaves a process behind, and a run says at its end what it took."""
 
 import psutil
 import pytest
 
 from sparktier.serving.supervision.processes import adopt_orphans
+from support.engine_starts import STARTED
+from support.peak_memory import PeakMemory
 from support.processes import Family, described
 
 # Ray's workers notice the end of their cluster within seconds.
 _GONE_WITHIN_S = 10.0
 # Helpers of a Python process, which end with it.
 _OURS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "torch/_inductor/compile_worker")
+_PEAK = pytest.StashKey[PeakMemory]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Become the parent of whatever loses its own, so that nothing a test started is out of sight."""
     adopt_orphans()
+    config.stash[_PEAK] = PeakMemory()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what the run took of memory, and how many engines it started."""
+    terminalreporter.write_line(config.stash[_PEAK].described())
+    terminalreporter.write_line(
+        f"started: {STARTED['deployment']} deployments, {STARTED['stepped engine']} stepped engines (a process a rank)"
+    )
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

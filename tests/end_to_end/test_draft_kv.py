@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparktier.serving.supervision.processes import held_port
+from support.engine_starts import STARTED
 from support.kv_probe import Pairs, read_pairs
 from support.oracles.oracle_draft import make_oracle_draft
 from support.tiny_moe import make_tiny_moe
@@ -38,6 +39,7 @@ def probed(checkpoints: tuple[Path, Path], out: Path, *broken: str, ranks: int =
             command = [sys.executable, "-m", "support.kv_probe", *map(str, checkpoints), *place, *broken]
             with (out / f"{rank}.log").open("w") as log:
                 probes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            STARTED["stepped engine"] += 1
         try:
             for rank, probe in enumerate(probes):
                 assert probe.wait(timeout=300) == 0, (out / f"{rank}.log").read_text()[-3000:]

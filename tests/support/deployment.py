@@ -19,6 +19,7 @@ from sparktier.configs.contracts import Signals
 from sparktier.serving.clients.addresses import http_url
 from sparktier.serving.clients.replica_keys import Keys, read_keys
 from support import replica_http
+from support.engine_starts import STARTED
 from support.processes import Family, command_line, described
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +57,7 @@ class Deployment:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        STARTED["deployment"] += 1
         self._family = Family(psutil.Process(self._process.pid))
 
     @property
