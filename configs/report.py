@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from sparktier.configs.files import write_json
+
 _GIT_TIMEOUT_S = 10.0
 
 
@@ -51,6 +53,11 @@ def report_meta(command: str, seed: int | None) -> Meta:
         seed=seed,
         started_at=datetime.now(UTC).replace(microsecond=0),
     )
+
+
+def write_report(path: Path, meta: Meta, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace `path` by a report in one step. Raises ArtifactError when it can't be written."""
+    write_json(path, Report(meta=meta, rows=[dict(row) for row in rows]).model_dump(mode="json"))
 
 
 def _commit() -> str | None:

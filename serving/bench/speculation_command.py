@@ -7,11 +7,10 @@ from pathlib import Path
 from rich.console import Console
 
 from sparktier.configs.errors import ConfigError, Problem
-from sparktier.configs.report import report_meta
+from sparktier.configs.report import report_meta, write_report
 from sparktier.configs.settings.settings import Settings
 from sparktier.configs.settings.speculation import LADDERS
 from sparktier.drafter.data.prompts import read_prompt_files
-from sparktier.drafter.evaluation.report import write_report
 from sparktier.serving.bench.report import draw, show
 from sparktier.serving.bench.rows import Case, Rows, rungs_of
 from sparktier.serving.bench.speculation import Load, measure

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sparktier.configs.report import report_meta
+from sparktier.configs.report import report_meta, write_report
 from sparktier.configs.settings.settings import Settings
-from sparktier.drafter.evaluation.report import write_report
 from sparktier.serving.deployment.plan import plan_deployment
 from sparktier.serving.doctor import checks as doctor
 from sparktier.serving.doctor.report import show_findings, show_plan

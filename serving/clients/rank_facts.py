@@ -1,12 +1,31 @@
 """What the ranks of a replica say of themselves when they have started, as the process that watches them reads it."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from sparktier.serving.gateway.routing import EngineLimits
-
 Positive = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What an engine says of the model it holds; `token_characters` is the length of its longest token.
+
+    `template_reads` are the names that its chat template takes from outside; None where that isn't known.
+    """
+
+    vocab_size: int
+    context_tokens: int
+    token_characters: int
+    calls_tools: bool = False
+    parts_reasoning: bool = False
+    template_reads: frozenset[str] | None = None
+
+    @property
+    def text_characters(self) -> int:
+        """Length of the longest text that may fit the context, where normalising shortens it to a quarter at most."""
+        return 4 * self.context_tokens * self.token_characters
 
 
 class RankFacts(BaseModel):

@@ -10,16 +10,21 @@ from sparktier.configs.rules.all import broken_rules
 from sparktier.configs.rules.layout import kv_tokens_of_longest
 from sparktier.configs.settings.settings import Settings, SpeculationSettings, TrainingSettings
 from sparktier.configs.settings.speculation import LADDERS
-from sparktier.serving.engine.speculation import options
+from sparktier.serving.engine.rank_options import (
+    ALGORITHM,
+    KEYED_SAMPLER,
+    FeatureOptions,
+    LadderOptions,
+    RankOptions,
+    Tiers,
+    TreeBounds,
+    fresh_endpoint,
+)
 
 Device = Literal["cpu", "cuda"]
 
 # SGLang sizes the cache by what memory is free, which on a CPU is everybody's, and each rank would take it all.
 DEFAULT_CPU_KV_TOKENS = 16384
-
-# The engine's plugin puts its sampler, with noise keyed by seed and position, in the place of SGLang's own of this name
-# (the only one that SGLang lets a CPU have). All of SGLang's ignore a request's seed.
-KEYED_SAMPLER = "pytorch"
 
 # Where blocks are drafted SGLang lets nobody in until two to four slots are free (min_free_slots_delayer.py): fewer
 # draft prefills, and users who wait beside free slots for as long as others' answers last. 1: no such wait.
@@ -63,7 +68,6 @@ def engine_environment(settings: Settings) -> dict[str, str]:
     """Return the variables that every rank of a replica needs; SGLang reads these settings from nowhere else."""
     environment: dict[str, str] = {}
     if settings.speculation.method in LADDERS:
-        environment[options.ENV] = _ladder_options(settings.speculation).dump()
         # Ragged rows need SGLang's compact verify graphs where there are graphs; without any, nothing changes.
         environment["SGLANG_RAGGED_VERIFY_MODE"] = "compact" if settings.replicas.device == "cuda" else "static"
     if settings.speculation.method == "dspark_native":
@@ -71,6 +75,16 @@ def engine_environment(settings: Settings) -> dict[str, str]:
     if rows_env := _DISPATCH_ROWS_ENV.get(settings.replicas.moe_all_to_all):
         environment[rows_env] = str(settings.replicas.dispatch_rows_per_rank)
     return environment
+
+
+def rank_options_of(settings: Settings) -> RankOptions:
+    """Return what each rank of a replica is told beside SGLang's own arguments."""
+    ladder = settings.speculation.method in LADDERS
+    return RankOptions(
+        tiers=Tiers(ids=tuple(settings.tiers), default=settings.default_tier),
+        ladder=_ladder_options(settings.speculation) if ladder else None,
+        features=_feature_options(settings.training),
+    )
 
 
 def on_device(settings: Settings, device: Device) -> Settings:
@@ -132,9 +146,19 @@ def _speculation(settings: Settings) -> dict[str, Any]:
     return {**sampler, **_capture(settings.training)}
 
 
-def _ladder_options(speculation: SpeculationSettings) -> options.Options:
-    tree = options.TreeOptions(speculation.tree_rows, speculation.tree_parents, speculation.tree_children)
-    return options.Options(
+def _feature_options(training: TrainingSettings) -> FeatureOptions | None:
+    if training.target_layer_ids is None:
+        return None
+    return FeatureOptions(
+        target_layer_ids=tuple(training.target_layer_ids),
+        records_at_once=training.records_at_once,
+        endpoint=fresh_endpoint(),
+    )
+
+
+def _ladder_options(speculation: SpeculationSettings) -> LadderOptions:
+    tree = TreeBounds(rows=speculation.tree_rows, parents=speculation.tree_parents, children=speculation.tree_children)
+    return LadderOptions(
         short_tokens=speculation.short_tokens,
         block_tokens=speculation.block_tokens,
         accept_rule=speculation.accept_rule,
@@ -144,7 +168,7 @@ def _ladder_options(speculation: SpeculationSettings) -> options.Options:
 
 def _ladder(speculation: SpeculationSettings) -> dict[str, Any]:
     return {
-        "speculative_algorithm": options.ALGORITHM,
+        "speculative_algorithm": ALGORITHM,
         "speculative_draft_model_path": speculation.draft_path,
         "speculative_draft_model_revision": speculation.draft_revision,
         "speculative_num_draft_tokens": speculation.rows_per_request,

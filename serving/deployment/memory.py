@@ -11,7 +11,7 @@ from typing import Any
 from sparktier.configs.settings.settings import Settings
 from sparktier.configs.settings.speculation import LADDERS
 from sparktier.serving.deployment.model_sizes import ModelFacts, Role
-from sparktier.serving.engine.speculation.options import DEFAULT_RUNNING_REQUESTS, penalty_table_bytes
+from sparktier.serving.engine.rank_options import DEFAULT_RUNNING_REQUESTS, penalty_table_bytes
 
 MIB = 1 << 20
 # Total memory as nvidia-smi reports it.

@@ -7,12 +7,11 @@ from rich.console import Console
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.files import require_room
-from sparktier.configs.report import report_meta
+from sparktier.configs.report import report_meta, write_report
 from sparktier.configs.settings.settings import Settings
 from sparktier.drafter.calibration.calibrate import calibrate
 from sparktier.drafter.calibration.confidence import Refit
 from sparktier.drafter.calibration.sts import StsCalibration
-from sparktier.drafter.evaluation.report import write_report
 from sparktier.drafter.model.edge_calibration import ChildCalibrator
 from sparktier.serving.drafting.sources import Wanted, sources, subject
 

@@ -6,13 +6,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sparktier.configs.report import report_meta
+from sparktier.configs.report import report_meta, write_report
 from sparktier.configs.settings.settings import Settings
 from sparktier.drafter.calibration.calibrate import STS_FILE
 from sparktier.drafter.calibration.sts import read_sts
 from sparktier.drafter.evaluation.evaluate import Evaluation, evaluate
 from sparktier.drafter.evaluation.plots import write_figures
-from sparktier.drafter.evaluation.report import write_report
 from sparktier.serving.drafting.sources import Subject, Wanted, counted, sources, subject
 
 # Figures on the screen, by their heading.

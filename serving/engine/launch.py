@@ -17,11 +17,12 @@ from sparktier.configs.errors import ReplicaError
 from sparktier.serving.clients.replica_keys import Keys
 from sparktier.serving.engine import dp_attention as attention_groups
 from sparktier.serving.engine import key_guard
-from sparktier.serving.engine.features import options as feature_options
-from sparktier.serving.engine.rank_actor import RankLauncher, RankReport
+from sparktier.serving.engine.rank_actor import RankLauncher
+from sparktier.serving.engine.rank_options import rank_options
 from sparktier.serving.engine.requests import chat_abilities, context_limit
 from sparktier.serving.engine.sampling import choice_seeds as choices
 from sparktier.serving.engine.telemetry.admin_routes import admin_routes
+from sparktier.serving.engine.telemetry.rank_state import RankReport
 
 EXIT_RANK_LOST = 70
 _REPORT_TIMEOUT_S = 60.0
@@ -59,9 +60,9 @@ def serve(
     server_args = ServerArgs(**{**engine_kwargs, **attention_groups.meeting_place(groups)})
     if groups > 1:
         attention_groups.let_start()
-    features = os.environ.get(feature_options.ENV)
+    features = rank_options().features
     if features is not None:
-        require_layers(server_args, feature_options.load(features).target_layer_ids)
+        require_layers(server_args, features.target_layer_ids)
     tokenizer_manager, template_manager, port_args, ranks, watchdog, _ = ray_engine.RayEngine._launch_subprocesses(
         server_args,
         init_tokenizer_manager_func=engine_module.init_tokenizer_manager,
@@ -78,7 +79,7 @@ def serve(
     _watch(ranks.block_until_scheduler_exits)
     http_server.app.include_router(admin_routes(reports, tokenizer_manager, replica_id=replica_id))
     if features is not None:
-        http_server.app.include_router(feature_routes(tokenizer_manager, feature_options.load(features)))
+        http_server.app.include_router(feature_routes(tokenizer_manager, features))
     key_guard.install()
     # Not in the arguments: SGLang logs these, hands them to its ranks, and tells them at /server_info.
     with get_serving().override(api_key=keys.requests, admin_api_key=keys.admin):

@@ -13,12 +13,14 @@ _active = False
 def register() -> None:
     """Apply sparktier's hooks; called once a process by SGLang's loader."""
     global _active
-    from sparktier.serving.engine.features import capture, options
+    from sparktier.serving.engine import algorithm
+    from sparktier.serving.engine.features import capture
+    from sparktier.serving.engine.rank_options import rank_options
     from sparktier.serving.engine.requests import context_limit, grammar_faults, least_length, request_faults
     from sparktier.serving.engine.sampling import seed_hook as seeds
-    from sparktier.serving.engine.speculation import algorithm, control
-    from sparktier.serving.engine.speculation import options as speculation_options
+    from sparktier.serving.engine.speculation import control
 
+    options = rank_options()
     if not torch.accelerator.is_available():
         from sparktier.serving.engine import dp_attention as attention_groups
         from sparktier.serving.engine.cpu import attention as cpu_attention
@@ -27,10 +29,10 @@ def register() -> None:
         cpu_attention.register()
         cpu_speculation.install()
         attention_groups.install_on_cpu()
-    elif speculation_options.ENV in os.environ:
+    elif options.ladder is not None:
         from sparktier.serving.engine.cuda import flashinfer_attention as gpu_attention
 
-        gpu_attention.install(trees=speculation_options.load(os.environ[speculation_options.ENV]).tree is not None)
+        gpu_attention.install(trees=options.ladder.tree is not None)
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         from sparktier.serving.engine.telemetry import metric_files
 
@@ -42,8 +44,8 @@ def register() -> None:
     least_length.install()
     grammar_faults.install()
     request_faults.install()
-    if options.ENV in os.environ:
-        capture.install(options.load(os.environ[options.ENV]))
+    if options.features is not None:
+        capture.install(options.features)
     _active = True
 
 

@@ -13,8 +13,7 @@ import torch
 from sglang.srt.ray.scheduler_actor import SchedulerActor
 
 from sparktier.configs.errors import ReplicaError
-
-RankReport = dict[str, Any]
+from sparktier.serving.engine.telemetry.rank_state import RankReport
 
 
 def core_share(gpu_id: int, *, cores: Sequence[int], ranks_on_node: int) -> list[int]:
@@ -36,7 +35,8 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
             _take_cores()
         from sglang.srt.plugins import load_plugins
 
-        from sparktier.serving.engine import plugin, tiers
+        from sparktier.serving.engine import plugin
+        from sparktier.serving.engine.rank_options import rank_options
         from sparktier.serving.engine.telemetry.observer import Observer
 
         # Made where the replica was started, so on the first node alone.
@@ -49,7 +49,7 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
             )
         super().__init__(**kwargs)
         self._on_cpu = on_cpu
-        Observer(self.scheduler, tiers.load(os.environ[tiers.ENV])).install()
+        Observer(self.scheduler, rank_options().tiers).install()
 
     def run_event_loop(self) -> None:
         """Serve until shutdown. SGLang's own version selects a CUDA device first, which a CPU rank has not."""

@@ -4,35 +4,18 @@ Closing the connection to the replica is what aborts the request in its engine.
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable
 
 import httpx
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from sparktier.serving.clients.disconnect import cancel_on_disconnect
 from sparktier.serving.gateway import openai_errors as errors
 
 LOST = "The replica that served this request was lost before it finished. Send the request again."
 LATE = "This request took longer than the server allows (server.request_timeout_s) and was ended."
 STOPPING = "The server stops, and this request was not finished in time. Send it again in a few seconds."
-
-Result = TypeVar("Result")
-
-
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """Return what `work` does, or None once the client has hung up; `work` is then cancelled.
-
-    Raises what `work` does.
-    """
-    doing = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return doing.result() if doing.done() else None
-    finally:
-        await _cancel(doing, gone)
 
 
 async def whole_events(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
@@ -75,7 +58,7 @@ class EventRelay(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; return when it ended or the client has hung up."""
         try:
-            await unless_gone(receive, self._relay(send))
+            await cancel_on_disconnect(receive, self._relay(send))
         except asyncio.CancelledError:
             # Only uvicorn cancels us, when its grace after a stop signal is over; the connection is still there.
             await send({"type": "http.response.body", "body": errors.event(STOPPING, code="stopping")})
@@ -94,16 +77,3 @@ class EventRelay(Response):
         except httpx.HTTPError:
             ending = errors.event(LOST, code="replica_lost")
         await send({"type": "http.response.body", "body": ending, "more_body": False})
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _cancel(*tasks: "asyncio.Future[Any]") -> None:
-    for task in tasks:
-        if not task.done():
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, httpx.HTTPError):
-                await task

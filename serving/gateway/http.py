@@ -19,10 +19,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from sparktier.configs.settings.settings import ServerSettings
+from sparktier.serving.clients.disconnect import cancel_on_disconnect
 from sparktier.serving.gateway import openai_errors as errors
 from sparktier.serving.gateway import usage
 from sparktier.serving.gateway.answer_edits import edited, edited_events, edits_for
-from sparktier.serving.gateway.event_relay import LATE, LOST, STOPPING, EventRelay, unless_gone, whole_events
+from sparktier.serving.gateway.event_relay import LATE, LOST, STOPPING, EventRelay, whole_events
 from sparktier.serving.gateway.metrics_page import MetricsPage
 from sparktier.serving.gateway.requests.body import BodyIntake
 from sparktier.serving.gateway.requests.rules import PATHS, checked, require_model
@@ -142,7 +143,7 @@ class _Generate:
                     return _no_replica()
                 body = checked(request.url.path, body, model=self._model, limits=replica.limits)
                 work = self._forward(request.url.path, body, replica, held, deadline)
-                return await unless_gone(request.receive, work) or Response(status_code=499)
+                return await cancel_on_disconnect(request.receive, work) or Response(status_code=499)
         except ClientDisconnect:
             return Response(status_code=499)
         except TimeoutError:

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
+from sparktier.serving.clients.rank_facts import EngineLimits
+
 
 class State(StrEnum):
     """What a replica is doing."""
@@ -12,26 +14,6 @@ class State(StrEnum):
     STARTING = "starting"
     SERVING = "serving"
     DOWN = "down"
-
-
-@dataclass(frozen=True)
-class EngineLimits:
-    """What an engine says of the model it holds; `token_characters` is the length of its longest token.
-
-    `template_reads` are the names that its chat template takes from outside; None where that isn't known.
-    """
-
-    vocab_size: int
-    context_tokens: int
-    token_characters: int
-    calls_tools: bool = False
-    parts_reasoning: bool = False
-    template_reads: frozenset[str] | None = None
-
-    @property
-    def text_characters(self) -> int:
-        """Length of the longest text that may fit the context, where normalising shortens it to a quarter at most."""
-        return 4 * self.context_tokens * self.token_characters
 
 
 @dataclass

@@ -19,10 +19,14 @@ from sparktier.configs.settings.settings import Settings
 from sparktier.serving.clients.addresses import no_proxy_env
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, Keys, keys_of, new_keys_file
 from sparktier.serving.deployment.device import resolve_device, with_dtype_of
-from sparktier.serving.deployment.engine_args import Device, engine_environment, engine_kwargs, on_device
+from sparktier.serving.deployment.engine_args import (
+    Device,
+    engine_environment,
+    engine_kwargs,
+    on_device,
+    rank_options_of,
+)
 from sparktier.serving.deployment.model_source import with_local_weights
-from sparktier.serving.engine import tiers
-from sparktier.serving.engine.features import options as feature_options
 from sparktier.serving.supervision.run_dir import METRICS_DIR_ENV
 
 EXIT_NOT_STARTED = 69
@@ -41,7 +45,7 @@ def run(settings: Settings, *, replica: int, port: int) -> int:
     keys = _keys()
     try:
         # Imported before Ray so that this process's own SGLang sees the same environment as the ranks.
-        env = {**rank_env(settings, device=device), **_feature_env(settings), **_metrics_env()}
+        env = {**rank_env(settings, device=device), **_metrics_env()}
         os.environ.update(no_proxy_env(os.environ) | env)
         node = join_cluster(_address(settings), namespace=f"sparktier-{replica}", rank_env=env)
         shape = RankBundles(ranks=settings.replicas.tensor_parallel, nodes=settings.replicas.nodes)
@@ -82,7 +86,7 @@ def rank_env(settings: Settings, *, device: Device) -> dict[str, str]:
         **operator,
         **engine_environment(on_device(settings, device)),
         "SGLANG_EXTERNAL_MODEL_PACKAGE": _MODEL_PACKAGE,
-        tiers.ENV: tiers.Tiers(ids=tuple(settings.tiers), default=settings.default_tier).dump(),
+        **rank_options_of(settings).environment(),
     }
     if settings.telemetry.otlp_endpoint is not None:
         env[OTEL_EXPORTER_OTLP_TRACES_ENDPOINT] = settings.telemetry.otlp_endpoint
@@ -92,19 +96,6 @@ def rank_env(settings: Settings, *, device: Device) -> dict[str, str]:
         env["TORCHDYNAMO_DISABLE"] = "1"
         env["SPARKTIER_RANKS_ON_NODE"] = str(_ranks_on_node(settings))
     return env
-
-
-def _feature_env(settings: Settings) -> dict[str, str]:
-    """Return what tells this process and its ranks to hand out training features, if they should."""
-    training = settings.training
-    if training.target_layer_ids is None:
-        return {}
-    options = feature_options.Options(
-        target_layer_ids=tuple(training.target_layer_ids),
-        records_at_once=training.records_at_once,
-        endpoint=feature_options.fresh_endpoint(),
-    )
-    return {feature_options.ENV: options.dump()}
 
 
 def _keys() -> Keys:

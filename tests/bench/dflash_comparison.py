@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from sparktier.configs.report import report_meta
+from sparktier.configs.report import report_meta, write_report
 from sparktier.drafter.data.feature_store import FeatureStore
 from sparktier.drafter.data.joined_stores import JoinedStores
 from sparktier.drafter.data.target import Target, read_target
 from sparktier.drafter.demo import recipe as demo_recipe
 from sparktier.drafter.evaluation.compare import compare
 from sparktier.drafter.evaluation.evaluate import evaluate
-from sparktier.drafter.evaluation.report import write_report
 from sparktier.drafter.model.checkpoint import load_draft, save_draft
 from sparktier.drafter.model.draft_model import FROZEN, DraftModel
 from sparktier.drafter.training.distributed import Place, joined

@@ -18,8 +18,7 @@ from typing import Any
 
 import scipy.stats
 
-from sparktier.configs.report import report_meta
-from sparktier.drafter.evaluation.report import write_report
+from sparktier.configs.report import report_meta, write_report
 from sparktier.serving.bench.rows import RUNGS as LADDER
 from sparktier.serving.bench.rows import median_interval
 from sparktier.serving.bench.target import Target, Totals, deployed

@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from sparktier.configs.report import report_meta
-from sparktier.drafter.evaluation.report import write_report
+from sparktier.configs.report import report_meta, write_report
 
 os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", "sparktier.serving.engine.models")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

@@ -13,8 +13,7 @@ from overhead import Asked, loaded
 from tree_parts import Round, parts_ms
 
 from sparktier.configs.plan_keys import Rung
-from sparktier.configs.report import report_meta
-from sparktier.drafter.evaluation.report import write_report
+from sparktier.configs.report import report_meta, write_report
 from sparktier.kernels.expand import Shape
 from sparktier.serving.bench.target import deployed
 

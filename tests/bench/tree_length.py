@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 
-from sparktier.configs.report import report_meta
+from sparktier.configs.report import report_meta, write_report
 from sparktier.drafter.data.feature_store import FeatureStore
 from sparktier.drafter.data.features import FeatureSource
 from sparktier.drafter.data.target import read_target
 from sparktier.drafter.evaluation.compare import compare
 from sparktier.drafter.evaluation.evaluate import Evaluation, evaluate
-from sparktier.drafter.evaluation.report import write_report
 from sparktier.drafter.evaluation.tree_replay import TreePlan, chain_plan, replay_trees
 from sparktier.drafter.model.checkpoint import load_draft
 from sparktier.drafter.model.draft_model import DraftModel

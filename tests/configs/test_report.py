@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from sparktier.configs import report
-from sparktier.configs.report import Report, report_meta
-from sparktier.drafter.evaluation.report import write_report
+from sparktier.configs.report import Report, report_meta, write_report
 from sparktier.serving.cli.main import main
 
 PLAN = Path(__file__).resolve().parents[2] / "configs" / "deployments" / "qwen3-235b-a22b-8xh200.yaml"

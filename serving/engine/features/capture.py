@@ -10,8 +10,8 @@ from typing import Any
 import zmq
 from torch import Tensor
 
-from sparktier.serving.engine.features.options import Options
 from sparktier.serving.engine.features.rows import REQUEST_PREFIX, Rows, frames
+from sparktier.serving.engine.rank_options import FeatureOptions
 
 
 class RowSender:
@@ -28,7 +28,7 @@ class RowSender:
         self._socket.send_multipart(frames(request_id, rows))
 
 
-def install(options: Options) -> None:
+def install(options: FeatureOptions) -> None:
     """Hook SGLang's worker and logits processor in this process, which may be a rank."""
     from sglang.srt.layers.logits_processor import LogitsProcessor
     from sglang.srt.managers.tp_worker import TpModelWorker

@@ -17,15 +17,15 @@ from starlette.responses import JSONResponse, Response
 
 from sparktier.configs.errors import ArtifactError, ReplicaError, RequestError
 from sparktier.drafter.data.target import Binding, read_target
+from sparktier.serving.clients.disconnect import cancel_on_disconnect
 from sparktier.serving.engine.features.inbox import Inbox
-from sparktier.serving.engine.features.options import Options
 from sparktier.serving.engine.features.recorder import Recorder
-from sparktier.serving.gateway.event_relay import unless_gone
+from sparktier.serving.engine.rank_options import FeatureOptions
 
 PATH = "/sparktier/features"
 
 
-def feature_routes(tokenizer_manager: Any, options: Options) -> APIRouter:
+def feature_routes(tokenizer_manager: Any, options: FeatureOptions) -> APIRouter:
     """Return the two routes of an engine that was started with `options`."""
     router = APIRouter()
     recorder = Recorder(tokenizer_manager, Inbox(options.endpoint), records_at_once=options.records_at_once)
@@ -49,7 +49,7 @@ def feature_routes(tokenizer_manager: Any, options: Options) -> APIRouter:
     async def record(request: Request) -> Response:
         try:
             token_ids = _token_ids(await request.body(), vocab=model.vocab_size, longest_tokens=longest)
-            rows = await unless_gone(request.receive, recorder.record(token_ids))
+            rows = await cancel_on_disconnect(request.receive, recorder.record(token_ids))
         except RequestError as error:
             return JSONResponse({"error": str(error)}, status_code=400)
         except ReplicaError as error:

@@ -4,7 +4,6 @@ SGLang's planner decides how many drafts each request verifies; ours may only lo
 The block is drafted on every rung, `off` included: SGLang drafts before it plans.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.plan_keys import Plan, Rung
-from sparktier.serving.engine import tiers
+from sparktier.serving.engine.rank_options import rank_options
 from sparktier.serving.engine.speculation.request_slots import SlotTable
 from sparktier.serving.engine.speculation.row_budget import row_counts, rung_tokens, tier_caps
 
@@ -93,7 +92,7 @@ class NativeWorker(DSparkWorkerV2):
         """Make the draft's KV pool, and the table of request slots beside it."""
         super().alloc_memory_pool(**kwargs)
         slots = self.model_runner.req_to_token_pool.req_to_token.shape[0]
-        self.slots = SlotTable(slots, tiers=tiers.load(os.environ[tiers.ENV]), device=torch.device(self.device))
+        self.slots = SlotTable(slots, tiers=rank_options().tiers, device=torch.device(self.device))
         self._verify_planner.bind(self.slots.tier)
 
     def set_plan(self, plan: Plan) -> None:

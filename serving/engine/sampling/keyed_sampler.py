@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparktier.kernels.noise import draw
 from sparktier.kernels.target_probs import SamplingRows, target_probs
-from sparktier.serving.engine.speculation.request_slots import seed_of
+from sparktier.serving.engine.sampling.seeds import seed_of
 
 
 class KeyedSampler(Sampler):

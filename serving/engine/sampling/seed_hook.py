@@ -12,17 +12,17 @@ def install() -> None:
     from sglang.srt.runtime_context import get_exec
     from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
-    from sparktier.serving.deployment.engine_args import KEYED_SAMPLER
+    from sparktier.serving.engine.rank_options import KEYED_SAMPLER, rank_options
     from sparktier.serving.engine.sampling.keyed_sampler import KeyedSampler, seeds_of
-    from sparktier.serving.engine.speculation.algorithm import SparktierAlgorithm
 
     register_sampler_backend(KEYED_SAMPLER, KeyedSampler)
+    drafting = rank_options().ladder is not None
     stock = SamplingBatchInfo.from_schedule_batch.__func__
 
     def from_schedule_batch(cls: type, batch: Any, vocab_size: int) -> Any:
         info = stock(cls, batch, vocab_size)
         keyed = get_exec().kernel.sampling_backend == KEYED_SAMPLER
-        if keyed or isinstance(batch.spec_algorithm, SparktierAlgorithm):
+        if keyed or drafting:
             info.sampling_seed = seeds_of(batch.reqs, device=batch.device)
         return info
 

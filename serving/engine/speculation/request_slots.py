@@ -4,21 +4,12 @@ One entry per request slot of SGLang's pool, written when a prompt is prefilled,
 nothing of plans or drafts.
 """
 
-import hashlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparktier.serving.engine.tiers import Tiers
-
-
-def seed_of(request_id: str, sampling_seed: int | None) -> int:
-    """Return the seed of a request: its own, or one made of its id, which every rank knows."""
-    if sampling_seed is not None:
-        return sampling_seed
-    digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+from sparktier.serving.engine.rank_options import Tiers
 
 
 class SlotTable:

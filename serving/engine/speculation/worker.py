@@ -5,7 +5,6 @@ request, trees, the choice of tokens and the accept rule.
 """
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,15 +28,14 @@ from sparktier.kernels.accept_tree import RowReader, TreeAcceptance, walk_drawn,
 from sparktier.kernels.draft_tree import NO_ROW, DraftTree, anchors_alone, compaction_plan, row_links
 from sparktier.kernels.expand import Shape
 from sparktier.kernels.target_probs import NO_TOKEN
-from sparktier.serving.engine import tiers
-from sparktier.serving.engine.native.headless_planner import HeadlessPlanner
+from sparktier.serving.engine.rank_options import LadderOptions, ladder_options, rank_options
 from sparktier.serving.engine.requests.request_faults import is_marked, mark
 from sparktier.serving.engine.sampling.keyed_sampler import KeyedSampler
-from sparktier.serving.engine.speculation import options as speculation_options
 from sparktier.serving.engine.speculation import verify_pass
 from sparktier.serving.engine.speculation.deferred_injection import HeldFeatures
 from sparktier.serving.engine.speculation.draft_step import Bounds, Drafted, DraftStep
 from sparktier.serving.engine.speculation.edge_acceptance import draft_folder, read_edges
+from sparktier.serving.engine.speculation.headless_planner import HeadlessPlanner
 from sparktier.serving.engine.speculation.penalty_table import PenaltyTable
 from sparktier.serving.engine.speculation.request_slots import SlotTable
 from sparktier.serving.engine.speculation.row_budget import row_counts, rung_tokens, tier_caps
@@ -62,7 +60,7 @@ class LadderWorker(DSparkWorkerV2):
     takes_plans = True
 
     def __init__(self, **kwargs: Any) -> None:
-        self.options = speculation_options.load(os.environ[speculation_options.ENV])
+        self.options = ladder_options()
         target = kwargs["target_worker"].model_runner
         require_supported(loaded_facts(target), self.options.method, target.model_config.model_path)
         with _wide_window(self.options), _headless():
@@ -96,7 +94,7 @@ class LadderWorker(DSparkWorkerV2):
         super().alloc_memory_pool(**kwargs)
         slots = self.model_runner.req_to_token_pool.req_to_token.shape[0]
         device = torch.device(self.device)
-        self.slots = SlotTable(slots, tiers=tiers.load(os.environ[tiers.ENV]), device=device)
+        self.slots = SlotTable(slots, tiers=rank_options().tiers, device=device)
         self.figures = Figures(block_tokens=self.gamma)
         if slots > self.penalties.slots:
             self.penalties = self._penalty_table(slots)
@@ -342,7 +340,7 @@ def _kept(verified: Verified, accepted: TreeAcceptance) -> Tensor:
 
 
 @contextmanager
-def _wide_window(options: speculation_options.Options) -> Iterator[None]:
+def _wide_window(options: LadderOptions) -> Iterator[None]:
     """Let SGLang's worker verify more rows than its block plus one, to which it ties the window.
 
     The length of the block is the options' where the checkpoint's is no shorter.

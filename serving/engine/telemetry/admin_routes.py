@@ -15,10 +15,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from sparktier.configs.errors import ReplicaError
-from sparktier.serving.engine.rank_actor import RankReport
 from sparktier.serving.engine.telemetry.metrics import exposition
 from sparktier.serving.engine.telemetry.observer import ASKED_BY_US, STATES
-from sparktier.serving.engine.telemetry.rank_state import RankState, load
+from sparktier.serving.engine.telemetry.rank_state import RankReport, RankState, load
 from sparktier.serving.engine.telemetry.signals import signals_of
 
 # Whoever asks more often gets the same answer: nobody can slow the ranks down by asking.

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from sparktier.configs.plan_keys import Plan, Rung
+from sparktier.serving.engine.rank_options import Tiers
 from sparktier.serving.engine.telemetry.rank_state import RankState, dump
 from sparktier.serving.engine.telemetry.spec_stats import Figures
 from sparktier.serving.engine.telemetry.step_times import StepTimes, UserSpeeds, speed
-from sparktier.serving.engine.tiers import Tiers
 
 ASKED_BY_US = "sparktier"
 """Request id of an internal-state request that wants rank states and nothing of what SGLang says."""

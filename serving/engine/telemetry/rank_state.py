@@ -5,11 +5,15 @@ The form in which it travels from ranks to the replica's HTTP process.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from sparktier.configs.plan_keys import TierShare
 from sparktier.serving.engine.telemetry.spec_stats import Figures
+
+RankReport = dict[str, Any]
+"""What a rank says of itself once, when it has started: where it is, what model and experts it holds."""
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ call, reasoning and template arguments that its chat template knows.
 from collections.abc import Mapping
 from typing import Any
 
+from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.gateway.engine_refusals import too_long
 from sparktier.serving.gateway.openai_errors import Refused
 from sparktier.serving.gateway.requests.schema import Completion, Generation
-from sparktier.serving.gateway.routing import EngineLimits
 
 UNSUPPORTED = "unsupported_parameter"
 _REASONING_NAMES = frozenset({"enable_thinking", "reasoning_effort", "thinking"})

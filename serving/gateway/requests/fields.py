@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo
 
-from sparktier.serving.gateway.routing import EngineLimits
+from sparktier.serving.clients.rank_facts import EngineLimits
 
 MAX_CHOICES = 128
 MAX_STOPS = 32  # SGLang's own limit (sampling_params.py)

@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.gateway.openai_errors import Refused
 from sparktier.serving.gateway.requests.abilities import UNSUPPORTED, require_abilities, require_room
 from sparktier.serving.gateway.requests.fields import TAG_MARK
 from sparktier.serving.gateway.requests.schema import Chat, Completion, Generation
-from sparktier.serving.gateway.routing import EngineLimits
 
 CHAT = "/v1/chat/completions"
 _SCHEMAS: Mapping[str, type[Generation]] = {"/v1/completions": Completion, CHAT: Chat}

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from sparktier.configs.files import sha256_of
-from sparktier.configs.report import report_meta
+from sparktier.configs.report import report_meta, write_report
 from sparktier.drafter.calibration.calibrate import calibrate
 from sparktier.drafter.calibration.sts import read_sts
 from sparktier.drafter.data.feature_store import FeatureStore
@@ -20,7 +20,6 @@ from sparktier.drafter.evaluation.evaluate import evaluate
 from sparktier.drafter.evaluation.metrics import ece_frac
 from sparktier.drafter.evaluation.plots import write_figures
 from sparktier.drafter.evaluation.replay import Replay
-from sparktier.drafter.evaluation.report import write_report
 from sparktier.drafter.model.checkpoint import load_draft
 from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.drafter.model.edge_calibration import read_children

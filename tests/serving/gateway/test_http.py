@@ -11,8 +11,9 @@ import pytest
 import uvicorn
 
 from sparktier.configs.settings.settings import ServerSettings
+from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.gateway.http import front
-from sparktier.serving.gateway.routing import EngineLimits, Replica, ReplicaTable, State
+from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
 from support.scripted_replica import STREAM_END, STREAM_HEAD, Script, chunk, json_answer, scripted_replica
 
 ASKED = {"model": "tiny", "prompt": "Hello"}

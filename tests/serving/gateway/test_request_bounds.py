@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from pydantic_core import to_json
 
+from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.gateway.openai_errors import Refused
 from sparktier.serving.gateway.requests import values as request_values
 from sparktier.serving.gateway.requests.body import json_object
 from sparktier.serving.gateway.requests.rules import checked
-from sparktier.serving.gateway.routing import EngineLimits
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 LIMITS = EngineLimits(vocab_size=512, context_tokens=256, token_characters=5, calls_tools=True)

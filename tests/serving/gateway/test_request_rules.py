@@ -15,6 +15,7 @@ from openai.types.chat import completion_create_params as chat_params
 from pydantic import ValidationError
 from pydantic_core import to_json
 
+from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.engine.upstream.source import installed_root
 from sparktier.serving.gateway.openai_errors import Refused
 from sparktier.serving.gateway.requests.body import json_object
@@ -22,7 +23,6 @@ from sparktier.serving.gateway.requests.fields import MAX_CHOICES
 from sparktier.serving.gateway.requests.rules import DROPPED, LABELS, REFUSED, checked, fields_of
 from sparktier.serving.gateway.requests.schema import Chat, Completion
 from sparktier.serving.gateway.requests.values import BadValue
-from sparktier.serving.gateway.routing import EngineLimits
 from support.inputs.field_effects import EFFECTS, ELSEWHERE
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparktier.serving.gateway.routing import EngineLimits, Replica, ReplicaTable, State
+from sparktier.serving.clients.rank_facts import EngineLimits
+from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
 
 REPLICAS = st.lists(st.tuples(st.sampled_from(State), st.integers(0, 3)), min_size=1, max_size=6)
 

@@ -100,8 +100,8 @@ def test_a_draft_without_a_confidence_head_starts_where_rows_differ_by_request(c
     """On CPUs it starts anyway; on GPUs SGLang's own planner refuses it, though a ladder reads no confidence."""
     from sglang.srt.speculative.dspark_components.dspark_planner import DSparkVerifyPlanner
 
-    from sparktier.serving.engine.native.headless_planner import HeadlessPlanner
     from sparktier.serving.engine.speculation import worker
+    from sparktier.serving.engine.speculation.headless_planner import HeadlessPlanner
 
     with pytest.raises(ValueError, match="no confidence head"):
         make_planner(DSparkVerifyPlanner, head=None)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from sparktier.kernels.draft_tree import anchors_alone
+from sparktier.serving.engine.rank_options import penalty_table_bytes
 from sparktier.serving.engine.requests.least_length import EARLY_STOP
-from sparktier.serving.engine.speculation.options import penalty_table_bytes
 from sparktier.serving.engine.speculation.penalty_table import PenaltyTable
 from sparktier.serving.engine.speculation.target_distribution import TargetLaw
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import PretrainedConfig
 
 from sparktier.configs.plan_keys import Plan, Rung, TierShare
-from sparktier.serving.engine.speculation.options import Options
+from sparktier.serving.engine.rank_options import LadderOptions
 from sparktier.serving.engine.speculation.row_budget import row_counts, rung_tokens, tier_caps
 
 
@@ -61,7 +61,7 @@ def test_no_rung_of_a_chain_is_longer_than_the_block() -> None:
 def test_no_block_is_longer_than_the_draft_was_trained_for(
     asked: int | None, trained: int | None, drafted: int | None
 ) -> None:
-    assert Options(short_tokens=2, block_tokens=asked).block(trained) == drafted
+    assert LadderOptions(short_tokens=2, block_tokens=asked).block(trained) == drafted
 
 
 def test_a_worker_draws_the_trained_block_and_says_what_it_cut(caplog: pytest.LogCaptureFixture) -> None:
@@ -71,7 +71,7 @@ def test_a_worker_draws_the_trained_block_and_says_what_it_cut(caplog: pytest.Lo
 
     draft = {"num_hidden_layers": 2, "block_size": 5, "mask_token_id": 3, "markov_rank": 4}
     config = PretrainedConfig(**draft, markov_head_type="vanilla", dflash_config={})
-    with _wide_window(Options(short_tokens=2, block_tokens=9)):
+    with _wide_window(LadderOptions(short_tokens=2, block_tokens=9)):
         found = dspark_worker_v2.resolve_runtime_config(
             draft_hf_config=config, speculative_num_draft_tokens=10, target_vocab_size=256
         )

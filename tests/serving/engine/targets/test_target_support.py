@@ -192,10 +192,13 @@ def test_a_rank_believes_sglang_where_the_config_says_nothing(
 
 @pytest.mark.parametrize("method", ["chain", "tree"])
 def test_a_worker_refuses_before_it_loads_a_draft(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    from sparktier.serving.engine.speculation import options, worker
+    from sparktier.serving.engine.rank_options import LadderOptions, RankOptions, TreeBounds
+    from sparktier.serving.engine.speculation import worker
 
-    tree = options.TreeOptions(rows=12, parents=4, children=4) if method == "tree" else None
-    monkeypatch.setenv(options.ENV, options.Options(short_tokens=2, tree=tree).dump())
+    tree = TreeBounds(rows=12, parents=4, children=4) if method == "tree" else None
+    options = RankOptions(ladder=LadderOptions(short_tokens=2, tree=tree))
+    for name, value in options.environment().items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(worker, "loaded_facts", lambda _runner: TargetFacts(recurrent=True))
     target = SimpleNamespace(model_runner=SimpleNamespace(model_config=SimpleNamespace(model_path="org/model")))
     with pytest.raises(ArtifactError, match="dspark_native"):

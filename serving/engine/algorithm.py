@@ -4,15 +4,13 @@ Answers what SGLang asks of an algorithm. SGLang 0.5.23's base class lacks three
 calls, so they stand here.
 """
 
-import os
 from typing import Any
 
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.serving.engine.speculation import options as speculation_options
-from sparktier.serving.engine.speculation.options import ALGORITHM, DEFAULT_RUNNING_REQUESTS
+from sparktier.serving.engine.rank_options import ALGORITHM, DEFAULT_RUNNING_REQUESTS, ladder_options
 
 
 class SparktierAlgorithm(CustomSpecAlgo):
@@ -63,7 +61,7 @@ class SparktierAlgorithm(CustomSpecAlgo):
         if server_args.max_running_requests is None:
             # As SGLang does for all its own methods but this registry's (speculative_hook.py).
             server_args.max_running_requests = DEFAULT_RUNNING_REQUESTS
-        options = speculation_options.load(os.environ[speculation_options.ENV])
+        options = ladder_options()
         trained = read_draft_checkpoint_config(server_args=server_args).resolve_gamma()
         block = options.block(trained)
         if block is None:
