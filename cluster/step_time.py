@@ -1,4 +1,4 @@
-"""Which rung of a replica's ladder serves fastest at a load, by what its steps took and yielded there.
+"""The step-time model: which rung of a replica's ladder serves fastest at a load, from measured steps.
 
 Pure: told what was measured, asked what to run. Rungs are numbers, 0 being off.
 """
@@ -57,7 +57,7 @@ class Ladder:
     def choose(self, *, users: float, now: int | None = None) -> int:
         """Return the rung to run for `users` users; `now`, the one in force, stays unless another is clearly faster.
 
-        What nobody measured is never chosen; without any measurement at all that leaves 0.
+        A rung without measurements is never chosen; if no rung has any, the choice is 0.
         """
         rates = self.rates(users)
         best = max(rates, key=lambda rung: (rates[rung], -rung), default=0)

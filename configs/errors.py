@@ -5,7 +5,7 @@
       UpstreamError          the installed SGLang is not the one our hooks were written for (exit 2)
       RequestError           the client's fault (4xx)
       ReplicaError           a node's fault: a rank died, a replica is not there (502, 503)
-      OverloadError          nobody's fault: no room now, try later (429)
+      OverloadError          no one's fault: no room now, try later (429)
       ArtifactError          a checkpoint, cache or calibration file is corrupt or does not fit (exit 2)
 
 A message states the rule, the value that broke it, and the cure.

@@ -1,7 +1,7 @@
 """Accept rules for drafted chains: match (greedy and target-match) and ratio rejection. Batched over ragged chains.
 
 Row 0 of a request is its anchor; row j's target distribution verifies draft j. Trees are in accept_tree.py; these two
-files are the only place where sparktier decides which drafted tokens stand.
+files are the only place where sparktier decides which drafted tokens are accepted.
 """
 
 from typing import NamedTuple
@@ -17,8 +17,8 @@ PAD_TOKEN = -1  # not 0: a pad that leaks into a token stream must be noticed
 class ChainAcceptance(NamedTuple):
     """What one round commits.
 
-    accepted [batch]: drafts that stand, 0..gamma. tokens [batch, gamma + 1]: those drafts, then the bonus token, then
-    PAD_TOKEN. bonus [batch]: the target's own token after the last accepted draft. All int64.
+    accepted [batch]: number of accepted drafts, 0..gamma. tokens [batch, gamma + 1]: those drafts, then the bonus
+    token, then PAD_TOKEN. bonus [batch]: the target's own token after the last accepted draft. All int64.
     """
 
     accepted: Tensor
@@ -38,8 +38,8 @@ def accept_matching(*, drafts: Tensor, target_tokens: Tensor, row_counts: Tensor
         target_tokens: [batch, gamma + 1] int64, the target's choice in each row.
         row_counts: [batch] int64, rows verified, the anchor's included (1: nothing was drafted).
     """
-    stands = (drafts == target_tokens[:, :-1]) & _verified(drafts, row_counts)
-    accepted = stands.long().cumprod(dim=1).sum(dim=1)
+    is_accepted = (drafts == target_tokens[:, :-1]) & _verified(drafts, row_counts)
+    accepted = is_accepted.long().cumprod(dim=1).sum(dim=1)
     bonus = target_tokens.gather(1, accepted.unsqueeze(1)).squeeze(1)
     return ChainAcceptance(accepted, _committed(drafts, accepted, bonus), bonus)
 
@@ -66,8 +66,8 @@ def accept_ratio(
     p_drafts = target_probs[:, :-1].gather(2, proposed).squeeze(2).double()
     q_drafts = draft_probs.gather(2, proposed).squeeze(2).double()
     tossed = coins(seeds=seeds, rounds=positions[:, 0], counters=positions[:, :-1])
-    stands = (tossed * q_drafts < p_drafts) & _verified(drafts, row_counts)
-    accepted = stands.long().cumprod(dim=1).sum(dim=1)
+    is_accepted = (tossed * q_drafts < p_drafts) & _verified(drafts, row_counts)
+    accepted = is_accepted.long().cumprod(dim=1).sum(dim=1)
     bonus = draw(
         weights=_last_row_weights(draft_probs, target_probs, accepted, row_counts),
         seeds=stream_seeds(seeds=seeds, stream=Stream.RESIDUAL, rounds=positions[:, 0]),
@@ -89,21 +89,21 @@ def coins(*, seeds: Tensor, rounds: Tensor, counters: Tensor) -> Tensor:
 def residual_weights(*, target_probs: Tensor, draft_probs: Tensor) -> Tensor:
     """(p - q)+ per row, not normalised; p where that has no mass. Both [..., V].
 
-    No mass means p = q, where a rejection has probability 0 but for rounding; p is then as good a law as any.
+    No mass means p = q, where a rejection has probability 0 but for rounding; p is then as good a distribution as any.
     """
     residual = (target_probs - draft_probs).clamp_(min=0.0)
     return torch.where(residual.sum(dim=-1, keepdim=True) > 0, residual, target_probs)
 
 
 def _last_row_weights(draft_probs: Tensor, target_probs: Tensor, accepted: Tensor, row_counts: Tensor) -> Tensor:
-    """[batch, V]: the residual after a rejection, plain p when every verified draft stood."""
+    """[batch, V]: the residual after a rejection, plain p when every verified draft was accepted."""
     batch = torch.arange(len(accepted), device=accepted.device)
     p_row = target_probs[batch, accepted]
     if draft_probs.shape[1] == 0:
         return p_row
     q_row = draft_probs[batch, accepted.clamp(max=draft_probs.shape[1] - 1)]
-    all_stood = (accepted == row_counts - 1).unsqueeze(1)
-    return torch.where(all_stood, p_row, residual_weights(target_probs=p_row, draft_probs=q_row))
+    all_accepted = (accepted == row_counts - 1).unsqueeze(1)
+    return torch.where(all_accepted, p_row, residual_weights(target_probs=p_row, draft_probs=q_row))
 
 
 def _verified(drafts: Tensor, row_counts: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Accept rules for draft trees: the match walk and the walk over children drawn without replacement.
 
-Batched over ragged trees, one level at a time. A walk reads target rows only where it stands, so a caller can compute
-p there alone. With accept.py the only place where sparktier decides which drafted tokens stand.
+Batched over ragged trees, one level at a time. A walk reads only the target rows it reaches, so a caller can compute p
+for those alone. With accept.py the only place where sparktier decides which drafted tokens are accepted.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,13 +15,13 @@ from sparktier.kernels.draft_tree import NO_ROW, DraftTree
 from sparktier.kernels.noise import Stream, draw, stream_seeds
 
 RowReader = Callable[[Tensor, Tensor], Tensor]
-"""(requests [n], rows [n]), both int64 -> what stands in those rows: tokens [n] int64, or probabilities [n, V]."""
+"""(requests [n], rows [n]), both int64 -> the content of those rows: tokens [n] int64, or probabilities [n, V]."""
 
 
 class TreeAcceptance(NamedTuple):
     """What one round commits; all int64.
 
-    accepted [batch]: drafted nodes that stand. path [batch, max_depth + 1]: their rows from the anchor (row 0) down,
+    accepted [batch]: number of accepted nodes. path [batch, max_depth + 1]: their rows from the anchor (row 0) down,
     then NO_ROW. tokens [batch, max_depth + 1]: the drafts, then the bonus token, then PAD_TOKEN. bonus [batch]: -1
     where the target said nothing in the last accepted row (`target_probs.NO_TOKEN`).
     """
@@ -58,11 +58,11 @@ def walk_drawn(
 ) -> TreeAcceptance:
     """Verify children drawn without replacement: in draw order, each by the ratio rule against what is left of p.
 
-    Child x stands with probability min(1, p(x) / q(x)), q renormalised over undrawn tokens; a rejection replaces p by
-    norm((p - q)+) and removes x from q. When no child stands, the token is drawn from the p left over. Exact only if
-    the children of a node were drawn one after the other from `draft_probs` itself (`noise.draw_distinct`), and which
-    slots were admitted never depended on the token in the slot or below it.
-    Source: recursive rejection sampling (Jeon et al. 2024, arXiv 2402.14160); DSpark paper, Appendix A.
+    Child x is accepted with probability min(1, p(x) / q(x)), q renormalised over undrawn tokens; a rejection replaces p
+    by norm((p - q)+) and removes x from q. When no child is accepted, the token is drawn from the p left over. Exact
+    only if the children of a node were drawn one after the other from `draft_probs` itself (`noise.draw_distinct`), and
+    which slots were admitted never depended on the token in the slot or below it. Source: recursive rejection sampling
+    (Jeon et al. 2024, arXiv 2402.14160); DSpark paper, Appendix A.
 
     Args:
         tree: siblings in draw order.
@@ -76,8 +76,8 @@ def walk_drawn(
     walk = _Walk(tree, max_depth)
     for level, requests in walk.levels():
         rows = walk.node[requests]
-        laws = target_probs(requests, rows), draft_probs(requests, rows)
-        siblings = _Siblings(tree.tokens[requests], walk.children()[requests], *laws)
+        distributions = target_probs(requests, rows), draft_probs(requests, rows)
+        siblings = _Siblings(tree.tokens[requests], walk.children()[requests], *distributions)
         for rank in range(max_children if level < max_depth else 0):
             siblings.verify(rank, tossed[requests])
         token = siblings.token_or_leftover(residual_seeds[requests], rows)
@@ -88,7 +88,7 @@ def walk_drawn(
 class _Siblings:
     """The children of one node for each of n requests, verified one after the other.
 
-    What is as wide as the vocabulary is worked on only where a child fell, which is most of the cost on a CPU.
+    What is as wide as the vocabulary is worked on only where a child was rejected, which is most of the cost on a CPU.
     """
 
     def __init__(self, tokens: Tensor, children: Tensor, target: Tensor, draft: Tensor) -> None:
@@ -99,7 +99,7 @@ class _Siblings:
         self.token = torch.zeros_like(self.row)
 
     def verify(self, rank: int, tossed: Tensor) -> None:
-        """Accept or reject the child of this draw rank, where there is one and none stood before."""
+        """Accept or reject the child of this draw rank, where there is one and none was accepted before."""
         is_child = self.children & (self.ranks == rank)
         open_slot = is_child.any(dim=1) & ~self.found
         if not len(_places(open_slot)):
@@ -109,15 +109,15 @@ class _Siblings:
         mass = self.draft.sum(dim=1, keepdim=True)
         coin = tossed.gather(1, row.unsqueeze(1)).squeeze(1)
         undrawn = (self.draft.gather(1, token) / mass).squeeze(1)
-        stands = coin * undrawn < self.target.gather(1, token).squeeze(1)
-        accept = open_slot & stands
-        self._reject(open_slot & ~stands, token, mass)
+        is_accepted = coin * undrawn < self.target.gather(1, token).squeeze(1)
+        accept = open_slot & is_accepted
+        self._reject(open_slot & ~is_accepted, token, mass)
         self.found = self.found | accept
         self.row = torch.where(accept, row, self.row)
         self.token = torch.where(accept, token.squeeze(1), self.token)
 
     def token_or_leftover(self, seeds: Tensor, positions: Tensor) -> Tensor:
-        """[n]: the child that stood; where none did, a token drawn from the p left over."""
+        """[n]: the accepted child's token; where there is none, a token drawn from the p left over."""
         at = _places(~self.found)
         if not len(at):
             return self.token
@@ -146,7 +146,7 @@ def _places(mask: Tensor) -> Tensor:
 
 
 class _Walk:
-    """Where each request stands, and the path it took."""
+    """The row that each request has reached, and its path there."""
 
     def __init__(self, tree: DraftTree, max_depth: int) -> None:
         shape = (len(tree.row_counts), max_depth + 1)
@@ -158,7 +158,7 @@ class _Walk:
         self.tokens = tree.tokens.new_full(shape, PAD_TOKEN)
 
     def levels(self) -> Iterator[tuple[int, Tensor]]:
-        """Each level and who still walks there (off the CPU everybody), until nobody does."""
+        """Each level and the requests that still walk there (off the CPU all of them), until none does."""
         for level in range(self.path.shape[1]):
             requests = _places(self.walking)
             if not len(requests):

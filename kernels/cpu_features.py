@@ -1,4 +1,4 @@
-"""What this machine's CPU multiplies quickly."""
+"""Whether this CPU multiplies bfloat16 natively (AMX, AVX512-BF16)."""
 
 import torch
 

@@ -19,7 +19,7 @@ class DraftTree(NamedTuple):
 
     tokens, parents, depths [batch, rows] int64; row_counts [batch] int64. Row 0 is the anchor: the last committed
     token, depth 0, parent NO_ROW. Any other row's parent is an earlier row, its depth is one more than its parent's,
-    and siblings hold distinct tokens; siblings that were drawn stand in draw order. Rows from `row_counts` on are
+    and siblings hold distinct tokens; siblings that were drawn are in draw order. Rows from `row_counts` on are
     padding: parent NO_ROW, depth 0.
     """
 

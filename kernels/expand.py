@@ -15,15 +15,15 @@ from sparktier.kernels.noise import Stream, draw_distinct, stream_seeds
 from sparktier.kernels.vocab_search import leading_tokens, top_tokens
 
 EdgeAcceptance = Callable[[Tensor, int], Tensor]
-"""(child draft probability q [batch, parents, children], depth of the child) -> probability that the target takes the
-edge once it stands at the parent, same shape. Values outside [0, 1] are clamped, NaN counts as 0."""
+"""(child draft probability q [batch, parents, children], depth of the child) -> P(child accepted | parent accepted),
+same shape. Values outside [0, 1] are clamped, NaN counts as 0."""
 
 SlotAcceptance = Callable[[Tensor, int], Tensor]
-"""(q [batch, parents, V], depth of the child) -> chance [batch, parents, children] that the target takes the child in
-this place of the draw order. It sees q before anything is drawn from it and nothing of the draws: that is what keeps
+"""(q [batch, parents, V], depth of the child) -> chance [batch, parents, children] that the child in this place of
+the draw order is accepted. It sees q before anything is drawn from it and nothing of the draws: that is what keeps
 admission non-anticipating. Made non-rising along the children, so that a budget can't skip a draw."""
 
-NO_LAW = -1
+NO_DISTRIBUTION = -1
 
 
 class MarkovHead(NamedTuple):
@@ -46,30 +46,31 @@ class Candidates(NamedTuple):
 
     Node 0 is the anchor. parents: node of the parent, an earlier one (-1 for the anchor). survival: float32
     probability that the target's walk reaches the node, never above the parent's; 0 marks a place that holds no token.
-    laws: index into the draft distributions of `expand_drawn` from which the node's children were drawn, or NO_LAW.
+    distributions: index of the distribution (see `DraftDistributions`) that the node's children were drawn from, or
+    NO_DISTRIBUTION.
     """
 
     tokens: Tensor
     parents: Tensor
     depths: Tensor
     survival: Tensor
-    laws: Tensor
+    distributions: Tensor
 
 
-class DraftLaws(NamedTuple):
-    """The distributions that drawn children came from, in the order of `Candidates.laws`.
+class DraftDistributions(NamedTuple):
+    """The distributions that drawn children came from, in the order of `Candidates.distributions`.
 
-    tokens [batch, laws, listed] int64: what could be drawn; probs, same shape, float32: q of it. A token may stand
-    twice, then once with q = 0. vocabulary_size: of the rows that `dense` returns.
+    tokens [batch, distributions, listed] int64: what could be drawn; probs, same shape, float32: q of it. A token may
+    be listed twice, then once with q = 0. vocabulary_size: of the rows that `dense` returns.
     """
 
     tokens: Tensor
     probs: Tensor
     vocabulary_size: int
 
-    def dense(self, requests: Tensor, laws: Tensor) -> Tensor:
-        """q over the whole vocabulary of law `laws[i]` of request `requests[i]`: both [n] -> [n, V]."""
-        at = (requests, laws)
+    def dense(self, requests: Tensor, distributions: Tensor) -> Tensor:
+        """q of distribution `distributions[i]` of request `requests[i]` over the vocabulary: both [n] -> [n, V]."""
+        at = (requests, distributions)
         empty = self.probs.new_zeros(len(requests), self.vocabulary_size)
         return empty.scatter_add_(1, self.tokens[at], self.probs[at])
 
@@ -99,7 +100,7 @@ def expand_top(
     """The likeliest children of every parent, for target-match and greedy walks.
 
     With a `shortlist` only about so many tokens of each block row, those it ranks highest before any parent is known,
-    are conditioned on parents; q is normalised over them. Which tokens are proposed never changes what stands.
+    are conditioned on parents; q is normalised over them. Which tokens are proposed never changes the output.
 
     Args:
         anchors: [batch] int64, the last committed tokens.
@@ -131,11 +132,11 @@ def expand_drawn(
     seeds: Tensor,
     anchor_positions: Tensor,
     shortlist: int | None = None,
-) -> tuple[Candidates, DraftLaws]:
+) -> tuple[Candidates, DraftDistributions]:
     """Children drawn without replacement, in draw order, for `accept_tree.walk_drawn`; arguments as `expand_top`.
 
-    Also returns the distributions really sampled: candidate i's children came from law `laws[i]`; with a `shortlist`
-    its other tokens have q = 0. The list is made of block logits alone, before any draw. A slot's survival is its
+    Also returns the distributions that were really sampled; `Candidates.distributions` indexes them. With a `shortlist`
+    all other tokens have q = 0. The list is made of block logits alone, before any draw. A slot's survival is its
     parent's times `slot_acceptance`, so neither its own token nor any token below it can decide whether it is expanded
     or selected (DSpark paper, Appendix A).
 
@@ -144,12 +145,12 @@ def expand_drawn(
     """
     keys = stream_seeds(seeds=seeds, stream=Stream.DRAFT, rounds=anchor_positions)
     listed = _Listed(block_logits[:, : shape.depth], head, shortlist)
-    laws: list[tuple[Tensor, Tensor]] = []
+    distributions: list[tuple[Tensor, Tensor]] = []
 
     def offspring(parents: _Parents, depth: int) -> tuple[Tensor, Tensor]:
         scores = _conditioned(listed.bias(parents, depth), listed.logits[:, depth - 1], temperatures)
         q = torch.softmax(scores, dim=-1)
-        laws.append((listed.tokens[:, depth - 1].unsqueeze(1).expand_as(q), q))
+        distributions.append((listed.tokens[:, depth - 1].unsqueeze(1).expand_as(q), q))
         places = draw_distinct(
             weights=q.flatten(0, 1),
             count=shape.children,
@@ -160,8 +161,8 @@ def expand_drawn(
         return listed.vocabulary(places.clamp(min=0), depth), slots.masked_fill(places < 0, 0.0)
 
     candidates = _grow(anchors, shape, offspring)
-    tokens, probs = (torch.cat(parts, dim=1) for parts in zip(*laws, strict=True))
-    return candidates, DraftLaws(tokens, probs, len(head.w2))
+    tokens, probs = (torch.cat(parts, dim=1) for parts in zip(*distributions, strict=True))
+    return candidates, DraftDistributions(tokens, probs, len(head.w2))
 
 
 class _Listed:
@@ -194,17 +195,17 @@ def _grow(anchors: Tensor, shape: Shape, offspring: _Offspring) -> Candidates:
     """Level by level: the offspring of all parents, and the parents of the next level."""
     start = torch.zeros_like(anchors).unsqueeze(1)
     parents = _Parents(start, anchors.unsqueeze(1), torch.ones_like(start, dtype=torch.float32))
-    levels = [Candidates(parents.tokens, start - 1, start, parents.survival, start + NO_LAW)]
+    levels = [Candidates(parents.tokens, start - 1, start, parents.survival, start + NO_DISTRIBUTION)]
     nodes = expanded = 1
     for depth in range(1, shape.depth + 1):
         level = _level(parents, depth, *offspring(parents, depth))
         parents, ranks = _frontier(level, nodes, shape.parents)
         if depth < shape.depth:
-            laws = expanded + torch.arange(ranks.shape[1], device=ranks.device).expand_as(ranks)
-            level = level._replace(laws=level.laws.scatter(1, ranks, laws))
+            distributions = expanded + torch.arange(ranks.shape[1], device=ranks.device).expand_as(ranks)
+            level = level._replace(distributions=level.distributions.scatter(1, ranks, distributions))
         levels.append(level)
         nodes, expanded = nodes + level.tokens.shape[1], expanded + ranks.shape[1]
-    levels[0] = levels[0]._replace(laws=start)
+    levels[0] = levels[0]._replace(distributions=start)
     return Candidates(*(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)))
 
 
@@ -230,7 +231,7 @@ def _level(parents: _Parents, depth: int, tokens: Tensor, acceptance: Tensor) ->
     survival = (parents.survival.unsqueeze(2) * edge).flatten(1)
     owners = parents.nodes.unsqueeze(2).expand_as(tokens).flatten(1)
     flat = tokens.flatten(1)
-    return Candidates(flat, owners, torch.full_like(flat, depth), survival, torch.full_like(flat, NO_LAW))
+    return Candidates(flat, owners, torch.full_like(flat, depth), survival, torch.full_like(flat, NO_DISTRIBUTION))
 
 
 def _frontier(level: Candidates, first_node: int, limit: int) -> tuple[_Parents, Tensor]:

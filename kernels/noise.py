@@ -44,7 +44,7 @@ def draw(*, weights: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
 
     argmax(weight / exponential), which is argmax(log p + Gumbel) without its two logarithms (Gumbel, 1954). With the
     request's own seed and the position of the row's input token this is the token that SGLang 0.5.23 draws
-    (`srt/layers/sampler.py`, `multinomial_with_seed`) when nobody in its batch filters. When somebody does, SGLang keys
+    (`srt/layers/sampler.py`, `multinomial_with_seed`) when no request of its batch filters. When one does, SGLang keys
     the noise by the rank in the sorted probabilities instead of the token, so its draw depends on the batch; ours never
     does. -1 where a row has no mass.
     """

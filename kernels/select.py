@@ -14,14 +14,14 @@ from sparktier.kernels.expand import Candidates
 
 
 class Selection(NamedTuple):
-    """The tree of a verify pass; nodes, laws [batch, width] int64.
+    """The tree of a verify pass; nodes, distributions [batch, width] int64.
 
-    nodes: the candidate in each row, 0 for padding. laws: the candidate's own (see `Candidates`).
+    nodes: the candidate in each row, 0 for padding. distributions: the candidate's own (see `Candidates`).
     """
 
     tree: DraftTree
     nodes: Tensor
-    laws: Tensor
+    distributions: Tensor
 
 
 def select_rows(*, candidates: Candidates, row_budgets: Tensor, width: int) -> Selection:
@@ -42,7 +42,7 @@ def select_rows(*, candidates: Candidates, row_budgets: Tensor, width: int) -> S
     rows = (chosen.long().cumsum(dim=1) - 1).masked_fill(~chosen, width)
     nodes = torch.zeros_like(order[:, :1]).expand(-1, width + 1).scatter(1, rows, each)[:, :width]
     counts = chosen.sum(dim=1)
-    return Selection(_as_tree(candidates, nodes, rows, counts), nodes, candidates.laws.gather(1, nodes))
+    return Selection(_as_tree(candidates, nodes, rows, counts), nodes, candidates.distributions.gather(1, nodes))
 
 
 def _as_tree(candidates: Candidates, nodes: Tensor, rows: Tensor, counts: Tensor) -> DraftTree:

@@ -17,7 +17,7 @@ from sparktier.configs.settings.settings import Settings
 
 _HEAD = """# Configuration file
 
-One YAML file describes a deployment: `sparktier up CONFIG`. Ready ones stand in [configs/](../configs) and
+One YAML file describes a deployment: `sparktier up CONFIG`. Ready ones are in [configs/](../configs) and
 [configs/deployments/](../configs/deployments). A wrong file is refused with all of its problems at once, each with
 where it is, the rule, what was found and the cure. `--set replicas.count=2` replaces one value.
 

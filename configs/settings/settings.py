@@ -43,7 +43,7 @@ class Settings(Section):
     ray: RaySettings = Field(default=RaySettings(), description="The Ray cluster that holds the ranks.")
     speculation: SpeculationSettings = Field(default=SpeculationSettings(), description="Drafting and verification.")
     training: TrainingSettings = Field(
-        default=TrainingSettings(), description="Features of the model for whoever trains a drafter."
+        default=TrainingSettings(), description="Features of the model for training a drafter."
     )
     tiers: Mapping[TierId, TierSettings] = Field(
         default_factory=_one_best_effort_tier,

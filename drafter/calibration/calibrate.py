@@ -97,8 +97,10 @@ def _children(model: DraftModel, sources: Sequence[FeatureSource]) -> list[Child
         by_class.setdefault(temperature_class(source.spec.temperature), []).append(source)
     fits = []
     for alike in by_class.values():
-        q, stood = zip(*(child_samples(model, source) for source in alike), strict=True)
-        fits.append(fit_children(np.concatenate(q), np.concatenate(stood), "target_match", alike[0].spec.temperature))
+        q, accepted = zip(*(child_samples(model, source) for source in alike), strict=True)
+        fits.append(
+            fit_children(np.concatenate(q), np.concatenate(accepted), "target_match", alike[0].spec.temperature)
+        )
     return fits
 
 

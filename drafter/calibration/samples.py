@@ -69,8 +69,8 @@ def confidence_samples(model: DraftModel, source: FeatureSource, seed: int) -> C
 
 
 def child_samples(model: DraftModel, source: FeatureSource) -> tuple[Floats, Floats]:
-    """Return q and outcome of every likely child in a source, to fit `children.fit_children` on."""
+    """Return q of every likely child in a source and whether it was accepted, to fit `children.fit_children` on."""
     order = range(len(source.lengths_tokens))
     parts = [likeliest_children(model, record, source.spec.temperature) for record in source.read(order)]
-    q, stood = torch.cat([part.q for part in parts]), torch.cat([part.stood for part in parts])
-    return q.double().cpu().numpy(), stood.double().cpu().numpy()
+    q, accepted = torch.cat([part.q for part in parts]), torch.cat([part.accepted for part in parts])
+    return q.double().cpu().numpy(), accepted.double().cpu().numpy()

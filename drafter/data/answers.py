@@ -1,6 +1,6 @@
 """A target's own answers as token ids, the bridge from prompts to features: one JSON object a line.
 
-Whoever generates (an endpoint, an engine) appends; extraction and training read.
+The generator (an endpoint, an engine) appends; feature extraction and training read.
 """
 
 import json

@@ -14,7 +14,7 @@ from sparktier.drafter.data.features import FeatureSpec, checked_record, record_
 from sparktier.drafter.data.packing import FeatureRecord
 
 Produce = Callable[[Iterator[int]], Iterator[FeatureRecord]]
-# How soon a producer that waits for room notices that nobody reads any more.
+# How soon a producer that waits for room notices that its reader is gone.
 POLL_S = 0.1
 
 

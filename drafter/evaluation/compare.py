@@ -1,4 +1,4 @@
-"""Is one drafter's accepted length longer than another's on the same answers? A paired bootstrap over answers."""
+"""Compares the accepted lengths of two drafters on the same answers by a paired bootstrap over answers."""
 
 from dataclasses import dataclass
 

@@ -101,7 +101,7 @@ class Evaluation:
         ]
 
     def confidence_sweep(self) -> list[Row]:
-        """Return, per threshold on a row's confidence, accepted length and share of verified drafts that stood."""
+        """Return, per threshold on a row's confidence, accepted length and accepted share of verified drafts."""
         return [self._at_threshold(threshold) for threshold in THRESHOLDS]
 
     def _at_threshold(self, threshold: float) -> Row:

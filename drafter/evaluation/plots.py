@@ -61,7 +61,7 @@ def _confidence(axes: Axes, evaluations: Sequence[Evaluation]) -> None:
         rows = evaluation.confidence_sweep()
         shares, lengths = _column(rows, "accept_rate_frac"), _column(rows, "accepted_length")
         axes.plot(shares, lengths, marker="o", label=_name(evaluation))
-    axes.set(xlabel="share of verified drafts that stand", ylabel="accepted length (tokens per round)")
+    axes.set(xlabel="share of verified drafts accepted", ylabel="accepted length (tokens per round)")
 
 
 def _reliability(axes: Axes, evaluation: Evaluation) -> None:

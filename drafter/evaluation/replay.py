@@ -2,7 +2,7 @@
 
 Exact without running the target again, by conditioning on the answer:
 
-* Greedy: the draft stands while it equals the stored token.
+* Greedy: the draft is accepted while it equals the stored token.
 * Ratio rejection at temperature T: emitted tokens follow the target, so a stored answer sampled at T is what a round
   emits, and P(row accepted | it emitted x) = min(1, q(x)/p(x)). That is the accept rule with draft and target swapped;
   its residual draw, from norm((q - p)+), is the rejected draft itself. So the drafter's own tokens, and with them the
@@ -32,8 +32,8 @@ CHILDREN = 8
 
 @dataclass(frozen=True)
 class Replay:
-    """Every anchor of one sequence: anchors [A]; drafted [A, gamma] tokens; accepted [A] of them that stand; remaining
-    [A] tokens of the answer after the anchor; confidence [A, gamma] raw logits, zeros without the head."""
+    """Every anchor of one sequence: anchors [A]; drafted [A, gamma] tokens; accepted [A] number of accepted ones;
+    remaining [A] tokens of the answer after the anchor; confidence [A, gamma] raw logits, zeros without the head."""
 
     anchors: Tensor
     drafted: Tensor
@@ -44,10 +44,10 @@ class Replay:
 
 @dataclass(frozen=True)
 class Children:
-    """Likeliest children of parents that stood: q [n] draft probability, stood [n] bool."""
+    """Likeliest children of accepted parents: q [n] draft probability, accepted [n] bool."""
 
     q: Tensor
-    stood: Tensor
+    accepted: Tensor
 
 
 @torch.no_grad()
@@ -73,18 +73,18 @@ def replay_with_inputs(
 def likeliest_children(model: DraftModel, record: FeatureRecord, temperature: float) -> Children:
     """Return the children that a tree of deterministic (top-k) children has, and which of them target-match takes.
 
-    A parent counts while it stands in the tree: all stored tokens above it were among their parents' children.
+    A parent counts where it was accepted: all stored tokens above it were among their parents' children.
     """
-    q_parts, stood_parts = [], []
+    q_parts, accepted_parts = [], []
     for chunk in chunks(model, record):
         logits = model.teacher_forced(chunk.hidden, chunk.previous) / q_temperature(temperature)
         q, tokens = logits.softmax(dim=-1).topk(CHILDREN, dim=-1)
-        stood = (tokens == chunk.labels.tokens.unsqueeze(-1)) & chunk.labels.valid.unsqueeze(-1)
-        above = torch.cat((torch.ones_like(chunk.labels.valid[:, :1]), stood.any(dim=-1)[:, :-1]), dim=1)
+        accepted = (tokens == chunk.labels.tokens.unsqueeze(-1)) & chunk.labels.valid.unsqueeze(-1)
+        above = torch.cat((torch.ones_like(chunk.labels.valid[:, :1]), accepted.any(dim=-1)[:, :-1]), dim=1)
         reached = above.int().cumprod(dim=1).bool() & chunk.labels.valid
         q_parts.append(q[reached].flatten())
-        stood_parts.append(stood[reached].flatten())
-    return Children(torch.cat(q_parts), torch.cat(stood_parts))
+        accepted_parts.append(accepted[reached].flatten())
+    return Children(torch.cat(q_parts), torch.cat(accepted_parts))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From what would be accepted at every anchor to the rounds that decoding really takes, and their statistics."""
+"""The rounds that decoding takes, from what is accepted at every anchor, and their statistics."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from sparktier.drafter.data.arrays import Floats, Ints
 
 @dataclass(frozen=True)
 class Rounds:
-    """Rounds of decoding: places [n] of their anchors among the answer's; accepted [n] drafted tokens that stood;
+    """Rounds of decoding: places [n] of their anchors among the answer's; accepted [n] number of accepted drafts;
     offered [n] rows before the answer ended; committed [n] tokens gained, bonus included; confidence [n, gamma] raw
     logits."""
 
@@ -48,22 +48,22 @@ def walk(anchors: Ints, accepted: Ints, remaining: Ints, confidence: Floats, lon
 
     Args:
         anchors: [A] positions that may start a block, rising.
-        accepted: [A] drafted tokens that would stand there.
+        accepted: [A] number of drafted tokens that are accepted there.
         remaining: [A] answer tokens after the anchor.
         confidence: [A, gamma].
         longest: [A] verify at most this many drafted tokens.
     """
     taken, place = [], 0
-    stands = np.minimum(accepted, longest)
+    kept = np.minimum(accepted, longest)
     while place < len(anchors):
         taken.append(place)
-        place = int(np.searchsorted(anchors, anchors[place] + stands[place] + 1))
+        place = int(np.searchsorted(anchors, anchors[place] + kept[place] + 1))
     rounds = np.array(taken, dtype=np.int64)
     return Rounds(
         places=rounds,
-        accepted=stands[rounds],
+        accepted=kept[rounds],
         offered=np.minimum(longest, remaining)[rounds],
-        committed=np.minimum(stands + 1, remaining)[rounds],
+        committed=np.minimum(kept + 1, remaining)[rounds],
         confidence=confidence[rounds],
     )
 

@@ -1,8 +1,8 @@
-"""What of a draft tree the target would have taken, at every anchor of an answer it already gave, under target-match.
+"""Which nodes of a draft tree target-match accepts, at every anchor of an answer that the target already gave.
 
 Exact without running the target again: under target-match the emitted tokens are the target's own whatever is drafted,
-so a path of the tree stands as far as it equals the stored answer, greedy or sampled. A tree of one child per parent is
-the chain.
+so a path of the tree is accepted as far as it equals the stored answer, greedy or sampled. A tree of one child per
+parent is the chain.
 """
 
 from functools import partial

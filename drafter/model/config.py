@@ -22,7 +22,7 @@ _NESTED = {
     ),
     "dspark_config": ("mask_token_id", "markov_rank", "markov_head_type"),
 }  # fmt: skip
-# Read by nobody once mask_token_id is there, or by the trainer alone.
+# Unused once mask_token_id is there, or read by the trainer alone.
 _UNREAD = ("mask_token", "num_anchors")
 _PLAIN = "is not run by our draft layers"
 # Keys that change what SGLang's draft model computes, with the values under which it computes what ours does.

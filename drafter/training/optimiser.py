@@ -1,4 +1,4 @@
-"""How parameters move: Muon for the matrices inside the draft's layers, AdamW for tables, norms and heads.
+"""The optimiser of a training run: Muon for the matrices inside the draft's layers, AdamW for the rest.
 
 Owns both optimisers and the moments that a resumed run needs. Muon steps by the orthogonal part of a matrix's momentum
 (Jordan 2024); its steps have AdamW's size (Liu et al. 2025, arXiv 2502.16982), so one learning rate serves both.

@@ -1,6 +1,6 @@
 """Slow plain versions of expansion, selection, masks, links and compaction: the oracle of the batched ones.
 
-One request at a time, Python lists and float64; ancestors by climbing parents, selection by growing one best node at a
+One request at a time, Python lists and float64; ancestors by following parents, selection by growing one best node at a
 time. Used by tests and checks, never on the hot path.
 """
 

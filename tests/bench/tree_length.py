@@ -2,7 +2,7 @@
 
 `PYTHONPATH=tests .venv/bin/python tests/bench/tree_length.py --draft FOLDER --target FOLDER --features STORE ...`
 
-Everything is under target-match, which takes the target's own tokens; chains of the ratio rule stand beside it.
+Everything is under target-match, which takes the target's own tokens; chains of the ratio rule are shown beside it.
 """
 
 import argparse

@@ -93,8 +93,8 @@ def test_ranks_get_the_environment_on_every_node(here: str) -> None:
 
 
 def test_a_wrong_address_is_refused_at_once() -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(ReplicaError, match=f"ray.address: a Ray cluster must answer there .found {address}"):
             join_cluster(address, namespace="placement", rank_env={})

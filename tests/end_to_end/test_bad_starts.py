@@ -44,7 +44,7 @@ def test_a_port_that_is_taken(tiny: Path, tmp_path: Path, run: list[Deployment])
     run[0].stop(signal.SIGTERM)
 
 
-def test_nobody_takes_a_replica_s_port_while_it_starts(tiny: Path, tmp_path: Path, run: list[Deployment]) -> None:
+def test_a_replica_s_port_is_its_own_while_it_starts(tiny: Path, tmp_path: Path, run: list[Deployment]) -> None:
     """A replica listens most of a minute after its port was chosen, and hangs if another has it by then."""
     run.append(Deployment(tiny, tmp_path / "output"))
     words = "engine", "--port"

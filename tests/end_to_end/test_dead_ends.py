@@ -1,6 +1,6 @@
 """A request that has no token to choose, or whose logits break, ends alone: plain decoding over two ranks.
 
-Drafting has the same in test_ladder.py, and under the ratio rule in test_ratio_law.py.
+Drafting has the same in test_ladder.py, and under the ratio rule in test_ratio_distribution.py.
 """
 
 import pytest

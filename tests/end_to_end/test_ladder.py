@@ -112,7 +112,7 @@ def test_sampled_answers_are_those_of_plain_decoding_on_every_rung(engines: Engi
     assert other != plain
 
 
-LAWS = {
+CHANGES = {
     "frequency": {"frequency_penalty": 1.5},
     "presence": {"presence_penalty": 1.2},
     "repetition": {"repetition_penalty": 1.3},
@@ -126,22 +126,22 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_what_changes_the_target_s_law_changes_it_alike(engines: Engines, law: str) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_the_target_s_distribution_changes_it_alike(engines: Engines, change: str) -> None:
     prompts = random_prompts(6, seed=3)
-    plain = generate_all(engines.plain, prompts, tokens=40, at_once=3, **LAWS[law])
+    plain = generate_all(engines.plain, prompts, tokens=40, at_once=3, **CHANGES[change])
     for rung in (TREE, CHAIN):
         engines.plan(rung=rung)
-        drafted = generate_all(engines.drafting, prompts, tokens=40, at_once=6, **LAWS[law])
+        drafted = generate_all(engines.drafting, prompts, tokens=40, at_once=6, **CHANGES[change])
         assert tokens_of(drafted) == tokens_of(plain)
         assert [a.meta["finish_reason"] for a in drafted] == [a.meta["finish_reason"] for a in plain]
 
 
-def test_a_law_that_is_ignored_would_be_seen(engines: Engines) -> None:
+def test_a_change_that_is_ignored_would_be_seen(engines: Engines) -> None:
     prompts = random_prompts(6, seed=3)
     free = tokens_of(generate_all(engines.plain, prompts, tokens=40, at_once=3))
-    for law in ("frequency", "presence", "repetition", "bias", "least length", "regex", "schema"):
-        assert tokens_of(generate_all(engines.plain, prompts, tokens=40, at_once=3, **LAWS[law])) != free, law
+    for change in ("frequency", "presence", "repetition", "bias", "least length", "regex", "schema"):
+        assert tokens_of(generate_all(engines.plain, prompts, tokens=40, at_once=3, **CHANGES[change])) != free, change
 
 
 def test_logprobs_are_those_of_plain_decoding(engines: Engines) -> None:

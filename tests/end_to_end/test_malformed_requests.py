@@ -153,7 +153,7 @@ def test_what_is_no_route_here_reaches_no_engine(sharded: Deployment, method: st
 
 
 def test_a_text_that_can_fit_no_context_reaches_no_engine(sharded: Deployment) -> None:
-    """4 MB of text would be tokenised for seconds, in which nobody else is answered."""
+    """4 MB of text would be tokenised for seconds, in which no other client is answered."""
     answer = post(sharded, COMPLETIONS, {"prompt": "ba " * 1_390_000})
     assert_clean_refusal(answer)
     assert "characters" in answer.json()["error"]["message"]

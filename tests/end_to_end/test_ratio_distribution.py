@@ -1,6 +1,6 @@
 """Under the ratio rule a real engine's answers follow the target's own distribution; planted wrong rules are caught.
 
-The law is known exactly: four kept tokens a step, four steps, every path's probability from a plain forward.
+The distribution is known exactly: four kept tokens a step, four steps, every path's probability from a plain forward.
 """
 
 from collections import Counter
@@ -25,16 +25,16 @@ pytestmark = pytest.mark.engine
 KEPT, STEPS, ANSWERS, AT_ONCE = 4, 4, 1500, 500
 GREEDY_TOKENS = 64
 OFF, CHAIN, TREE = 0, 2, 3
-Law = dict[tuple[int, ...], float]
+Distribution = dict[tuple[int, ...], float]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine that draws its drafts, and the exact law of its answers to one prompt."""
+    """An engine that draws its drafts, and the exact distribution of its answers to one prompt."""
 
     url: str
     prompt: Tokens
-    law: Law
+    distribution: Distribution
     deployment: Deployment
 
 
@@ -50,24 +50,24 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(install(folder / "planted")))
         with deployed(model, folder / "log", **single, **settings) as deployment:
-            yield Engine(deployment.replica_url(), prompt, exact_law(model, prompt), deployment)
+            yield Engine(deployment.replica_url(), prompt, exact_distribution(model, prompt), deployment)
 
 
-def exact_law(model_path: Path, prompt: Tokens) -> Law:
+def exact_distribution(model_path: Path, prompt: Tokens) -> Distribution:
     """Probability of each answer of STEPS tokens, by one forward per prefix."""
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
-    law: Law = {(): 1.0}
+    distribution: Distribution = {(): 1.0}
     for _ in range(STEPS):
-        longer: Law = {}
-        for path, chance in law.items():
+        longer: Distribution = {}
+        for path, chance in distribution.items():
             with torch.no_grad():
                 logits = model(torch.tensor([prompt + list(path)])).logits[0, -1]
             kept = logits.double().softmax(-1).topk(KEPT)
             shares = kept.values / kept.values.sum()
             for token, share in zip(kept.indices.tolist(), shares.tolist(), strict=True):
                 longer[(*path, token)] = chance * share
-        law = longer
-    return law
+        distribution = longer
+    return distribution
 
 
 def sampled(engine: Engine, *, rung: int, planted: int = 0) -> Counter[tuple[int, ...]]:
@@ -108,13 +108,13 @@ def steps(answers: Sequence[Answer]) -> list[int]:
     return [answer.meta["spec_verify_ct"] for answer in answers]
 
 
-def p_value(counts: Counter[tuple[int, ...]], law: Law) -> float:
-    """Chi-square of the counts against the law, rare answers together; 0 for an answer the law has not."""
-    if set(counts) - set(law):
+def p_value(counts: Counter[tuple[int, ...]], distribution: Distribution) -> float:
+    """Chi-square of the counts against the distribution, rare answers together; 0 for an answer it doesn't have."""
+    if set(counts) - set(distribution):
         return 0.0
     total = sum(counts.values())
-    common = [path for path, chance in law.items() if chance * total >= 5]
-    seen, expected = [counts[path] for path in common], [law[path] * total for path in common]
+    common = [path for path, chance in distribution.items() if chance * total >= 5]
+    seen, expected = [counts[path] for path in common], [distribution[path] * total for path in common]
     rest = total - sum(seen), total - sum(expected)
     if rest[1] > 1e-9 * total:
         seen, expected = [*seen, rest[0]], [*expected, rest[1]]
@@ -122,24 +122,24 @@ def p_value(counts: Counter[tuple[int, ...]], law: Law) -> float:
 
 
 @pytest.mark.parametrize("rung", [TREE, CHAIN])
-def test_answers_follow_the_target_s_law(engine: Engine, rung: int) -> None:
-    assert p_value(sampled(engine, rung=rung), engine.law) > 1e-3
+def test_answers_follow_the_target_s_distribution(engine: Engine, rung: int) -> None:
+    assert p_value(sampled(engine, rung=rung), engine.distribution) > 1e-3
 
 
 @pytest.mark.parametrize(("rung", "planted"), [(TREE, LIKELIEST), (CHAIN, LIKELIEST), (CHAIN, OTHER_TEMPERATURE)])
 def test_a_wrong_rule_is_caught(engine: Engine, rung: int, planted: int) -> None:
-    assert p_value(sampled(engine, rung=rung, planted=planted), engine.law) < 1e-6
+    assert p_value(sampled(engine, rung=rung, planted=planted), engine.distribution) < 1e-6
 
 
 @pytest.mark.parametrize("rung", [TREE, CHAIN])
-def test_greedy_answers_are_the_target_s_and_where_nobody_samples_nothing_is_drawn(engine: Engine, rung: int) -> None:
+def test_greedy_answers_are_the_target_s_and_without_sampling_nothing_is_drawn(engine: Engine, rung: int) -> None:
     prompts = random_prompts(16, seed=9)
     plain = greedy(engine, prompts, rung=OFF, seed=0, sampled_beside=False)
     alone = [greedy(engine, prompts, rung=rung, seed=seed, sampled_beside=False) for seed in (0, 100)]
     beside = [greedy(engine, prompts, rung=rung, seed=seed, sampled_beside=True) for seed in (0, 100)]
     for answers in (*alone, *beside):
         assert [answer.tokens for answer in answers] == [answer.tokens for answer in plain]
-    # Draws follow the seed, and how many of them stand does too.
+    # Draws follow the seed, and so does the number of accepted ones.
     assert steps(alone[0]) == steps(alone[1]) != steps(plain)
     assert steps(beside[0]) != steps(beside[1])
 

@@ -10,7 +10,7 @@ import pytest
 from support import replica_http
 from support.deployment import deployed
 from support.generation import generate, generate_all, random_prompts, set_plan
-from support.oracles.greedy_distribution import GreedyLaw, Penalty
+from support.oracles.greedy_distribution import GreedyDistribution, Penalty
 from support.oracles.oracle_draft import make_oracle_draft
 from support.tiny_moe import make_tiny_moe
 
@@ -42,8 +42,8 @@ def crowded(target: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def law(target: Path) -> GreedyLaw:
-    return GreedyLaw(target)
+def distribution(target: Path) -> GreedyDistribution:
+    return GreedyDistribution(target)
 
 
 def retractions(url: str) -> float:
@@ -56,7 +56,9 @@ def retractions(url: str) -> float:
 @pytest.mark.parametrize(
     "penalty", [Penalty(), Penalty(frequency=1.5), Penalty(presence=2.0), Penalty(repetition=1.5)], ids=str
 )
-def test_retracted_answers_follow_the_target_s_law(crowded: str, law: GreedyLaw, penalty: Penalty) -> None:
+def test_retracted_answers_follow_the_target_s_distribution(
+    crowded: str, distribution: GreedyDistribution, penalty: Penalty
+) -> None:
     prompts = random_prompts(12, seed=7)
     before = retractions(crowded)
     params = {f"{name}_penalty": strength for name, strength in asdict(penalty).items()}
@@ -65,7 +67,7 @@ def test_retracted_answers_follow_the_target_s_law(crowded: str, law: GreedyLaw,
         wrong = {
             number: found
             for number, a in enumerate(answers)
-            if (found := law.wrong(prompts[number], a.tokens, penalty))
+            if (found := distribution.wrong(prompts[number], a.tokens, penalty))
         }
         assert not wrong, f"positions by prompt: {wrong}"
         assert {len(answer.tokens) for answer in answers} == {TOKENS}
@@ -77,13 +79,15 @@ def test_retracted_answers_follow_the_target_s_law(crowded: str, law: GreedyLaw,
 
 @pytest.mark.parametrize("rung", [0, 2, 3], ids=["off", "chain", "tree"])
 @pytest.mark.parametrize("output", [1, 9])
-def test_a_prompt_and_its_output_fill_the_context(crowded: str, law: GreedyLaw, rung: int, output: int) -> None:
+def test_a_prompt_and_its_output_fill_the_context(
+    crowded: str, distribution: GreedyDistribution, rung: int, output: int
+) -> None:
     """Drafted rows lie past the context's end then; an engine that has no places for them ends."""
     assert set_plan(crowded, {"sparktier_rung": rung})
     prompt = [number % 200 + 70 for number in range(CONTEXT_TOKENS - output)]
     answer = generate(crowded, prompt, tokens=output)
     assert len(answer.tokens) == output
-    assert not law.wrong(prompt, answer.tokens, Penalty())
+    assert not distribution.wrong(prompt, answer.tokens, Penalty())
 
 
 def test_an_answer_without_a_bound_ends_with_the_context(crowded: str) -> None:

@@ -108,7 +108,7 @@ def test_requests_are_counted_where_they_are_and_by_tier(replica: Replica) -> No
     assert max(sum(signals.ranks[0].running.values()) for signals in seen) == AT_ONCE
     everybody = [rank for signals in seen for rank in signals.ranks if held(rank) == len(tiers)]
     assert everybody
-    # Nobody waits while a slot is free: until one ends, as many run as may.
+    # No request waits while a slot is free: until one ends, as many run as may.
     assert sum(everybody[-1].running.values()) == AT_ONCE
     for rank in everybody:
         assert held(rank, GOLD) == 9

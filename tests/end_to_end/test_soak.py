@@ -14,7 +14,7 @@ from sparktier.configs.contracts import Signals
 from support import replica_http
 from support.deployment import Deployment, deployed, wait_until
 from support.generation import Switching
-from support.oracles.greedy_distribution import GreedyLaw, Penalty
+from support.oracles.greedy_distribution import GreedyDistribution, Penalty
 from support.oracles.oracle_draft import make_oracle_draft
 from support.tiny_moe import make_tiny_moe
 from support.traffic import random_asks, send_all
@@ -80,8 +80,8 @@ def test_random_requests_with_aborts_leave_nothing_behind(replica: Deployment, t
     assert sum(outcome.ends.values()) == REQUESTS
     assert {"abort", "hung up", "length", "stop"} <= set(outcome.ends), outcome.ends
     assert_empty(replica, ranks)
-    law = GreedyLaw(target)
-    wrong = [prompt for prompt, answer in outcome.greedy if law.wrong(prompt, answer, Penalty())]
+    distribution = GreedyDistribution(target)
+    wrong = [prompt for prompt, answer in outcome.greedy if distribution.wrong(prompt, answer, Penalty())]
     assert outcome.greedy
     assert not wrong
 

@@ -1,4 +1,4 @@
-"""Every SGLang symbol that our code names stands in the manifest, each once and with a reason."""
+"""Every SGLang symbol that our code names is in the manifest, each once and with a reason."""
 
 from pathlib import Path
 

@@ -24,7 +24,7 @@ def sparse_rows(*shape: int, generator: torch.Generator) -> Tensor:
 
 
 def committed_lists(tokens: Tensor) -> list[list[int]]:
-    """Rows without padding; what stands after the first pad must be padding."""
+    """Rows without padding; what follows the first pad must be padding."""
     lists = [[token for token in row if token != PAD_TOKEN] for row in tokens.tolist()]
     assert all(row[: len(kept)] == kept for row, kept in zip(tokens.tolist(), lists, strict=True))
     return lists
@@ -49,7 +49,7 @@ def test_ratio_equals_the_reference(batch: int, gamma: int, vocab: int, chance: 
     generator = torch.Generator().manual_seed(chance)
     q = sparse_rows(batch, gamma, vocab, generator=generator)
     p = sparse_rows(batch, gamma + 1, vocab, generator=generator)
-    p[:, : gamma // 2] = q[:, : gamma // 2]  # equal laws: the residual has no mass
+    p[:, : gamma // 2] = q[:, : gamma // 2]  # equal distributions: the residual has no mass
     drafts = torch.randint(vocab, (batch, gamma), generator=generator)
     rows = torch.randint(1, gamma + 2, (batch,), generator=generator)
     seeds = torch.randint(-(2**62), 2**62, (batch,), generator=generator)

@@ -1,4 +1,4 @@
-"""Statistics: every accept rule emits the target's own law; planted wrong rules fail the very same test."""
+"""Statistics: every accept rule emits the target's own distribution; planted wrong rules fail the very same test."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from support.oracles.sequence_distribution import (
     WRONG_BELOW_P,
     completed,
     p_value,
-    sequence_law,
+    sequence_distribution,
     toy_matrix,
 )
 
@@ -27,10 +27,12 @@ POSITIONS = (ANCHOR_POSITION + torch.arange(GAMMA + 1)).expand(SAMPLES, -1)
 ROUNDS = torch.full((SAMPLES,), ANCHOR_POSITION)
 
 
-def law_of(committed: Tensor) -> float:
-    """The one test: p-value that rounds which committed these tokens [n, GAMMA + 1] follow the target's law."""
+def target_p_value(committed: Tensor) -> float:
+    """Return the p-value that rounds with these committed tokens [n, GAMMA + 1] follow the target's distribution."""
     tokens = completed(committed=committed, target=TARGET, seed=7)
-    return p_value(tokens=tokens, law=sequence_law(target=TARGET, anchor=ANCHOR, length=GAMMA + 1), vocab=VOCAB)
+    return p_value(
+        tokens=tokens, distribution=sequence_distribution(target=TARGET, anchor=ANCHOR, length=GAMMA + 1), vocab=VOCAB
+    )
 
 
 def ragged_rows(limit: int) -> Tensor:
@@ -141,8 +143,8 @@ def drawn_tree(children: Callable[[Tensor, int], Tensor]) -> Tensor:
         pytest.param(lambda: drawn_tree(drawn_children), id="drawn-tree"),
     ],
 )
-def test_rule_emits_the_law_of_the_target(committed: Callable[[], Tensor]) -> None:
-    assert law_of(committed()) > EXACT_ABOVE_P
+def test_rule_emits_the_distribution_of_the_target(committed: Callable[[], Tensor]) -> None:
+    assert target_p_value(committed()) > EXACT_ABOVE_P
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_rule_emits_the_law_of_the_target(committed: Callable[[], Tensor]) -> No
     ],
 )
 def test_planted_wrong_rule_is_caught(committed: Callable[[], Tensor]) -> None:
-    assert law_of(committed()) < WRONG_BELOW_P
+    assert target_p_value(committed()) < WRONG_BELOW_P
 
 
 def first_tokens(*, sampled: Tensor, claimed: Tensor, seeds: Tensor) -> Tensor:
@@ -175,7 +177,7 @@ def first_tokens(*, sampled: Tensor, claimed: Tensor, seeds: Tensor) -> Tensor:
 def one_step_p_value(*, sampled: Tensor, claimed: Tensor, samples: int) -> float:
     chunks = torch.arange(samples).split(500_000)
     tokens = torch.cat([first_tokens(sampled=sampled, claimed=claimed, seeds=chunk) for chunk in chunks])
-    return p_value(tokens=tokens, law=claimed.double(), vocab=len(claimed))
+    return p_value(tokens=tokens, distribution=claimed.double(), vocab=len(claimed))
 
 
 def test_drafts_from_bfloat16_logits_are_caught() -> None:

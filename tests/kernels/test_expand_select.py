@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparktier.kernels.draft_tree import chain_tree, check_tree
-from sparktier.kernels.expand import Candidates, DraftLaws, MarkovHead, Shape, expand_drawn, expand_top
+from sparktier.kernels.expand import Candidates, DraftDistributions, MarkovHead, Shape, expand_drawn, expand_top
 from sparktier.kernels.reference import tree as reference
 from sparktier.kernels.select import select_rows
 
@@ -22,7 +22,7 @@ def edge(q: Tensor, depth: int) -> Tensor:
 
 
 def slot(children: int) -> object:
-    """A guess from q alone: the likelier the best tokens, the likelier the first draws stand."""
+    """A guess from q alone: the likelier the best tokens, the likelier the first draws are accepted."""
 
     def acceptance(q: Tensor, depth: int) -> Tensor:
         return q.topk(children, dim=-1).values.sqrt() * (1 - 0.05 * depth)
@@ -53,7 +53,7 @@ class Draft:
 
     def drawn(
         self, shape: Shape, requests: slice = slice(None), shortlist: int | None = None
-    ) -> tuple[Candidates, DraftLaws]:
+    ) -> tuple[Candidates, DraftDistributions]:
         seeds = torch.arange(len(self.anchors))
         return expand_drawn(
             anchors=self.anchors[requests],
@@ -206,26 +206,26 @@ def test_tokens_that_a_grammar_forbids_are_never_drafted() -> None:
 
 
 @given(BATCH, SHAPE, CHANCE, st.none() | st.integers(1, VOCAB))
-def test_laws_are_the_distributions_the_children_came_from(
+def test_children_come_from_the_distributions_that_are_returned(
     batch: int, shape: Shape, chance: int, shortlist: int | None
 ) -> None:
     draft = Draft(batch, chance)
     shape = shape._replace(children=min(shape.children, shortlist or VOCAB))
-    candidates, laws = draft.drawn(shape, shortlist=shortlist)
+    candidates, distributions = draft.drawn(shape, shortlist=shortlist)
     kept = draft.block_logits.topk(shortlist or VOCAB, dim=-1).indices
     possible = torch.full_like(draft.block_logits, -torch.inf).scatter_(-1, kept, 0.0)
     block_logits = draft.block_logits + possible
     for i in range(batch):
         nodes = nodes_of(candidates, i)
         for node in nodes[1:]:
-            law = int(candidates.laws[i, node.parent])
+            distribution = int(candidates.distributions[i, node.parent])
             q = reference.conditional(
                 block_logits[i, node.depth - 1].tolist(),
                 draft.head.w1[nodes[node.parent].token].tolist(),
                 draft.head.w2.tolist(),
                 float(draft.temperatures[i]),
             )
-            dense = laws.dense(torch.tensor([i]), torch.tensor([law]))[0]
+            dense = distributions.dense(torch.tensor([i]), torch.tensor([distribution]))[0]
             torch.testing.assert_close(dense.tolist(), q, rtol=1e-4, atol=1e-7)
             assert dense[node.token] > 0
 

@@ -129,24 +129,24 @@ def test_streams_of_one_seed_are_independent() -> None:
             assert chisquare(torch.bincount(one * 8 + other, minlength=64).numpy()).pvalue > EXACT_ABOVE_P
 
 
-def test_neighbouring_positions_draw_jointly_from_the_product_law() -> None:
+def test_neighbouring_positions_draw_jointly_from_the_product_distribution() -> None:
     weights, seeds = torch.tensor([0.5, 0.3, 0.15, 0.05]).expand(100_000, -1), torch.arange(100_000)
     tokens = torch.stack([draw(weights=weights, seeds=seeds, positions=seeds * 0 + at) for at in (9, 10)], dim=1)
-    law = (weights[0].unsqueeze(1) * weights[0]).flatten().double()
-    assert p_value(tokens=tokens, law=law, vocab=4) > EXACT_ABOVE_P
+    distribution = (weights[0].unsqueeze(1) * weights[0]).flatten().double()
+    assert p_value(tokens=tokens, distribution=distribution, vocab=4) > EXACT_ABOVE_P
 
 
 def test_distinct_draws_follow_sequential_renormalised_sampling() -> None:
     weights, seeds = torch.tensor([0.6, 0.25, 0.15]), torch.arange(60_000)
     pairs = draw_distinct(weights=weights.expand(60_000, -1), count=2, seeds=seeds, positions=seeds * 0)
-    law = torch.zeros(3, 3, dtype=torch.float64)
+    distribution = torch.zeros(3, 3, dtype=torch.float64)
     for first in range(3):
         for second in {0, 1, 2} - {first}:
-            law[first, second] = weights[first] * weights[second] / (1 - weights[first])
-    kept = law.flatten() > 0
+            distribution[first, second] = weights[first] * weights[second] / (1 - weights[first])
+    kept = distribution.flatten() > 0
     counts = torch.bincount(pairs[:, 0] * 3 + pairs[:, 1], minlength=9).double()
     assert float(counts[~kept].sum()) == 0
-    expected = law.flatten()[kept] / law.sum() * counts.sum()
+    expected = distribution.flatten()[kept] / distribution.sum() * counts.sum()
     assert chisquare(counts[kept].numpy(), expected.numpy()).pvalue > EXACT_ABOVE_P
 
 

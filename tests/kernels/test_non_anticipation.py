@@ -5,7 +5,13 @@ from torch import Tensor
 
 from sparktier.kernels.accept import accept_ratio
 from sparktier.kernels.noise import Stream, draw, stream_seeds
-from support.oracles.sequence_distribution import EXACT_ABOVE_P, WRONG_BELOW_P, completed, p_value, sequence_law
+from support.oracles.sequence_distribution import (
+    EXACT_ABOVE_P,
+    WRONG_BELOW_P,
+    completed,
+    p_value,
+    sequence_distribution,
+)
 
 TARGET = torch.tensor([0.7, 0.3])
 DRAFT = torch.tensor([0.5, 0.5])
@@ -46,10 +52,10 @@ def draw_drafts(*, anchors: Tensor, rounds: Tensor, count: int) -> Tensor:
     return torch.stack([draw(weights=rows, seeds=keys, positions=anchors + i) for i in range(count)], dim=1)
 
 
-def first_token_p(verified: Tensor, drafts: Tensor, law: Tensor) -> float:
+def first_token_p(verified: Tensor, drafts: Tensor, distribution: Tensor) -> float:
     positions = torch.arange(3).expand(SAMPLES, -1)
     tokens = run_round(drafts=drafts, row_counts=verified + 1, positions=positions)[:, :1]
-    return p_value(tokens=tokens, law=law.double(), vocab=2)
+    return p_value(tokens=tokens, distribution=distribution.double(), vocab=2)
 
 
 def test_global_search_over_live_confidences_emits_085_instead_of_07() -> None:
@@ -67,7 +73,7 @@ def test_early_stop_emits_the_target() -> None:
 def two_rounds(*, second_round_key: Tensor | None) -> float:
     """Round 2 verifies its draft only if round 1's draft for the same position was token 0: a lagged confidence.
 
-    p-value of the two-token law. `second_round_key` None keys the drafts by the round's anchor, as they must be.
+    p-value of the two-token distribution. `second_round_key` None keys the drafts by the round's anchor, as is right.
     """
     start = torch.zeros_like(SEEDS)
     lagged = draw_drafts(anchors=start, rounds=start, count=2)
@@ -79,8 +85,8 @@ def two_rounds(*, second_round_key: Tensor | None) -> float:
     second = run_round(drafts=drafts, row_counts=rows, positions=torch.arange(1, 3).expand(SAMPLES, -1))
     tokens = torch.stack([first[:, 0], torch.where(first[:, 1] < 0, second[:, 0], first[:, 1])], dim=1)
     matrix = TARGET.expand(2, -1)
-    law = sequence_law(target=matrix, anchor=0, length=2)
-    return p_value(tokens=completed(committed=tokens, target=matrix, seed=5), law=law, vocab=2)
+    distribution = sequence_distribution(target=matrix, anchor=0, length=2)
+    return p_value(tokens=completed(committed=tokens, target=matrix, seed=5), distribution=distribution, vocab=2)
 
 
 def test_a_budget_from_lagged_confidences_is_exact_because_noise_is_new_each_round() -> None:

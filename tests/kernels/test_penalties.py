@@ -48,7 +48,7 @@ def test_each_row_is_what_plain_decoding_would_have_seen(
     assert torch.allclose(logits, torch.tensor(expected, dtype=torch.float64), atol=1e-6)
 
 
-def test_what_nobody_asks_for_changes_nothing() -> None:
+def test_penalties_that_are_not_asked_for_change_nothing() -> None:
     logits = torch.randn(2, VOCAB)
     before = logits.clone()
     penalise(logits=logits, counts=torch.ones(2, VOCAB, dtype=torch.long), penalties=Penalties())

@@ -53,7 +53,7 @@ def test_each_broken_invariant_is_named_with_its_place() -> None:
 
 
 @given(BATCH, ROWS, CHANCE)
-def test_ancestor_words_are_the_ancestors_and_nobody_else(batch: int, rows: int, chance: int) -> None:
+def test_ancestor_words_are_the_ancestors_alone(batch: int, rows: int, chance: int) -> None:
     tree = drawn_tree(batch, rows, chance)
     words = ancestor_words(tree=tree)
     assert words.dtype == torch.int32

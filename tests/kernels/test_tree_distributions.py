@@ -1,11 +1,11 @@
-"""Whole rounds on a toy vocabulary: expand, select under ragged budgets, verify; the law emitted is the target's."""
+"""Whole rounds on a toy vocabulary (expand, select under ragged budgets, verify) emit the target's distribution."""
 
 import torch
 from torch import Tensor
 
 from sparktier.kernels.accept_tree import RowReader, walk_drawn, walk_matching
 from sparktier.kernels.draft_tree import DraftTree
-from sparktier.kernels.expand import Candidates, DraftLaws, MarkovHead, Shape, expand_drawn, expand_top
+from sparktier.kernels.expand import Candidates, DraftDistributions, MarkovHead, Shape, expand_drawn, expand_top
 from sparktier.kernels.noise import draw
 from sparktier.kernels.select import Selection, select_rows
 from support.oracles.sequence_distribution import (
@@ -13,7 +13,7 @@ from support.oracles.sequence_distribution import (
     WRONG_BELOW_P,
     completed,
     p_value,
-    sequence_law,
+    sequence_distribution,
     toy_matrix,
 )
 
@@ -34,10 +34,10 @@ COMMON = {
 }
 
 
-def law_of(committed: Tensor) -> float:
-    """The one test: p-value that rounds which committed these tokens [n, DEPTH + 1] follow the target's law."""
-    law = sequence_law(target=TARGET, anchor=0, length=DEPTH + 1)
-    return p_value(tokens=completed(committed=committed, target=TARGET, seed=7), law=law, vocab=VOCAB)
+def target_p_value(committed: Tensor) -> float:
+    """Return the p-value that rounds with these committed tokens [n, DEPTH + 1] follow the target's distribution."""
+    distribution = sequence_distribution(target=TARGET, anchor=0, length=DEPTH + 1)
+    return p_value(tokens=completed(committed=committed, target=TARGET, seed=7), distribution=distribution, vocab=VOCAB)
 
 
 def drawn_by(tree: DraftTree) -> RowReader:
@@ -48,7 +48,7 @@ def drawn_by(tree: DraftTree) -> RowReader:
     return choose
 
 
-def drawn_candidates(shortlist: int | None = None) -> tuple[Candidates, DraftLaws]:
+def drawn_candidates(shortlist: int | None = None) -> tuple[Candidates, DraftDistributions]:
     return expand_drawn(
         **COMMON,
         slot_acceptance=lambda q, depth: q.topk(3, dim=-1).values,
@@ -58,11 +58,11 @@ def drawn_candidates(shortlist: int | None = None) -> tuple[Candidates, DraftLaw
     )
 
 
-def verified(selection: Selection, laws: DraftLaws) -> Tensor:
+def verified(selection: Selection, distributions: DraftDistributions) -> Tensor:
     return walk_drawn(
         tree=selection.tree,
         target_probs=lambda *at: TARGET[selection.tree.tokens[at]],
-        draft_probs=lambda *at: laws.dense(at[0], selection.laws[at].clamp(min=0)),
+        draft_probs=lambda *at: distributions.dense(at[0], selection.distributions[at].clamp(min=0)),
         seeds=SEEDS,
         anchor_positions=ROUNDS,
         max_depth=DEPTH,
@@ -71,50 +71,51 @@ def verified(selection: Selection, laws: DraftLaws) -> Tensor:
 
 
 def test_drawn_tree_under_budgets_emits_the_target() -> None:
-    candidates, laws = drawn_candidates()
+    candidates, distributions = drawn_candidates()
     selection = select_rows(candidates=candidates, row_budgets=BUDGETS, width=WIDTH)
-    assert law_of(verified(selection, laws)) > EXACT_ABOVE_P
+    assert target_p_value(verified(selection, distributions)) > EXACT_ABOVE_P
 
 
 def test_tree_drawn_from_a_shortlist_emits_the_target() -> None:
-    candidates, laws = drawn_candidates(shortlist=3)
+    candidates, distributions = drawn_candidates(shortlist=3)
     selection = select_rows(candidates=candidates, row_budgets=BUDGETS, width=WIDTH)
-    assert law_of(verified(selection, laws)) > EXACT_ABOVE_P
+    assert target_p_value(verified(selection, distributions)) > EXACT_ABOVE_P
 
 
 def test_a_shortlist_that_claims_the_whole_vocabulary_is_caught() -> None:
     candidates, listed = drawn_candidates(shortlist=3)
     selection = select_rows(candidates=candidates, row_budgets=BUDGETS, width=WIDTH)
-    owners = candidates.tokens.gather(1, _owners_of_laws(candidates, listed.probs.shape[1]))
+    owners = candidates.tokens.gather(1, _owners_of_distributions(candidates, listed.probs.shape[1]))
     whole = torch.arange(VOCAB).expand(*owners.shape, VOCAB)
-    claimed = DraftLaws(whole, DRAFT[owners], VOCAB)
-    assert law_of(verified(selection, claimed)) < WRONG_BELOW_P
+    claimed = DraftDistributions(whole, DRAFT[owners], VOCAB)
+    assert target_p_value(verified(selection, claimed)) < WRONG_BELOW_P
 
 
-def _owners_of_laws(candidates: Candidates, laws: int) -> Tensor:
-    """The node whose children came from each law: [batch, laws]."""
-    each = torch.arange(candidates.laws.shape[1]).expand_as(candidates.laws)
-    places = candidates.laws.where(candidates.laws >= 0, laws)  # nodes without a law go to a place of no use
-    return torch.zeros(SAMPLES, laws + 1, dtype=torch.int64).scatter(1, places, each)[:, :laws]
+def _owners_of_distributions(candidates: Candidates, distributions: int) -> Tensor:
+    """The node whose children came from each distribution: [batch, distributions]."""
+    each = torch.arange(candidates.distributions.shape[1]).expand_as(candidates.distributions)
+    # Nodes without a distribution go to a place of no use.
+    places = candidates.distributions.where(candidates.distributions >= 0, distributions)
+    return torch.zeros(SAMPLES, distributions + 1, dtype=torch.int64).scatter(1, places, each)[:, :distributions]
 
 
 def test_ranking_drawn_tokens_by_their_own_probability_is_caught() -> None:
-    candidates, laws = drawn_candidates()
+    candidates, distributions = drawn_candidates()
     survival = candidates.survival.clone()
     for node in range(1, survival.shape[1]):
         parent = candidates.parents[:, node]
-        own = laws.probs[EACH, candidates.laws[EACH, parent], candidates.tokens[:, node]]
+        own = distributions.probs[EACH, candidates.distributions[EACH, parent], candidates.tokens[:, node]]
         survival[:, node] = survival[EACH, parent] * own
     anticipating = candidates._replace(survival=survival)
     selection = select_rows(candidates=anticipating, row_budgets=BUDGETS, width=WIDTH)
-    assert law_of(verified(selection, laws)) < WRONG_BELOW_P
+    assert target_p_value(verified(selection, distributions)) < WRONG_BELOW_P
 
 
 def test_top_tree_shaped_by_its_own_probabilities_emits_the_target() -> None:
     candidates = expand_top(**COMMON, edge_acceptance=lambda q, depth: q)
     tree = select_rows(candidates=candidates, row_budgets=BUDGETS, width=WIDTH).tree
 
-    assert law_of(walk_matching(tree=tree, choose=drawn_by(tree), max_depth=DEPTH).tokens) > EXACT_ABOVE_P
+    assert target_p_value(walk_matching(tree=tree, choose=drawn_by(tree), max_depth=DEPTH).tokens) > EXACT_ABOVE_P
 
 
 def test_target_match_emits_the_same_tokens_for_every_tree() -> None:

@@ -91,8 +91,8 @@ def mid_run(engine: SteppedEngine, probe: Probe) -> None:
     rng = random.Random(0)
     prompts = random_prompts(6, seed=1, longest=200)
     for number, prompt in enumerate(prompts):
-        law = {"temperature": 0.8, "sampling_seed": number} if number % 3 == 2 else {}
-        engine.add(f"first-{number}", prompt, new_tokens=NEW_TOKENS, cache_key=None, **law)
+        sampling = {"temperature": 0.8, "sampling_seed": number} if number % 3 == 2 else {}
+        engine.add(f"first-{number}", prompt, new_tokens=NEW_TOKENS, cache_key=None, **sampling)
     _wander(engine, rng)
     # What a conversation's next turn finds in the cache was partly written by decode steps.
     finished = {snapshot.request: (*snapshot.tokens, snapshot.anchor) for snapshot in probe.taken}

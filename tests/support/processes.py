@@ -1,4 +1,4 @@
-"""Keeping sight of every process that a test starts, whoever its parent is by now. Linux only."""
+"""Keeping sight of every process that a test starts, whatever its parent is by now. Linux only."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ class Family:
         return any(words in line for words in self._besides)
 
     def gone_within(self, timeout_s: float) -> list[psutil.Process]:
-        """Wait until nobody is alive, and return those that still are after `timeout_s`."""
+        """Wait until none is alive, and return those that still are after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while (left := self.living()) and time.monotonic() < deadline:
             time.sleep(0.1)

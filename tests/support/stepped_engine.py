@@ -66,13 +66,13 @@ class SteppedEngine:
         return self.scheduler.draft_worker
 
     def add(
-        self, request_id: str, tokens: Sequence[int], *, new_tokens: int, cache_key: str | None, **law: Any
+        self, request_id: str, tokens: Sequence[int], *, new_tokens: int, cache_key: str | None, **sampling: Any
     ) -> None:
         """Queue a request for exactly `new_tokens`; only those with the same `cache_key` share a prefix."""
         from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
         from sglang.srt.sampling.sampling_params import SamplingParams
 
-        params = SamplingParams(**{"temperature": 0.0, "max_new_tokens": new_tokens, "ignore_eos": True, **law})
+        params = SamplingParams(**{"temperature": 0.0, "max_new_tokens": new_tokens, "ignore_eos": True, **sampling})
         params.normalize(self.scheduler.tokenizer)
         request = TokenizedGenerateReqInput(
             rid=request_id,

@@ -13,7 +13,7 @@ from sparktier.serving.clients.replica_keys import bearer
 from support import replica_http
 from support.generation import Tokens, random_prompts
 
-_LAWS: tuple[dict[str, Any], ...] = (
+_SAMPLING_PARAMS: tuple[dict[str, Any], ...] = (
     {},
     {"frequency_penalty": 1.0},
     {"presence_penalty": 0.7, "min_new_tokens": 8},
@@ -44,14 +44,14 @@ class Outcome:
 
 
 def random_asks(count: int, *, seed: int) -> list[Ask]:
-    """Return requests of any length, sampling and law; two of five end before their time."""
+    """Return requests of any length and sampling parameters; two of five end before their time."""
     rng = random.Random(seed)
     prompts = random_prompts(count, seed=seed, longest=160)
     return [_random_ask(rng, prompt) for prompt in prompts]
 
 
 def _random_ask(rng: random.Random, prompt: Tokens) -> Ask:
-    params = {"max_new_tokens": rng.randint(1, 120), "ignore_eos": True, **rng.choice(_LAWS)}
+    params = {"max_new_tokens": rng.randint(1, 120), "ignore_eos": True, **rng.choice(_SAMPLING_PARAMS)}
     params["max_new_tokens"] = max(params["max_new_tokens"], params.get("min_new_tokens", 1))
     if rng.random() < 0.5:
         params["temperature"] = 0

@@ -92,7 +92,7 @@ class DraftStep:
         assert self._head is not None, "made with needs_trees"
         with self._worker._draft_context():
             base, _ = self._block(batch, window)
-        candidates, draft_laws = expand_drawn(
+        candidates, draft_distributions = expand_drawn(
             anchors=batch.spec_info.bonus_tokens.view(-1),
             block_logits=base,
             head=self._head,
@@ -104,9 +104,11 @@ class DraftStep:
             shortlist=_DRAWN_SHORTLIST_TOKENS if self._lists else None,
         )
         # The probabilities stay each rank's own: only rank 0's verdict counts.
-        tree, laws = self._agreed(_selected(candidates, bounds))
-        # Rows without children have no law of their own; theirs is not read.
-        return Drafted(tree, lambda requests, rows: draft_laws.dense(requests, laws[requests, rows].clamp(min=0)))
+        tree, distributions = self._agreed(_selected(candidates, bounds))
+        # Rows without children have no distribution of their own; theirs is not read.
+        return Drafted(
+            tree, lambda requests, rows: draft_distributions.dense(requests, distributions[requests, rows].clamp(min=0))
+        )
 
     def _block(self, batch: Any, window: Any) -> tuple[Tensor, Tensor]:
         """Logits [batch, gamma, V] before the Markov head, and the draft's hidden states [batch, gamma, hidden]."""
@@ -124,16 +126,16 @@ class DraftStep:
         return base.view(size, worker.gamma, -1), forward.draft_hidden_3d
 
     def _agreed(self, selection: Selection) -> tuple[DraftTree, Tensor]:
-        """Rank 0's tree and laws on every rank: rounding that differs must not make ranks verify different rows."""
+        """Rank 0's tree and distributions on every rank: rounding differs, but all ranks must verify the same rows."""
         sync, tree = self._worker._tp_sync, selection.tree
         if not sync.enabled(SpecTpSyncSite.DSPARK_DRAFT):
-            return tree, selection.laws
+            return tree, selection.distributions
         counts = tree.row_counts.unsqueeze(1)
-        packed = torch.cat([tree.tokens, tree.parents, tree.depths, selection.laws, counts], dim=1)
+        packed = torch.cat([tree.tokens, tree.parents, tree.depths, selection.distributions, counts], dim=1)
         packed = sync.sync(SpecTpSyncSite.DSPARK_DRAFT, packed.contiguous())
         width = tree.tokens.shape[1]
-        tokens, parents, depths, laws, counts = packed.split([width] * 4 + [1], dim=1)
-        return DraftTree(tokens, parents, depths, counts.squeeze(1)), laws
+        tokens, parents, depths, distributions, counts = packed.split([width] * 4 + [1], dim=1)
+        return DraftTree(tokens, parents, depths, counts.squeeze(1)), distributions
 
 
 def _selected(candidates: Candidates, bounds: Bounds) -> Selection:

@@ -1,4 +1,4 @@
-"""The target's law in the rows of a verify pass: penalties, grammar and bias on logits, then the choice or p itself.
+"""The target's next-token distribution p, or its token, at verified rows, after penalties, grammar and logit bias.
 
 Rows are worked on only where an accept rule reads them.
 """
@@ -17,11 +17,11 @@ from sparktier.serving.engine.speculation.penalty_table import PenaltyTable
 from sparktier.serving.engine.speculation.verify_pass import Verified
 
 
-class TargetLaw:
+class TargetDistribution:
     """What the target says in row `rows[i]` of request `requests[i]`.
 
-    With penalties a row's law depends on the tokens before it, so rows must then be read from the root down, one level
-    of each request at a time: a row's own token counts as emitted once the row is read.
+    With penalties a row's distribution depends on the tokens before it, so rows must then be read from the root down,
+    one level of each request at a time: a row's own token counts as emitted once the row is read.
 
     Args:
         verified: the pass; rows of its logits that were read are adjusted afterwards, as logprobs need them.
@@ -64,9 +64,9 @@ class TargetLaw:
         logits = self._adjusted(requests, rows)
         if self._info.is_all_greedy:
             return greedy_tokens(logits=logits)
-        law = target_probs(logits=logits, sampling=self._sampling.take(requests))
+        distribution = target_probs(logits=logits, sampling=self._sampling.take(requests))
         positions = self._lengths[requests] + self._tree.depths[requests, rows]
-        return draw(weights=law, seeds=self._info.sampling_seed[requests], positions=positions)
+        return draw(weights=distribution, seeds=self._info.sampling_seed[requests], positions=positions)
 
     def probs(self, requests: Tensor, rows: Tensor) -> Tensor:
         """p in each of the n rows: [n, V] float32."""
@@ -78,7 +78,7 @@ class TargetLaw:
         return sampling_rows(self._info)
 
     def _adjusted(self, requests: Tensor, rows: Tensor) -> Tensor:
-        """Logits [n, V] with everything applied that changes the law, in plain decoding's order."""
+        """Logits [n, V] with everything applied that changes the distribution, in plain decoding's order."""
         verified = self._verified
         # All live rows, packed as they are, need no copy of vocabulary-wide rows.
         packed = rows is verified.rows and len(rows) == len(verified.logits)

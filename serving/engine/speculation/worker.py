@@ -40,7 +40,7 @@ from sparktier.serving.engine.speculation.penalty_table import PenaltyTable
 from sparktier.serving.engine.speculation.request_slots import SlotTable
 from sparktier.serving.engine.speculation.row_budget import row_counts, rung_tokens, tier_caps
 from sparktier.serving.engine.speculation.step_record import CountedResult, StepRecord
-from sparktier.serving.engine.speculation.target_distribution import TargetLaw
+from sparktier.serving.engine.speculation.target_distribution import TargetDistribution
 from sparktier.serving.engine.speculation.verify_pass import Verified
 from sparktier.serving.engine.targets.target_facts import loaded_facts
 from sparktier.serving.engine.targets.target_support import require_supported
@@ -145,7 +145,7 @@ class LadderWorker(DSparkWorkerV2):
             verified = verify_pass.run(
                 executor=self._verify_executor, batch=batch, window=window, tree=tree, branching=branching
             )
-        law = TargetLaw(
+        law = TargetDistribution(
             verified,
             batch=batch,
             tree=tree,
@@ -231,7 +231,7 @@ class LadderWorker(DSparkWorkerV2):
         )
 
     def _accept(
-        self, law: TargetLaw, batch: Any, drafted: Drafted, verified: Verified, branching: bool
+        self, law: TargetDistribution, batch: Any, drafted: Drafted, verified: Verified, branching: bool
     ) -> TreeAcceptance:
         tree = drafted.tree
         if drafted.draft_probs is not None:
@@ -249,7 +249,9 @@ class LadderWorker(DSparkWorkerV2):
         path = places.masked_fill(places > chain.accepted.unsqueeze(1), NO_ROW)
         return TreeAcceptance(chain.accepted, path, chain.tokens, chain.bonus)
 
-    def _accept_drawn(self, law: TargetLaw, batch: Any, tree: DraftTree, draft_probs: RowReader) -> TreeAcceptance:
+    def _accept_drawn(
+        self, law: TargetDistribution, batch: Any, tree: DraftTree, draft_probs: RowReader
+    ) -> TreeAcceptance:
         return walk_drawn(
             tree=tree,
             target_probs=law.probs,

@@ -73,11 +73,11 @@ def test_a_wrong_sts_file_is_refused(temperatures: object, tmp_path: Path) -> No
         read_sts(tmp_path / "sts.json", gamma=2)
 
 
-def test_child_fit_finds_the_law_it_was_drawn_from() -> None:
+def test_child_fit_finds_the_parameters_it_was_drawn_from() -> None:
     rng = np.random.default_rng(4)
     q = expit(rng.normal(-1.0, 2.5, 60_000))
-    stood = (rng.random(60_000) < expit(0.67 * logit(q) - 0.46)).astype(np.float64)
-    fit = fit_children(q, stood, "target_match", temperature=0.0)
+    accepted = (rng.random(60_000) < expit(0.67 * logit(q) - 0.46)).astype(np.float64)
+    fit = fit_children(q, accepted, "target_match", temperature=0.0)
     assert (fit.slope, fit.intercept) == pytest.approx((0.67, -0.46), abs=0.03)
     assert fit.ece_before_frac > 0.05
     assert fit.ece_after_frac < 0.01
@@ -94,10 +94,12 @@ def test_children_that_contradict_the_drafter_are_refused() -> None:
         fit_children(q, (q < 0.5).astype(np.float64), "target_match", 1.0)
 
 
-@pytest.mark.parametrize("stood", [[], [0.0] * 5, [1.0] * 5])
-def test_outcomes_that_are_all_alike_are_refused(stood: list[float]) -> None:
-    with pytest.raises(ArtifactError, match=rf"\(found {sum(stood):.0f} of {len(stood)} that do\)\. Give more answers"):
-        fit_children(np.linspace(0.1, 0.9, len(stood)), np.array(stood), "target_match", 0.0)
+@pytest.mark.parametrize("accepted", [[], [0.0] * 5, [1.0] * 5])
+def test_outcomes_that_are_all_alike_are_refused(accepted: list[float]) -> None:
+    with pytest.raises(
+        ArtifactError, match=rf"\(found {sum(accepted):.0f} of {len(accepted)} accepted\)\. Give more answers"
+    ):
+        fit_children(np.linspace(0.1, 0.9, len(accepted)), np.array(accepted), "target_match", 0.0)
 
 
 def test_perfectly_separated_children_still_fit() -> None:

@@ -13,7 +13,7 @@ TOKENS = 60
 
 
 def made_up(chance_by_answer: np.ndarray, seed: int, tokens: int = TOKENS) -> Evaluation:
-    """Return a drafter whose every drafted token stands with its answer's chance."""
+    """Return a drafter whose every drafted token is accepted with its answer's chance."""
     rng = np.random.default_rng(seed)
     replays = []
     for chance in chance_by_answer:

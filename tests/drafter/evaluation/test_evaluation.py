@@ -120,8 +120,8 @@ def test_a_head_that_knows_lets_no_wrong_draft_through(world: Path, model: Draft
 
 def told_the_outcome(answer: Replay) -> Replay:
     """Return the answer with confidences that are sure of what was accepted."""
-    stands = torch.arange(4) < answer.accepted.unsqueeze(1)
-    return replace(answer, confidence=torch.where(stands, 9.0, -9.0))
+    is_accepted = torch.arange(4) < answer.accepted.unsqueeze(1)
+    return replace(answer, confidence=torch.where(is_accepted, 9.0, -9.0))
 
 
 def test_report_and_figures_are_written(world: Path, model: DraftModel, tmp_path: Path) -> None:

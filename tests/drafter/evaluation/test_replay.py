@@ -87,8 +87,8 @@ def replayed_rounds(model: DraftModel, prefix: Tensor, temperature: float) -> tu
     return accepted, confidence, drafted
 
 
-def same_law(first: Tensor, second: Tensor) -> float:
-    """Return the p-value that two samples of tokens [n] have one law; rare tokens are pooled."""
+def same_distribution(first: Tensor, second: Tensor) -> float:
+    """Return the p-value that two samples of tokens [n] have one distribution; rare tokens are pooled."""
     values, counts = torch.cat((first, second)).unique(return_counts=True)
     common = values[counts > 25]
     cells = [torch.stack([(sample == value).sum() for value in common]) for sample in (first, second)]
@@ -97,8 +97,8 @@ def same_law(first: Tensor, second: Tensor) -> float:
 
 
 @torch.no_grad()
-def test_sampled_replay_has_the_law_of_real_speculative_decoding() -> None:
-    # Few tokens, so that a wrong law of the rejected draft shows; the factor lets a good part of the drafts stand.
+def test_sampled_replay_has_the_distribution_of_real_speculative_decoding() -> None:
+    # Few tokens, so that a wrong distribution of the rejected draft shows; by the factor many drafts are accepted.
     model = loud_model(tiny_config("rnn", vocab_size=8, mask_token_id=7), seed=3)
     model.lm_head.weight.mul_(0.7)
     prefix = torch.tensor([5, 1, 4, 2])
@@ -111,9 +111,9 @@ def test_sampled_replay_has_the_law_of_real_speculative_decoding() -> None:
     assert chi2_contingency(np.stack(counts)).pvalue > 1e-3, counts
     for row in range(1, 5):
         assert ttest_ind(real_confidence[:, row], played_confidence[:, row]).pvalue > 1e-3, row
-    # Drafted tokens, the rejected one and those after it included, have the drafter's own law.
+    # Drafted tokens, the rejected one and those after it included, have the drafter's own distribution.
     for row in range(3):
-        assert same_law(real_drafts[:, row], played_drafts[:, row]) > 1e-3, row
+        assert same_distribution(real_drafts[:, row], played_drafts[:, row]) > 1e-3, row
     # The same test sees a wrong rule: acceptance of the stored token as if the draft had proposed it.
     wrong = torch.bincount((played + 1).clamp(max=3), minlength=4).numpy()
     assert chi2_contingency(np.stack((counts[0] + 1, wrong + 1))).pvalue < 1e-9
@@ -159,11 +159,11 @@ def block_hidden_at(model: DraftModel, record: FeatureRecord, anchor: int) -> Te
 
 
 @torch.no_grad()
-def test_children_are_those_of_parents_that_stood() -> None:
+def test_children_are_those_of_accepted_parents() -> None:
     model = loud_model(tiny_config("gated"), seed=3)
     record = random_record(model.config, 30, 2, 5)
     children = likeliest_children(model, record, 0.7)
-    expected_q, expected_stood = [], []
+    expected_q, expected_accepted = [], []
     for anchor in range(2, 29):
         state, previous, alive = None, record.token_ids[anchor : anchor + 1], True
         hidden = block_hidden_at(model, record, anchor)
@@ -176,10 +176,10 @@ def test_children_are_those_of_parents_that_stood() -> None:
             best = q.argsort(descending=True)[:8]
             previous = record.token_ids[anchor + k + 1 : anchor + k + 2]
             expected_q += q[best].tolist()
-            expected_stood += (best == previous).tolist()
+            expected_accepted += (best == previous).tolist()
             alive = bool((best == previous).any())
     assert children.q.tolist() == pytest.approx(expected_q, abs=1e-5)
-    assert children.stood.tolist() == expected_stood
+    assert children.accepted.tolist() == expected_accepted
 
 
 @settings(max_examples=100, deadline=None)
@@ -190,24 +190,24 @@ def test_walk_commits_every_token_once(accepted: list[int], longest: int, split:
     anchors = [a if a < split else a + 3 for a in range(count)]
     ends = [min(split, count) if a < split else count + 3 for a in anchors]
     remaining = [end - a for end, a in zip(ends, anchors, strict=True)]
-    stands = [min(value, room) for value, room in zip(accepted, remaining, strict=True)]
+    reachable = [min(value, room) for value, room in zip(accepted, remaining, strict=True)]
     rounds = walk(
-        np.array(anchors), np.array(stands), np.array(remaining), np.zeros((count, 4)), np.full(count, longest)
+        np.array(anchors), np.array(reachable), np.array(remaining), np.zeros((count, 4)), np.full(count, longest)
     )
     expected, place = [], 0
     while place < count:
-        stood = min(stands[place], longest)
-        bonus = 1 if remaining[place] > stood else 0
-        expected.append((stood, min(longest, remaining[place]), stood + bonus))
-        following = [i for i, a in enumerate(anchors) if a >= anchors[place] + stood + 1]
+        kept = min(reachable[place], longest)
+        bonus = 1 if remaining[place] > kept else 0
+        expected.append((kept, min(longest, remaining[place]), kept + bonus))
+        following = [i for i, a in enumerate(anchors) if a >= anchors[place] + kept + 1]
         place = following[0] if following else count
     got = zip(rounds.accepted.tolist(), rounds.offered.tolist(), rounds.committed.tolist(), strict=True)
     assert list(got) == expected
 
 
 def rounds_of(accepted: list[int], offered: list[int]) -> Rounds:
-    places, stood = np.arange(len(accepted)), np.array(accepted)
-    return Rounds(places, stood, np.array(offered), stood + 1, np.zeros((len(accepted), 3)))
+    places, kept = np.arange(len(accepted)), np.array(accepted)
+    return Rounds(places, kept, np.array(offered), kept + 1, np.zeros((len(accepted), 3)))
 
 
 def test_conditional_acceptance_counts_only_rows_that_were_reached_and_offered() -> None:

@@ -23,7 +23,7 @@ class Penalty:
     repetition: float = 1.0
 
 
-class GreedyLaw:
+class GreedyDistribution:
     """The checkpoint in `model`."""
 
     def __init__(self, model: Path) -> None:

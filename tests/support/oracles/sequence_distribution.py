@@ -1,4 +1,4 @@
-"""Is the law of emitted sequences the target's? One chi-square test for every accept rule, right or planted wrong.
+"""A chi-square test that emitted sequences follow the target's distribution, for every accept rule, right or wrong.
 
 The toy world is a Markov chain: the target and the drafter each are one [V, V] matrix of next-token probabilities.
 """
@@ -17,12 +17,14 @@ def toy_matrix(*, vocab: int, sharpness: float, seed: int) -> Tensor:
     return torch.softmax(sharpness * torch.randn(vocab, vocab, generator=generator), dim=1)
 
 
-def sequence_law(*, target: Tensor, anchor: int, length: int) -> Tensor:
+def sequence_distribution(*, target: Tensor, anchor: int, length: int) -> Tensor:
     """Probability of each sequence of `length` tokens after `anchor`, flat [V ** length] float64."""
-    law = target[anchor].double()
+    distribution = target[anchor].double()
     for _ in range(length - 1):
-        law = (law.unsqueeze(-1) * target.double().repeat(law.numel() // len(target), 1)).flatten()
-    return law
+        distribution = (
+            distribution.unsqueeze(-1) * target.double().repeat(distribution.numel() // len(target), 1)
+        ).flatten()
+    return distribution
 
 
 def completed(*, committed: Tensor, target: Tensor, seed: int) -> Tensor:
@@ -35,12 +37,12 @@ def completed(*, committed: Tensor, target: Tensor, seed: int) -> Tensor:
     return tokens
 
 
-def p_value(*, tokens: Tensor, law: Tensor, vocab: int) -> float:
-    """Chi-square p-value that sequences tokens [n, length] follow `law` [V ** length]."""
+def p_value(*, tokens: Tensor, distribution: Tensor, vocab: int) -> float:
+    """Chi-square p-value that sequences tokens [n, length] follow `distribution` [V ** length]."""
     codes = torch.zeros(len(tokens), dtype=torch.int64)
     for place in range(tokens.shape[1]):
         codes = codes * vocab + tokens[:, place]
-    observed = torch.bincount(codes, minlength=len(law)).double()
-    expected = law / law.sum() * len(tokens)
+    observed = torch.bincount(codes, minlength=len(distribution)).double()
+    expected = distribution / distribution.sum() * len(tokens)
     assert float(expected.min()) > 5, "too few samples for the chi-square approximation"
     return float(chisquare(observed.numpy(), expected.numpy()).pvalue)

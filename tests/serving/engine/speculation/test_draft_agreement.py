@@ -31,7 +31,7 @@ def selected(survival: list[float]) -> Selection:
         parents=torch.tensor([[-1, 0, 0, 1]]),
         depths=torch.tensor([[0, 1, 1, 2]]),
         survival=torch.tensor([survival]),
-        laws=torch.tensor([[0, 1, -1, -1]]),
+        distributions=torch.tensor([[0, 1, -1, -1]]),
     )
     return select_rows(candidates=candidates, row_budgets=torch.tensor([3]), width=4)
 
@@ -47,6 +47,6 @@ def test_every_rank_verifies_the_tree_of_rank_0() -> None:
     assert not torch.equal(first.tree.tokens, other.tree.tokens)
     leader = Broadcast()
     leads, follows = step(leader)._agreed(first), step(Broadcast(leader))._agreed(other)
-    for tree, laws in (leads, follows):
+    for tree, distributions in (leads, follows):
         assert all(map(torch.equal, tree, first.tree))
-        assert torch.equal(laws, first.laws)
+        assert torch.equal(distributions, first.distributions)

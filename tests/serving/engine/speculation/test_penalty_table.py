@@ -10,7 +10,7 @@ from sparktier.kernels.draft_tree import anchors_alone
 from sparktier.serving.engine.rank_options import penalty_table_bytes
 from sparktier.serving.engine.requests.least_length import EARLY_STOP
 from sparktier.serving.engine.speculation.penalty_table import PenaltyTable
-from sparktier.serving.engine.speculation.target_distribution import TargetLaw
+from sparktier.serving.engine.speculation.target_distribution import TargetDistribution
 
 VOCAB = 6
 
@@ -136,7 +136,7 @@ def test_only_rows_of_penalised_requests_are_worked_on() -> None:
     batch = SimpleNamespace(
         reqs=running, sampling_info=info, req_pool_indices=torch.tensor([4, 5, 6]), seq_lens=lengths
     )
-    law = TargetLaw(
+    law = TargetDistribution(
         verified,
         batch=batch,
         tree=anchors_alone(torch.tensor([2, 2, 2])),
