@@ -1,4 +1,4 @@
-"""Decides, across replicas, what speculation depth each may spend, and where ranks are placed.
+"""Decides the speculation depth of each replica and where its ranks are placed.
 
 Pure policy; imports without torch. Only `placement.py` imports Ray.
 """

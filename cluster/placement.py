@@ -1,5 +1,4 @@
-"""Where ranks live: joining a Ray cluster, and one placement group per replica. The only file that knows Ray's API
-for placement.
+"""Joins a Ray cluster and reserves one placement group per replica. The only file that uses Ray's placement API.
 
 On machines without accelerators the "GPU" here is a logical one: the cluster is told how many ranks a node may hold.
 """

@@ -1,4 +1,4 @@
-"""What the parts of sparktier say to each other: signals up, plans down, decisions into the log.
+"""The messages between the parts of sparktier: signals up, plans down, decisions into the log.
 
 The contract of the design's section 6. Every message carries `schema_version`: a receiver refuses one it does not know
 instead of misreading it.

@@ -1,4 +1,4 @@
-"""Writing so that a crash or a full disk leaves the old state whole."""
+"""Writes files so that a crash or a full disk leaves the old state whole."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""The form of every JSON report: `{"meta": {...}, "rows": [flat objects]}`, and where, when and of what code it is."""
+"""Every JSON report: `{"meta": {...}, "rows": [flat objects]}`, where `meta` says when, where and by which code."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Who sees whom in a verify pass: every row its own ancestors, as bit words and as FlashInfer's mask bytes.
+"""The attention mask of a verify pass: every row sees its ancestors, as bit words and as FlashInfer's mask bytes.
 
 Columns of a request are its prefix, then the rows of its tree. A padding row sees exactly one column, the anchor's: a
 softmax over no column is not a number.

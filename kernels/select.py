@@ -1,4 +1,4 @@
-"""Which candidates enter the verify pass: the likeliest ones within each request's row budget.
+"""Selects the candidates of a verify pass: the likeliest ones within each request's row budget.
 
 Survival never rises along a path, so the best set is already closed under ancestors. Deterministic to the last tie:
 ranks that hold the same candidates choose the same tree.

@@ -1,1 +1,1 @@
-"""From YAML text to `Settings`, with every error at once, and the reference page of all settings."""
+"""Loads YAML text as `Settings`, reports every error at once, and writes the reference page of all settings."""

@@ -1,4 +1,4 @@
-"""Turns pydantic's findings into problems a person can act on. Knows the shape of settings only through pydantic."""
+"""Turns pydantic's validation errors into problems a person can act on."""
 
 import difflib
 import reprlib

@@ -1,4 +1,4 @@
-"""From a YAML file to frozen `Settings`, or to every problem at once.
+"""Loads a YAML file as frozen `Settings`, or reports every problem at once.
 
 Validation runs in two passes: keys by themselves, then the rules between keys, with wrong keys replaced by their
 defaults and the rules that read them left out. So one run shows all that has to be mended.

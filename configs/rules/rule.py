@@ -1,4 +1,4 @@
-"""What a rule between settings is. Knows none of them."""
+"""The type of a rule between settings."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """What `replicas.sglang_args` may name: any SGLang 0.5.23 argument that no key of ours sets and no promise forbids.
 
-Knows the names only, not SGLang: they stand in `sglang-0.5.23-arguments.txt`, which a test compares with the installed
-package.
+The names are in `sglang-0.5.23-arguments.txt`, which a test compares with the installed package.
 """
 
 import difflib

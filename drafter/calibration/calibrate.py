@@ -1,4 +1,4 @@
-"""Calibrating a drafter on stored answers: its confidences for chains, its children's probabilities for trees.
+"""Calibrates a drafter on stored answers: its confidences for chains, its children's probabilities for trees.
 
 A calibrated drafter is the checkpoint, with its confidence head fitted anew, and `sts.json` (SGLang's) and
 `children.json` (ours) beside it. The answers must be of the calibration split.

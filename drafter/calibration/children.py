@@ -1,4 +1,4 @@
-"""Fits how likely a tree's child is accepted from the drafter's own probability of it (`model/edge_calibration.py`)."""
+"""Fits P(child accepted | parent accepted) on the drafter's own probability of the child (`edge_calibration.py`)."""
 
 import numpy as np
 from scipy.optimize import minimize

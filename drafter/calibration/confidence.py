@@ -1,4 +1,4 @@
-"""Fitting a trained confidence head anew to rounds of text that did not train it.
+"""Refits a trained confidence head on rounds of text that it was not trained on.
 
 A head is right on the text that it learned from. Elsewhere it is off by an amount that depends on the text, which
 neither a constant nor a temperature can mend: they can't tell texts apart, what the head reads can. So its weights are

@@ -1,4 +1,4 @@
-"""What calibration is fitted on: confidences and children of a drafter replayed on stored answers."""
+"""The samples that calibration is fitted on: confidences and children of a drafter replayed on stored answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

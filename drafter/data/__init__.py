@@ -1,1 +1,1 @@
-"""What a drafter learns from: prompts, answers, the target's features, and how samples are packed."""
+"""The training data of a drafter: prompts, answers, the target's features, and the packing of samples."""

@@ -1,4 +1,4 @@
-"""A target's own answers as token ids, the bridge from prompts to features: one JSON object a line.
+"""A target's own answers as token ids, one JSON object a line; features are extracted from them.
 
 The generator (an endpoint, an engine) appends; feature extraction and training read.
 """

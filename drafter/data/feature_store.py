@@ -1,4 +1,4 @@
-"""Target features on disk: shards written one by one, so that an interrupted run goes on where it stopped.
+"""Target features on disk, in shards written one by one, so that an interrupted run resumes where it stopped.
 
 Owns the folder's layout (`manifest.json`, `shard-00000.safetensors`, ...), its size before it exists, and the refusal
 when the disk is too small.

@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, as people and other programs write them, each complaint with its file and line."""
+"""Reads files of one JSON object a line; each error names the file and the line."""
 
 import json
 from collections.abc import Iterator

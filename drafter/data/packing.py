@@ -1,4 +1,4 @@
-"""Several sequences side by side in one row, and what a draft block in such a row may see and must predict.
+"""Packs several sequences into one row and says what a draft block in such a row may see and must predict.
 
 Owns the packed row, the choice of anchors, the exact masks and the labels. A row has no batch dimension and no padding:
 S tokens, A anchors, gamma rows a block.

@@ -1,4 +1,4 @@
-"""Prompts as files of JSON lines, and the splits they fall into by their own text.
+"""Reads and writes prompts as JSON lines, and assigns each to a split by its text.
 
 The split is a function of the text alone: whatever files a prompt comes from and in whatever order, it never trains a
 drafter and also judges or calibrates it.

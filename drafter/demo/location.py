@@ -1,4 +1,4 @@
-"""Where the drafter of the demo model lies in the installed package."""
+"""The folder of the demo model's drafter in the installed package."""
 
 from importlib import resources
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Open questions as people put them to an assistant: roles, texts to work on, choices to weigh, things to explain.
+"""Open questions as people ask an assistant: roles, texts to work on, choices to weigh, things to explain.
 
 They calibrate a drafter and train none: a drafter is surest of itself on the kinds of text that trained it, so its
 confidence must be judged on a kind that did not. The same seed gives the same prompts.

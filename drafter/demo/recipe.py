@@ -1,4 +1,4 @@
-"""What the demo model's drafter is made of: its prompts, and the run that trains it, as numbers.
+"""The recipe of the demo model's drafter: its prompts, and the settings of the run that trains it.
 
 The figures it reached are in the log (docs/log.md).
 """

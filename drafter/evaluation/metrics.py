@@ -1,4 +1,4 @@
-"""How honest and how sharp predicted probabilities are: ECE, AUC and the curve behind a reliability diagram."""
+"""Calibration and sharpness of predicted probabilities: ECE, AUC and the curve of a reliability diagram."""
 
 from dataclasses import dataclass
 

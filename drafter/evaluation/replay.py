@@ -1,4 +1,4 @@
-"""What a drafter would have proposed, and the target accepted, at every anchor of an answer the target already gave.
+"""Replays a drafter at every anchor of an answer that the target already gave: what it drafts, what is accepted.
 
 Exact without running the target again, by conditioning on the answer:
 

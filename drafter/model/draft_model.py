@@ -15,7 +15,7 @@ from sparktier.drafter.data.packing import PackedRow, block_labels, block_mask
 from sparktier.drafter.model.backbone import ContextKV, DraftLayer, RMSNorm, rotary
 from sparktier.drafter.model.config import DraftConfig
 from sparktier.drafter.model.heads import build_confidence_head, build_markov_head
-from sparktier.drafter.model.sampled_vocab import Columns
+from sparktier.drafter.model.sampled_vocab import VocabSample
 
 FROZEN = ("embed_tokens.", "lm_head.")
 INIT_STD = 0.02
@@ -25,8 +25,8 @@ INIT_STD = 0.02
 class BlockOutput:
     """What a training forward yields for A blocks of gamma rows.
 
-    draft_logits and target_logits [A, gamma, vocab], or [A, gamma, C] and weighted if only some columns were asked
-    for; tokens [A, gamma], the target's own, as columns of those; valid [A, gamma];
+    draft_logits and target_logits [A, gamma, vocab], or [A, gamma, C] and weighted if only a sample was asked for;
+    tokens [A, gamma], the target's own, as indices of the last dimension; valid [A, gamma];
     confidence [A, gamma] raw logits, or None without the head.
     """
 
@@ -121,12 +121,12 @@ class DraftModel(nn.Module):
         normed: Tensor = self.norm(hidden)
         return normed.view(batch, count, gamma, -1)
 
-    def base_logits(self, hidden: Tensor, columns: Columns | None = None) -> Tensor:
-        """Return the target head's fp32 logits of [..., hidden], before any Markov correction; weighted `columns`."""
+    def base_logits(self, hidden: Tensor, sample: VocabSample | None = None) -> Tensor:
+        """Return the target head's fp32 logits of [..., hidden], before Markov correction; weighted in a `sample`."""
         table = self.lm_head.weight
-        if columns is None:
+        if sample is None:
             return functional.linear(hidden.to(table.dtype), table).float()
-        return functional.linear(hidden.to(table.dtype), table[columns.ids]).float() + columns.log_weights
+        return functional.linear(hidden.to(table.dtype), table[sample.ids]).float() + sample.log_weights
 
     def confidence(self, hidden: Tensor, previous: Tensor) -> Tensor | None:
         """Return raw confidence logits [...] of rows [..., hidden] that follow tokens `previous` [...]."""
@@ -141,14 +141,14 @@ class DraftModel(nn.Module):
             return hidden
         return torch.cat((hidden, self.markov_head.markov_w1(previous).to(hidden.dtype)), dim=-1)
 
-    def teacher_forced(self, hidden: Tensor, previous: Tensor, columns: Columns | None = None) -> Tensor:
+    def teacher_forced(self, hidden: Tensor, previous: Tensor, sample: VocabSample | None = None) -> Tensor:
         """Return corrected logits [..., gamma, vocab] given the tokens before each row, `previous` [..., gamma]."""
-        logits = self.base_logits(hidden, columns)
+        logits = self.base_logits(hidden, sample)
         if self.markov_head is None:
             return logits
         table = self.markov_head.markov_w2.weight
         codes = self.markov_head.codes(previous, hidden)
-        return logits + functional.linear(codes, table if columns is None else table[columns.ids])
+        return logits + functional.linear(codes, table if sample is None else table[sample.ids])
 
     def draft(self, hidden: Tensor, anchor_tokens: Tensor, choose: Choose = greedy) -> Draft:
         """Draft [B, gamma] tokens one row after the other from block outputs [B, gamma, hidden].
@@ -169,8 +169,8 @@ class DraftModel(nn.Module):
         seen = torch.stack(tokens[:-1], dim=1)
         return Draft(torch.stack(tokens[1:], dim=1), torch.stack(rows, dim=1), self.confidence(hidden, seen))
 
-    def forward(self, row: PackedRow, anchors: Tensor, columns: Columns | None = None) -> BlockOutput:
-        """Run the blocks at `anchors` [A] of one packed row, teacher-forced; `columns` must hold the row's tokens."""
+    def forward(self, row: PackedRow, anchors: Tensor, sample: VocabSample | None = None) -> BlockOutput:
+        """Run the blocks at `anchors` [A] of one packed row, teacher-forced; `sample` must hold the row's tokens."""
         gamma = self.config.block_size
         context = self.context(row.features.unsqueeze(0), row.positions.unsqueeze(0))
         mask = block_mask(row, anchors, gamma).unsqueeze(0)
@@ -179,11 +179,11 @@ class DraftModel(nn.Module):
         labels = block_labels(row, anchors, gamma)
         previous = torch.cat((anchor_tokens.unsqueeze(-1), labels.tokens[:, :-1]), dim=1)
         with torch.no_grad():
-            target_logits = self.base_logits(row.last_hidden[labels.sources], columns)
+            target_logits = self.base_logits(row.last_hidden[labels.sources], sample)
         return BlockOutput(
-            draft_logits=self.teacher_forced(hidden, previous, columns),
+            draft_logits=self.teacher_forced(hidden, previous, sample),
             target_logits=target_logits,
-            tokens=labels.tokens if columns is None else columns.places(labels.tokens),
+            tokens=labels.tokens if sample is None else sample.index_of(labels.tokens),
             valid=labels.valid,
             confidence=self.confidence(hidden, previous),
         )

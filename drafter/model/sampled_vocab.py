@@ -1,7 +1,7 @@
-"""The columns of the vocabulary that one training step scores, so that a step costs a fraction of the whole head.
+"""The subset of the vocabulary that one training step scores, at a fraction of the cost of the whole head.
 
-Sampled softmax (Jean et al. 2015, arXiv 1412.2007): some columns always, others drawn and weighted by how many they
-stand for, so that sums over the vocabulary keep their expectation.
+Sampled softmax (Jean et al. 2015, arXiv 1412.2007): some tokens always, others drawn and weighted by how many they
+represent, so that sums over the vocabulary keep their expectation.
 """
 
 from dataclasses import dataclass
@@ -14,26 +14,26 @@ CERTAIN_SHARE = 2 / 3
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Some of the vocabulary: ids [C] ascending int64; log_weights [C] fp32, to be added to logits, is the log of how
-    many columns each stands for."""
+class VocabSample:
+    """A subset of the vocabulary: ids [C] ascending int64; log_weights [C] fp32, the log of the number of tokens that
+    each represents, to be added to its logits."""
 
     ids: Tensor
     log_weights: Tensor
 
-    def places(self, tokens: Tensor) -> Tensor:
-        """Return where tokens [...] stand among the ids, which must hold them."""
+    def index_of(self, tokens: Tensor) -> Tensor:
+        """Return the indices of `tokens` [...] in `ids`, which must hold them."""
         return torch.searchsorted(self.ids, tokens)
 
 
-def draw_columns(count: int, vocab_size: int, own: Tensor, generator: torch.Generator) -> Columns:
-    """Choose about `count` columns: the first two thirds of them and every token of `own`, then others at random.
+def sample_vocab(count: int, vocab_size: int, own: Tensor, generator: torch.Generator) -> VocabSample:
+    """Sample about `count` tokens: the lowest ids for two thirds of them, every token of `own`, others at random.
 
     Args:
         count: 2 or more, below vocab_size.
-        vocab_size: columns there are.
-        own: [n] token ids that must be among them.
-        generator: of the draw, on the CPU.
+        vocab_size: size of the vocabulary.
+        own: [n] token ids that must be in the sample.
+        generator: of the random part, on the CPU.
     """
     certain = torch.zeros(vocab_size, dtype=torch.bool)
     certain[: int(CERTAIN_SHARE * count)] = True
@@ -44,4 +44,4 @@ def draw_columns(count: int, vocab_size: int, own: Tensor, generator: torch.Gene
     weights[drawn] = torch.tensor(len(others) / max(len(drawn), 1)).log()
     certain[drawn] = True
     ids = certain.nonzero().squeeze(1)
-    return Columns(ids.to(own.device), weights[ids].to(own.device))
+    return VocabSample(ids.to(own.device), weights[ids].to(own.device))

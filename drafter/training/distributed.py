@@ -1,4 +1,4 @@
-"""This process's place among the ranks of a training run, as torchrun sets it."""
+"""The ranks of a training run as torchrun sets them, and the sum over them."""
 
 import os
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from torch import distributed as dist
 
 
 @dataclass(frozen=True)
-class Place:
-    """Rank `rank` of `world`, computing on `device`."""
+class DistributedContext:
+    """This process: rank `rank` of `world`, on `device`."""
 
     rank: int
     world: int
@@ -27,16 +27,16 @@ class Place:
 
 
 @contextmanager
-def joined() -> Iterator[Place]:
+def init_distributed() -> Iterator[DistributedContext]:
     """Join the process group that torchrun describes (none: a run of one rank) and leave it at the end."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if world == 1:
-        yield Place(0, 1, device)
+        yield DistributedContext(0, 1, device)
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Place(rank, world, device)
+        yield DistributedContext(rank, world, device)
     finally:
         dist.destroy_process_group()

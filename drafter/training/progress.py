@@ -1,4 +1,4 @@
-"""What a person sees while a drafter trains: one live line on a terminal, plain lines elsewhere."""
+"""Shows the progress of a training run: one live line on a terminal, plain lines elsewhere."""
 
 from collections.abc import Mapping
 from types import TracebackType

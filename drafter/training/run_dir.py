@@ -1,4 +1,4 @@
-"""A training run on disk: what was run (`run.json`), how it went (`metrics.jsonl`), and checkpoints to resume from.
+"""A training run on disk: its settings (`run.json`), its metrics (`metrics.jsonl`) and checkpoints to resume from.
 
 Every file is replaced in one step. Training state is safetensors and JSON, so reading one executes nothing. Knows
 nothing of the training loop.

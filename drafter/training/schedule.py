@@ -1,4 +1,4 @@
-"""When what happens in a training run, as functions of the step alone, so that a resumed run repeats them.
+"""The schedule of a training run as functions of the step alone, so that a resumed run repeats it.
 
 Pure: learning rate, order of sequences, rows of each step, seeds.
 """

@@ -1,4 +1,4 @@
-"""Training a drafter from settings: checks, the model to start from, the run's folder, then the loop of trainer.py.
+"""Trains a drafter from settings: checks, the model to start from, the run's folder, then the loop of trainer.py.
 
 The same call trains afresh, fine-tunes and resumes, on one rank or many.
 """
@@ -16,7 +16,7 @@ from sparktier.drafter.data.target import Target, read_target
 from sparktier.drafter.model.checkpoint import load_draft
 from sparktier.drafter.model.config import DraftConfig
 from sparktier.drafter.model.draft_model import DraftModel
-from sparktier.drafter.training.distributed import Place
+from sparktier.drafter.training.distributed import DistributedContext
 from sparktier.drafter.training.progress import TrainingProgress
 from sparktier.drafter.training.run_dir import RunDir
 from sparktier.drafter.training.schedule import generator
@@ -26,14 +26,18 @@ from sparktier.kernels.cpu_features import has_bfloat16_units
 
 
 def train(
-    settings: TrainSettings, source: FeatureSource, place: Place, console: Console, facts: Mapping[str, Any]
+    settings: TrainSettings,
+    source: FeatureSource,
+    context: DistributedContext,
+    console: Console,
+    facts: Mapping[str, Any],
 ) -> Path:
     """Train, or go on where the run in `settings.run_dir` stopped.
 
     Args:
         settings: the run.
         source: the target's features.
-        place: this process among the ranks.
+        context: this process's rank, and the device it computes on.
         console: where progress is shown (rank 0).
         facts: what to note of the environment in run.json.
 
@@ -44,29 +48,29 @@ def train(
         ConfigError: the settings contradict the data or the ranks.
         ArtifactError: target, features, checkpoint or disk are not usable.
     """
-    _check(settings, source, place)
-    settings = _with_precision(settings, place)
+    _check(settings, source, context)
+    settings = _with_precision(settings, context)
     target = read_target(settings.target)
     source.spec.require_target(target, f"features {source.spec.dataset}")
-    trainer = Trainer(settings, build_model(settings, target, source.spec), target, source, place)
+    trainer = Trainer(settings, build_model(settings, target, source.spec), target, source, context)
     run = RunDir(settings.run_dir, settings.keep_checkpoints)
-    if place.rank == 0:
+    if context.rank == 0:
         run.start(facts, settings.model_dump(mode="json"))
     state = run.latest()
     if state is not None:
         trainer.restore(state)
-    if place.rank == 0:
+    if context.rank == 0:
         run.rewind_metrics(trainer.step)
-    with TrainingProgress(settings.steps, trainer.step, console, shown=place.rank == 0) as progress:
+    with TrainingProgress(settings.steps, trainer.step, console, shown=context.rank == 0) as progress:
         trainer.run(run, progress)
     return settings.run_dir / "checkpoints" / f"step-{settings.steps:08d}" / "draft"
 
 
-def _with_precision(settings: TrainSettings, place: Place) -> TrainSettings:
+def _with_precision(settings: TrainSettings, context: DistributedContext) -> TrainSettings:
     """Settle `auto`: bf16 but on a CPU that is slow in it. A run resumes in the precision it was begun in."""
     if settings.precision != "auto":
         return settings
-    quick = place.device.type != "cpu" or has_bfloat16_units()
+    quick = context.device.type != "cpu" or has_bfloat16_units()
     return settings.model_copy(update={"precision": "bf16" if quick else "fp32"})
 
 
@@ -110,13 +114,13 @@ def _fresh_config(settings: TrainSettings, target: Target, spec: FeatureSpec) ->
     )
 
 
-def _check(settings: TrainSettings, source: FeatureSource, place: Place) -> None:
+def _check(settings: TrainSettings, source: FeatureSource, context: DistributedContext) -> None:
     problems = []
     if (settings.draft is None) == (settings.init_from is None):
         found = "both" if settings.draft else "neither"
         problems.append(Problem("draft", "give either draft or init_from", found, "Remove or add one."))
-    if settings.rows_per_step % place.world:
-        rule = f"must be a multiple of the {place.world} ranks"
+    if settings.rows_per_step % context.world:
+        rule = f"must be a multiple of the {context.world} ranks"
         problems.append(Problem("rows_per_step", rule, str(settings.rows_per_step), "Change it or the ranks."))
     if settings.held_out_sequences >= len(source.lengths_tokens):
         rule = f"must leave some of the {len(source.lengths_tokens)} sequences to train on"

@@ -1,4 +1,4 @@
-"""What `sparktier train` is told: the shape of the draft and the course of the run."""
+"""The settings of `sparktier train`: the shape of the draft and the course of the run."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self

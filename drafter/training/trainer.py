@@ -19,8 +19,8 @@ from sparktier.drafter.data.features import FeatureSource
 from sparktier.drafter.data.packing import FeatureRecord, PackedRow, block_labels, pack, sample_anchors
 from sparktier.drafter.data.target import Target
 from sparktier.drafter.model.draft_model import BlockOutput, DraftModel
-from sparktier.drafter.model.sampled_vocab import Columns, draw_columns
-from sparktier.drafter.training.distributed import Place
+from sparktier.drafter.model.sampled_vocab import VocabSample, sample_vocab
+from sparktier.drafter.training.distributed import DistributedContext
 from sparktier.drafter.training.losses import LossSums, LossWeights, loss_sums, weight_sum
 from sparktier.drafter.training.optimiser import Optimiser
 from sparktier.drafter.training.progress import TrainingProgress
@@ -30,7 +30,7 @@ from sparktier.drafter.training.train_settings import TrainSettings
 
 # Keeps the held-out blocks apart from every training step's.
 _HELD_OUT_STREAM = 1 << 40
-# Keeps the draw of columns apart from the draw of anchors.
+# Keeps the sample of the vocabulary apart from the draw of anchors.
 _COLUMN_STREAM = 1 << 41
 
 
@@ -38,10 +38,15 @@ class Trainer:
     """Model, optimiser and data of one rank. `step` counts finished steps."""
 
     def __init__(
-        self, settings: TrainSettings, model: DraftModel, target: Target, source: FeatureSource, place: Place
+        self,
+        settings: TrainSettings,
+        model: DraftModel,
+        target: Target,
+        source: FeatureSource,
+        context: DistributedContext,
     ) -> None:
-        self.settings, self.place, self.source = settings, place, source
-        self.model = model.to(place.device)
+        self.settings, self.context, self.source = settings, context, source
+        self.model = model.to(context.device)
         self.binding = target.binding
         self.step = self._saved_step = 0
         self._weights = LossWeights(
@@ -49,7 +54,7 @@ class Trainer:
         )
         self._own = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self._optimiser = Optimiser(self._own, settings.weight_decay)
-        self._parallel: nn.Module = DistributedDataParallel(self.model) if place.world > 1 else self.model
+        self._parallel: nn.Module = DistributedDataParallel(self.model) if context.world > 1 else self.model
         # Drawn, not the last ones: a source may well be sorted by length or kind.
         count, stream = len(source.lengths_tokens), generator(settings.seed, _HELD_OUT_STREAM)
         drawn = torch.randperm(count, generator=stream).tolist()
@@ -86,7 +91,7 @@ class Trainer:
             ConfigError: loss, gradients or weights are no longer finite.
             ArtifactError: the features are not finite, or a file can't be written.
         """
-        settings, lead = self.settings, self.place.rank == 0
+        settings, lead = self.settings, self.context.rank == 0
         for rows, last in self._batches():
             started_s = time.monotonic()
             figures = self._train_step(rows)
@@ -111,27 +116,27 @@ class Trainer:
         settings = self.settings
         rows = rows_forever(self.source.lengths_tokens, self._training, settings.row_tokens, settings.seed)
         steps = rows_of_steps(rows, self.step, settings.steps, settings.rows_per_step)
-        mine = [step[self.place.rank :: self.place.world] for step in steps]
+        mine = [step[self.context.rank :: self.context.world] for step in steps]
         records = self.source.read([index for step in mine for row in step for index in row])
         for place, step in enumerate(mine):
-            yield [pack(_take(records, row)).to(self.place.device) for row in step], place == len(mine) - 1
+            yield [pack(_take(records, row)).to(self.context.device) for row in step], place == len(mine) - 1
 
     def _train_step(self, rows: Sequence[PackedRow]) -> dict[str, float]:
         # Numbered over all ranks, so that the blocks of a step don't depend on how many ranks there are.
-        numbers = range(self.place.rank, len(rows) * self.place.world, self.place.world)
+        numbers = range(self.context.rank, len(rows) * self.context.world, self.context.world)
         picks = [(row, self._anchors(row, self.step, number)) for row, number in zip(rows, numbers, strict=True)]
         gamma, decay = self.model.config.block_size, self.settings.decay_rows
         own = sum(weight_sum(block_labels(row, anchors, gamma), decay) for row, anchors in picks)
-        denominator = float(self.place.total(torch.tensor(own, dtype=torch.float64)))
+        denominator = float(self.context.total(torch.tensor(own, dtype=torch.float64)))
         figures = torch.zeros(7, dtype=torch.float64)
         for index, (number, (row, anchors)) in enumerate(zip(numbers, picks, strict=True)):
             with self._synchronised(index == len(picks) - 1):
-                output = self._forward(self._parallel, row, anchors, self._columns(row, number))
+                output = self._forward(self._parallel, row, anchors, self._vocab_sample(row, number))
                 sums = loss_sums(output, decay)
                 # DistributedDataParallel averages over ranks; the losses are sums.
-                torch.autograd.backward(sums.total(self._weights) * (self.place.world / denominator))
+                torch.autograd.backward(sums.total(self._weights) * (self.context.world / denominator))
             figures += _figures(sums, self._weights, len(row.token_ids))
-        means = _means(self.place.total(figures), denominator)
+        means = _means(self.context.total(figures), denominator)
         norm = float(nn.utils.clip_grad_norm_(self._own.values(), self.settings.grad_clip))
         if not (math.isfinite(means["loss"]) and math.isfinite(norm)):
             for row in rows:
@@ -167,11 +172,11 @@ class Trainer:
     @torch.no_grad()
     def held_out(self, sequences: Sequence[int]) -> dict[str, float]:
         """Return loss and accepted lengths of held-out `sequences`: greedy, and expected under ratio rejection."""
-        mine = sequences[self.place.rank :: self.place.world]
+        mine = sequences[self.context.rank :: self.context.world]
         decay, gamma = self.settings.decay_rows, self.model.config.block_size
         figures = torch.zeros(9, dtype=torch.float64)
         for index, record in zip(mine, self.source.read(mine), strict=True):
-            row = pack([record]).to(self.place.device)
+            row = pack([record]).to(self.context.device)
             anchors = self._anchors(row, _HELD_OUT_STREAM, index)
             output = self._forward(self.model, row, anchors)
             sums = loss_sums(output, decay)
@@ -180,7 +185,7 @@ class Trainer:
             if not own.isfinite().all():
                 self._require_finite_features(row)
             figures += torch.cat((own, share.double()))
-        total = self.place.total(figures)
+        total = self.context.total(figures)
         means = _means(total[:7], float(total[8]))
         if not math.isfinite(means["loss"]):
             raise self._diverged(f"a held-out loss of {means['loss']:g}", self.step)
@@ -193,18 +198,18 @@ class Trainer:
     def _anchors(self, row: PackedRow, stream: int, number: int) -> Tensor:
         return sample_anchors(row, self.settings.anchors_per_row, generator(self.settings.seed, stream, number))
 
-    def _columns(self, row: PackedRow, number: int) -> Columns | None:
+    def _vocab_sample(self, row: PackedRow, number: int) -> VocabSample | None:
         count, vocab_size = self.settings.loss_columns, self.model.config.vocab_size
         if not 0 < count < vocab_size:
             return None
         draw = generator(self.settings.seed, _COLUMN_STREAM + self.step, number)
-        return draw_columns(count, vocab_size, row.token_ids, draw)
+        return sample_vocab(count, vocab_size, row.token_ids, draw)
 
     def _forward(
-        self, module: nn.Module, row: PackedRow, anchors: Tensor, columns: Columns | None = None
+        self, module: nn.Module, row: PackedRow, anchors: Tensor, sample: VocabSample | None = None
     ) -> BlockOutput:
-        with torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            output: BlockOutput = module(row, anchors, columns)
+        with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            output: BlockOutput = module(row, anchors, sample)
         return output
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:

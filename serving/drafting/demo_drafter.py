@@ -24,7 +24,7 @@ from sparktier.drafter.data.prompts import read_prompts, write_prompts
 from sparktier.drafter.data.target import read_target
 from sparktier.drafter.demo import recipe as demo_recipe
 from sparktier.drafter.demo.recipe import Scale
-from sparktier.drafter.training.distributed import Place
+from sparktier.drafter.training.distributed import DistributedContext
 from sparktier.drafter.training.train import train
 from sparktier.drafter.training.train_settings import DraftShape, TrainSettings
 from sparktier.serving.demo_model import ensure_demo_model
@@ -103,9 +103,9 @@ def _answer(
 
 
 def _train(settings: TrainSettings, stores: Sequence[Path], console: Console) -> Path:
-    place = Place(0, 1, torch.device("cpu"))
+    context = DistributedContext(0, 1, torch.device("cpu"))
     facts = report_meta("demo-drafter", settings.seed).model_dump(mode="json")
-    return train(settings, JoinedStores(stores), place, console, facts)
+    return train(settings, JoinedStores(stores), context, console, facts)
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from sparktier.configs.report import report_meta
 from sparktier.drafter.data.answers import read_answers
 from sparktier.drafter.data.features import FeatureSource
 from sparktier.drafter.data.joined_stores import JoinedStores
-from sparktier.drafter.training.distributed import joined
+from sparktier.drafter.training.distributed import init_distributed
 from sparktier.drafter.training.train import train
 from sparktier.drafter.training.train_settings import load_train_settings
 from sparktier.serving.clients.replica_keys import keys_of
@@ -38,9 +38,9 @@ def run(file: Path, *, features: Sequence[Path], engine: str | None, answers: Pa
     source = _source(features, engine, answers, temperature)
     console = Console()
     facts = report_meta("train", settings.seed).model_dump(mode="json")
-    with joined() as place:
-        draft = train(settings, source, place, console, facts)
-        if place.rank == 0:
+    with init_distributed() as context:
+        draft = train(settings, source, context, console, facts)
+        if context.rank == 0:
             console.print(f"draft {draft}", soft_wrap=True)
     return 0
 

@@ -23,7 +23,7 @@ from sparktier.drafter.evaluation.compare import compare
 from sparktier.drafter.evaluation.evaluate import evaluate
 from sparktier.drafter.model.checkpoint import load_draft, save_draft
 from sparktier.drafter.model.draft_model import FROZEN, DraftModel
-from sparktier.drafter.training.distributed import Place, joined
+from sparktier.drafter.training.distributed import DistributedContext, init_distributed
 from sparktier.drafter.training.schedule import generator
 from sparktier.drafter.training.train import train
 from sparktier.drafter.training.train_settings import TrainSettings
@@ -54,8 +54,8 @@ def main() -> int:
     meta = report_meta("dflash_comparison", seed=1)
     torch.set_flush_denormal(True)
     target = read_target(options.target)
-    with joined() as place:
-        course = Course(options.target, target, options.features, options.work, place)
+    with init_distributed() as context:
+        course = Course(options.target, target, options.features, options.work, context)
         common = course.common(options.start, options.common_steps)
         seeds = range(1, options.seeds + 1)
         pairs = {s: {name: course.branch(common, name, options.steps, s) for name in LOSSES} for s in seeds}
@@ -72,9 +72,11 @@ def main() -> int:
 class Course:
     """The runs of a comparison, all on the stores `features`, in folders under `work`."""
 
-    def __init__(self, folder: Path, target: Target, features: Sequence[Path], work: Path, place: Place) -> None:
+    def __init__(
+        self, folder: Path, target: Target, features: Sequence[Path], work: Path, context: DistributedContext
+    ) -> None:
         self._folder, self._target, self._features, self._work = folder, target, features, work
-        self._place = place
+        self._context = context
 
     def common(self, start: Path | None, steps: int) -> Path:
         """Train the backbone that both drafts grow from, and return its folder."""
@@ -122,7 +124,7 @@ class Course:
             **LOSSES[losses],
             **start,
         )
-        return train(settings, JoinedStores(self._features), self._place, Console(stderr=True), {})
+        return train(settings, JoinedStores(self._features), self._context, Console(stderr=True), {})
 
 
 def grown(parent: DraftModel, changes: dict[str, Any], seed: int) -> DraftModel:

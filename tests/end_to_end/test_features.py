@@ -17,7 +17,7 @@ from sparktier.drafter.data.answers import Answer
 from sparktier.drafter.data.feature_store import FeatureStore, FeatureWriter, Manifest
 from sparktier.drafter.data.features import FeatureSource
 from sparktier.drafter.data.packing import FeatureRecord
-from sparktier.drafter.training.distributed import Place
+from sparktier.drafter.training.distributed import DistributedContext
 from sparktier.drafter.training.train import train
 from sparktier.serving.demo_model import ensure_demo_model
 from sparktier.serving.drafting.feature_client import EngineFeatures, engine_facts
@@ -205,7 +205,7 @@ def filled(corpus: EngineFeatures, folder: Path) -> FeatureStore:
 def trained(tiny: Path, folder: Path, source: FeatureSource) -> list[dict[str, float]]:
     torch.set_num_threads(1)
     settings = toy_settings(folder, 12, target=tiny, run_dir=folder, draft={**SHAPE, "mask_token_id": 4})
-    train(settings, source, Place(0, 1, torch.device("cpu")), Console(stderr=True, quiet=True), {})
+    train(settings, source, DistributedContext(0, 1, torch.device("cpu")), Console(stderr=True, quiet=True), {})
     return curve(folder)
 
 

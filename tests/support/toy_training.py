@@ -15,7 +15,7 @@ from sparktier.drafter.data.feature_store import FeatureStore, FeatureWriter, Ma
 from sparktier.drafter.data.features import FeatureSpec
 from sparktier.drafter.data.packing import FeatureRecord
 from sparktier.drafter.data.target import read_target
-from sparktier.drafter.training.distributed import joined
+from sparktier.drafter.training.distributed import init_distributed
 from sparktier.drafter.training.train import train
 from sparktier.drafter.training.train_settings import TrainSettings
 
@@ -106,9 +106,9 @@ def main() -> None:
     torch.set_num_threads(1)
     folder, steps = Path(sys.argv[1]), int(sys.argv[2])
     changes = {key: json.loads(value) for key, value in (part.split("=", 1) for part in sys.argv[3:])}
-    with joined() as place:
+    with init_distributed() as context:
         settings = toy_settings(folder, steps, **changes)
-        train(settings, FeatureStore(folder / "store"), place, Console(stderr=True), {})
+        train(settings, FeatureStore(folder / "store"), context, Console(stderr=True), {})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from bench.dflash_comparison import PLAIN, Course, compared, grown
 from sparktier.drafter.data.packing import pack
 from sparktier.drafter.data.target import read_target
 from sparktier.drafter.model.draft_model import DraftModel
-from sparktier.drafter.training.distributed import Place
+from sparktier.drafter.training.distributed import DistributedContext
 from support.drafts import loud_model, random_record, tiny_config
 from support.toy_training import write_world
 
@@ -47,8 +47,8 @@ def test_a_stripped_draft_is_its_backbone() -> None:
 def test_both_grow_from_one_backbone_and_a_second_call_trains_nothing(tmp_path: Path) -> None:
     write_world(tmp_path)
     target = read_target(tmp_path / "target")
-    place = Place(0, 1, torch.device("cpu"))
-    course = Course(tmp_path / "target", target, [tmp_path / "store"], tmp_path / "work", place)
+    context = DistributedContext(0, 1, torch.device("cpu"))
+    course = Course(tmp_path / "target", target, [tmp_path / "store"], tmp_path / "work", context)
 
     def drafts() -> dict[str, Path]:
         common = course.common(None, steps=3)

@@ -23,7 +23,7 @@ from sparktier.drafter.evaluation.replay import Replay
 from sparktier.drafter.model.checkpoint import load_draft
 from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.drafter.model.edge_calibration import read_children
-from sparktier.drafter.training.distributed import Place
+from sparktier.drafter.training.distributed import DistributedContext
 from sparktier.drafter.training.train import train
 from support.toy_training import toy_settings, write_world
 
@@ -35,8 +35,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     write_world(folder)
     torch.set_num_threads(1)
-    store, place = FeatureStore(folder / "store"), Place(0, 1, torch.device("cpu"))
-    train(toy_settings(folder, 80), store, place, Console(quiet=True), {})
+    store, context = FeatureStore(folder / "store"), DistributedContext(0, 1, torch.device("cpu"))
+    train(toy_settings(folder, 80), store, context, Console(quiet=True), {})
     return folder
 
 

@@ -27,7 +27,7 @@ from sparktier.drafter.data.target import read_target
 from sparktier.drafter.model.checkpoint import load_draft
 from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.drafter.training import train as train_module
-from sparktier.drafter.training.distributed import Place
+from sparktier.drafter.training.distributed import DistributedContext
 from sparktier.drafter.training.optimiser import Optimiser
 from sparktier.drafter.training.run_dir import RunDir
 from sparktier.drafter.training.train import train
@@ -35,7 +35,7 @@ from sparktier.drafter.training.train_settings import TrainSettings, load_train_
 from sparktier.drafter.training.trainer import Trainer
 from support.toy_training import curve, toy_settings, write_world
 
-HERE = Place(0, 1, torch.device("cpu"))
+HERE = DistributedContext(0, 1, torch.device("cpu"))
 TESTS = Path(__file__).parents[2]
 QUIET = Console(stderr=True, quiet=True)
 
@@ -299,7 +299,7 @@ def test_a_run_folder_with_other_settings_is_refused(world: Path) -> None:
 def test_contradicting_settings_are_all_named_at_once(world: Path) -> None:
     settings = toy_settings(world, 4, draft=None, held_out_sequences=48, rows_per_step=3)
     with pytest.raises(ConfigError) as caught:
-        train(settings, FeatureStore(world / "store"), Place(0, 2, torch.device("cpu")), QUIET, {})
+        train(settings, FeatureStore(world / "store"), DistributedContext(0, 2, torch.device("cpu")), QUIET, {})
     assert {problem.path for problem in caught.value.problems} == {"draft", "held_out_sequences", "rows_per_step"}
 
 
