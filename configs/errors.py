@@ -5,6 +5,8 @@
       UpstreamError          the installed SGLang is not the one our hooks were written for (exit 2)
       RequestError           the client's fault (4xx)
       ReplicaError           a node's fault: a rank died, a replica is not there (502, 503)
+        ReplicaLost          its answer broke off, or never came
+          ReplicaUnreachable it took no connection, so nothing was sent
       OverloadError          no one's fault: no room now, try later (429)
       ArtifactError          a checkpoint, cache or calibration file is corrupt or does not fit (exit 2)
 
@@ -53,6 +55,14 @@ class RequestError(SparktierError):
 
 class ReplicaError(SparktierError):
     """A replica, or one of its ranks, failed or can't be reached."""
+
+
+class ReplicaLost(ReplicaError):
+    """A replica's answer broke off, or never came: what was sent may have been done."""
+
+
+class ReplicaUnreachable(ReplicaLost):
+    """A replica took no connection, so nothing was sent."""
 
 
 class OverloadError(SparktierError):

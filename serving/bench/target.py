@@ -1,5 +1,6 @@
 """The deployment under measurement: `sparktier up` as a child of ours, and its first replica's own port."""
 
+import json
 import re
 import subprocess
 import sys
@@ -11,10 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from sparktier.configs.errors import ReplicaError
+from sparktier.configs.errors import ReplicaError, ReplicaLost
+from sparktier.serving.clients.replica import OK, ReplicaAnswer, ReplicaClient
 from sparktier.serving.clients.replica_keys import bearer, read_keys
 from sparktier.serving.supervision.processes import spawn
 
@@ -68,11 +69,7 @@ class Target:
     """A replica, by the address of its own port and the key that opens it."""
 
     def __init__(self, url: str, *, key: str) -> None:
-        # A connection a request: a kept one can be closed by the replica just as the next request is sent on it.
-        limits = httpx.Limits(max_keepalive_connections=0)
-        self._client = httpx.Client(
-            base_url=url, headers=bearer(key), timeout=_REQUEST_TIMEOUT_S, limits=limits, trust_env=False
-        )
+        self._client = ReplicaClient(url, bearer(key), timeout_s=_REQUEST_TIMEOUT_S)
 
     def answer(self, prompt: str, *, max_tokens: int, temperature: float, seed: int) -> int:
         """Answer one chat prompt and return how many tokens came."""
@@ -95,10 +92,10 @@ class Target:
         messages = [{"role": "user", "content": prompt}]
         asked = {"model": "default", "messages": messages, **parameters}
         answer = self._ask("POST", "/v1/chat/completions", json=asked)
-        if answer.status_code != httpx.codes.OK:
-            found = f"HTTP {answer.status_code}: {answer.text:.300}"
+        if answer.status != OK:
+            found = f"HTTP {answer.status}: {answer.text:.300}"
             raise ReplicaError(f"The replica must answer a prompt (found {found}). Its log has the reason.")
-        body: dict[str, Any] = answer.json()
+        body: dict[str, Any] = json.loads(answer.content)
         return body
 
     def set_plan(self, **keys: float) -> None:
@@ -109,7 +106,7 @@ class Target:
         """
         named = {f"sparktier_{key}": value for key, value in keys.items()}
         answer = self._ask("POST", "/set_internal_state", json={"server_args": named})
-        if answer.status_code != httpx.codes.OK or not all(answer.json()):
+        if answer.status != OK or not all(json.loads(answer.content)):
             raise ReplicaError(
                 f"Every rank must take the plan {named} (found {answer.text:.300}). See the replica's log."
             )
@@ -118,12 +115,11 @@ class Target:
         """Read the counters as they stand."""
         return totals_in(self._ask("GET", "/sparktier/metrics").text)
 
-    def _ask(self, method: str, path: str, **content: Any) -> httpx.Response:
+    def _ask(self, method: str, path: str, **content: Any) -> ReplicaAnswer:
         try:
-            return self._client.request(method, path, **content)
-        except httpx.HTTPError as error:
-            found = f"{type(error).__name__}: {error}"
-            raise ReplicaError(f"The replica must answer {path} (found {found}). Its log has the reason.") from None
+            return self._client.ask(method, path, **content)
+        except ReplicaLost as error:
+            raise ReplicaError(f"The replica must answer {path} (found {error}). Its log has the reason.") from None
 
 
 def totals_in(page: str) -> Totals:

@@ -5,8 +5,9 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-import httpx
 from starlette.types import Receive
+
+from sparktier.configs.errors import ReplicaError
 
 Result = TypeVar("Result")
 
@@ -34,5 +35,5 @@ async def _cancel(*tasks: "asyncio.Future[Any]") -> None:
     for task in tasks:
         if not task.done():
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, httpx.HTTPError):
+            with contextlib.suppress(asyncio.CancelledError, ReplicaError):
                 await task

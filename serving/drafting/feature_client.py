@@ -8,22 +8,21 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import httpx
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from sparktier.configs.errors import ArtifactError, ReplicaError
+from sparktier.configs.errors import ArtifactError, ReplicaError, ReplicaLost
 from sparktier.drafter.data.answers import Answer
 from sparktier.drafter.data.feature_store import FeatureWriter
 from sparktier.drafter.data.feature_stream import FeatureStream
 from sparktier.drafter.data.features import FeatureDtype, FeatureSpec
 from sparktier.drafter.data.packing import FeatureRecord
+from sparktier.serving.clients.replica import OK, UNAUTHORIZED, AsyncReplicaClient, ReplicaAnswer, ReplicaClient
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, bearer
 
 _PATH = "/sparktier/features"
-_CONNECT_TIMEOUT_S = 10.0
 # A record waits for those before it, of this trainer and of others.
 _RECORD_TIMEOUT_S = 600.0
 
@@ -52,14 +51,14 @@ def engine_facts(url: str, *, key: str) -> EngineFacts:
     Raises:
         ReplicaError: nobody answers there, or the replica hands out no features.
     """
+    cure = "Set training.target_layer_ids in its settings, and give the replica's own address, not the front's."
     try:
-        timeout = httpx.Timeout(_RECORD_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
-        answer = httpx.get(url + _PATH, headers=bearer(key), timeout=timeout, trust_env=False)
+        answer = ReplicaClient(url, bearer(key), timeout_s=_RECORD_TIMEOUT_S).ask("GET", _PATH)
         _require_opened(url, answer)
-        answer.raise_for_status()
+        if answer.status != OK:
+            raise ReplicaError(f"{url}: a replica must hand out features (found status {answer.status}). {cure}")
         return EngineFacts.model_validate_json(answer.content)
-    except (httpx.HTTPError, httpx.InvalidURL, ValidationError) as error:
-        cure = "Set training.target_layer_ids in its settings, and give the replica's own address, not the front's."
+    except (ReplicaLost, ValidationError) as error:
         raise ReplicaError(f"{url}: a replica must hand out features ({_short(error)}). {cure}") from None
 
 
@@ -104,18 +103,13 @@ class EngineFeatures:
         Raises:
             ReplicaError: the engine is gone or refuses a sequence.
         """
-        timeout = httpx.Timeout(_RECORD_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
-        # A connection a record: a kept one can be closed by the engine just as the next request is sent on it.
-        limits = httpx.Limits(max_keepalive_connections=0)
         # Leaving the runner cancels what is asked for and unread, which hangs up, which ends it in the engine.
         with asyncio.Runner() as runner:
-            client = httpx.AsyncClient(
-                base_url=self.url, headers=bearer(self.key), timeout=timeout, limits=limits, trust_env=False
-            )
+            client = AsyncReplicaClient(bearer(self.key))
             waiting: deque[asyncio.Task[FeatureRecord]] = deque()
             try:
                 for index in order:
-                    waiting.append(runner.get_loop().create_task(_record(client, self.answers[index])))
+                    waiting.append(runner.get_loop().create_task(_record(client, self.url, self.answers[index])))
                     if len(waiting) > self.ahead:
                         yield runner.run(_result(waiting.popleft()))
                 while waiting:
@@ -124,28 +118,28 @@ class EngineFeatures:
                 runner.run(_hang_up(client, waiting))
 
 
-async def _hang_up(client: httpx.AsyncClient, waiting: "deque[asyncio.Task[FeatureRecord]]") -> None:
+async def _hang_up(client: AsyncReplicaClient, waiting: "deque[asyncio.Task[FeatureRecord]]") -> None:
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    await client.aclose()
+    await client.close()
 
 
 async def _result(task: "asyncio.Task[FeatureRecord]") -> FeatureRecord:
     return await task
 
 
-async def _record(client: httpx.AsyncClient, answer: Answer) -> FeatureRecord:
+async def _record(client: AsyncReplicaClient, url: str, answer: Answer) -> FeatureRecord:
     token_ids = [*answer.prompt_ids, *answer.answer_ids]
     try:
-        response = await client.post(_PATH, json={"token_ids": token_ids})
-        _require_opened(str(client.base_url), response)
-        if response.status_code != httpx.codes.OK:
-            raise ReplicaError(f"{client.base_url}: {response.text[:300]} (status {response.status_code})")
+        response = await client.ask("POST", url + _PATH, timeout_s=_RECORD_TIMEOUT_S, json={"token_ids": token_ids})
+        _require_opened(url, response)
+        if response.status != OK:
+            raise ReplicaError(f"{url}: {response.text[:300]} (status {response.status})")
         tensors = load(response.content)
-    except (httpx.HTTPError, SafetensorError) as error:
+    except (ReplicaLost, SafetensorError) as error:
         raise ReplicaError(
-            f"{client.base_url}: the engine must answer with a record ({_short(error)}). Start it again, then go on."
+            f"{url}: the engine must answer with a record ({_short(error)}). Start it again, then go on."
         ) from None
     return FeatureRecord(
         token_ids=torch.tensor(token_ids, dtype=torch.int32),
@@ -154,8 +148,8 @@ async def _record(client: httpx.AsyncClient, answer: Answer) -> FeatureRecord:
     )
 
 
-def _require_opened(url: str, answer: httpx.Response) -> None:
-    if answer.status_code == httpx.codes.UNAUTHORIZED:
+def _require_opened(url: str, answer: ReplicaAnswer) -> None:
+    if answer.status == UNAUTHORIZED:
         cure = f"Name the keys file of the replica's run in {KEYS_FILE_ENV}; a new run has new keys."
         raise ReplicaError(f"{url}: the replica must know the admin key (found status 401). {cure}")
 

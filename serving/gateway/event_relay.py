@@ -6,11 +6,12 @@ Closing the connection to the replica is what aborts the request in its engine.
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 
-import httpx
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from sparktier.configs.errors import ReplicaLost
 from sparktier.serving.clients.disconnect import cancel_on_disconnect
+from sparktier.serving.clients.replica import OpenAnswer
 from sparktier.serving.gateway import openai_errors as errors
 
 LOST = "The replica that served this request was lost before it finished. Send the request again."
@@ -18,13 +19,13 @@ LATE = "This request took longer than the server allows (server.request_timeout_
 STOPPING = "The server stops, and this request was not finished in time. Send it again in a few seconds."
 
 
-async def whole_events(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
+async def whole_events(answer: OpenAnswer) -> AsyncGenerator[bytes, None]:
     """Yield the server-sent events of `answer` as they come, one or several whole ones at a time.
 
     A replica can die in the middle of an event; what then follows must not be glued to half of one.
     """
     held = b""
-    async for chunk in answer.aiter_raw():
+    async for chunk in answer.chunks():
         held += chunk
         end = held.rfind(b"\n\n")
         if end >= 0:
@@ -74,6 +75,6 @@ class EventRelay(Response):
                     await send({"type": "http.response.body", "body": body, "more_body": True})
         except TimeoutError:
             ending = errors.event(LATE, code="timeout")
-        except httpx.HTTPError:
+        except ReplicaLost:
             ending = errors.event(LOST, code="replica_lost")
         await send({"type": "http.response.body", "body": ending, "more_body": False})

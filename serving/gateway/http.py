@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import Any
 
-import httpx
 from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -18,8 +17,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from sparktier.configs.errors import ReplicaLost, ReplicaUnreachable
 from sparktier.configs.settings.settings import ServerSettings
 from sparktier.serving.clients.disconnect import cancel_on_disconnect
+from sparktier.serving.clients.replica import AsyncReplicaClient, OpenAnswer
 from sparktier.serving.gateway import openai_errors as errors
 from sparktier.serving.gateway import usage
 from sparktier.serving.gateway.answer_edits import edited, edited_events, edits_for
@@ -30,17 +31,12 @@ from sparktier.serving.gateway.requests.rules import PATHS, checked, require_mod
 from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
 
 _RETRY_AFTER_S = 5
-# Replicas are on this machine or a network away: one that hasn't taken a connection by then won't.
-_TIMEOUT = httpx.Timeout(None, connect=3.0)
 
 
 def front(
-    table: ReplicaTable, server: ServerSettings, client: httpx.AsyncClient, *, model: str, tier: str
+    table: ReplicaTable, server: ServerSettings, client: AsyncReplicaClient, *, model: str, tier: str
 ) -> Starlette:
-    """Return the application; clients ask for `model` and are served as `tier`, `client` carries requests.
-
-    The timeouts of `client` are not used.
-    """
+    """Return the application; clients ask for `model` and are served as `tier`, `client` carries requests."""
     catalogue = _Catalogue(table, model)
     generate = _Generate(table, server, client, model, tier)
     page = MetricsPage(table, client)
@@ -108,7 +104,7 @@ class _Generate:
     """The ASGI application of the routes that reach a replica: it sees a request through to its last byte."""
 
     def __init__(
-        self, table: ReplicaTable, server: ServerSettings, client: httpx.AsyncClient, model: str, tier: str
+        self, table: ReplicaTable, server: ServerSettings, client: AsyncReplicaClient, model: str, tier: str
     ) -> None:
         self._table = table
         self._server = server
@@ -148,7 +144,7 @@ class _Generate:
             return Response(status_code=499)
         except TimeoutError:
             return errors.answer(504, LATE, kind=errors.SERVER, code="timeout")
-        except httpx.HTTPError:
+        except ReplicaLost:
             return errors.answer(502, LOST, kind=errors.SERVER, code="replica_lost")
         except asyncio.CancelledError:
             # Only uvicorn cancels us, when its grace after a stop signal is over; the connection is still there.
@@ -160,8 +156,8 @@ class _Generate:
         """Send `body` on and return the answer, or the start of it where it is a stream."""
         edits = edits_for(body)
         upstream = await self._sent(path, to_json(usage.asking(body)), replica, held)
-        held.push_async_callback(upstream.aclose)
-        if upstream.headers.get("content-type", "").startswith("text/event-stream"):
+        held.push_async_callback(upstream.close)
+        if upstream.is_event_stream:
             events = whole_events(upstream)
             held.push_async_callback(events.aclose)
             first = await anext(events, b"")
@@ -172,24 +168,21 @@ class _Generate:
 
             refusal = errors.first_error(first, asked=body)
             return refusal or EventRelay(first, events, deadline=deadline, restate=restate)
-        content = await upstream.aread()
-        if upstream.status_code >= 400:
-            return errors.from_engine(upstream.status_code, content, asked=body)
+        content = await upstream.read()
+        if upstream.status >= 400:
+            return errors.from_engine(upstream.status, content, asked=body)
         answer = edited(usage.in_answer(content, tier=self._tier), edits)
         return Response(answer, media_type="application/json")
 
-    async def _sent(self, path: str, content: bytes, replica: Replica, held: AsyncExitStack) -> httpx.Response:
+    async def _sent(self, path: str, content: bytes, replica: Replica, held: AsyncExitStack) -> OpenAnswer:
         """Send `content` to `replica`, or to the next one where it takes no connection: then nothing was sent."""
         tried: list[Replica] = []
         while True:
             counted = held.enter_context(ExitStack())
             counted.enter_context(replica.one_more())
-            headers = {"Content-Type": "application/json"}
-            url = replica.url + path
-            outgoing = self._client.build_request("POST", url, content=content, headers=headers, timeout=_TIMEOUT)
             try:
-                return await self._client.send(outgoing, stream=True)
-            except (httpx.ConnectError, httpx.ConnectTimeout):
+                return await self._client.open(replica.url + path, content)
+            except ReplicaUnreachable:
                 counted.close()
                 tried.append(replica)
                 following = self._table.pick(besides=tried)

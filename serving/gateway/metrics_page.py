@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import httpx
-
+from sparktier.configs.errors import ReplicaLost
+from sparktier.serving.clients.replica import OK, AsyncReplicaClient
 from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
 
 # Whoever asks more often gets the same page: a client can't make replicas answer faster than this.
@@ -29,7 +29,7 @@ _PARTS = ("_bucket", "_count", "_created", "_sum", "_total")
 class MetricsPage:
     """The page, made anew when it is asked for and old."""
 
-    def __init__(self, table: ReplicaTable, client: httpx.AsyncClient) -> None:
+    def __init__(self, table: ReplicaTable, client: AsyncReplicaClient) -> None:
         self._table = table
         self._client = client
         self._lock = asyncio.Lock()
@@ -49,11 +49,10 @@ class MetricsPage:
 
     async def _page(self, replica: Replica) -> str | None:
         try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                answer = await self._client.get(f"{replica.url}/metrics", timeout=_TIMEOUT_S)
-        except (httpx.HTTPError, TimeoutError):
+            answer = await self._client.ask("GET", f"{replica.url}/metrics", timeout_s=_TIMEOUT_S)
+        except ReplicaLost:
             return None
-        return answer.text if answer.status_code == 200 else None
+        return answer.text if answer.status == OK else None
 
 
 def merged(pages: Mapping[int, str]) -> str:

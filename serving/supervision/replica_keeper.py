@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from sparktier.configs.errors import ArtifactError, ReplicaError, SparktierError
+from sparktier.configs.errors import ArtifactError, ReplicaError, ReplicaLost, SparktierError
 from sparktier.configs.settings.settings import SupervisionSettings
 from sparktier.serving.clients.addresses import http_url
 from sparktier.serving.clients.rank_facts import RankFacts, read_ranks
+from sparktier.serving.clients.replica import OK, AsyncReplicaClient
 from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
 from sparktier.serving.supervision.backoff import Backoff, Restarts
 from sparktier.serving.supervision.failure_reason import reason_in
@@ -65,7 +64,7 @@ class ReplicaKeeper:
     """Runs `replica` until cancelled."""
 
     def __init__(
-        self, replica: Replica, supervision: SupervisionSettings, around: Surroundings, client: httpx.AsyncClient
+        self, replica: Replica, supervision: SupervisionSettings, around: Surroundings, client: AsyncReplicaClient
     ) -> None:
         self._replica = replica
         self._supervision = supervision
@@ -211,14 +210,11 @@ class ReplicaKeeper:
 
     async def _asked(self, method: str, path: str, *, timeout_s: float, **content: Any) -> bytes | None:
         """Return the body of an answer with status 200, None for any other outcome."""
-        url = f"{self._replica.url}{path}"
         try:
-            # httpx limits each wait for bytes, which a trickle of them meets for ever.
-            async with asyncio.timeout(timeout_s):
-                answer = await self._client.request(method, url, timeout=timeout_s, **content)
-        except (httpx.HTTPError, TimeoutError):
+            answer = await self._client.ask(method, f"{self._replica.url}{path}", timeout_s=timeout_s, **content)
+        except ReplicaLost:
             return None
-        return answer.content if answer.status_code == httpx.codes.OK else None
+        return answer.content if answer.status == OK else None
 
     def _say(self, what: str) -> None:
         self._around.say(f"replica {self._replica.number} {what}")

@@ -12,13 +12,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-import httpx
 import uvicorn
 import yaml
 
 from sparktier.configs.errors import ConfigError, Problem
 from sparktier.configs.settings.settings import Settings
 from sparktier.serving.clients.addresses import host_port, http_url, listening
+from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, bearer, new_keys_file, read_keys, write_private
 from sparktier.serving.deployment.device import resolve_device
 from sparktier.serving.deployment.engine_args import on_device
@@ -71,10 +71,7 @@ class _Deployment:
     async def serve(self, listener: socket.socket) -> None:
         """Run until a signal or a failure that no restart mends, then end everything."""
         stopping = asyncio.Event()
-        # A connection a request: a kept one can be closed by the replica just as the next request is sent on it.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        key = bearer(read_keys(self._keys_file).requests)
-        async with httpx.AsyncClient(limits=limits, headers=key, trust_env=False) as client:
+        async with AsyncReplicaClient(bearer(read_keys(self._keys_file).requests)) as client:
             keepers = [self._keeper(replica, client) for replica in self._table.replicas]
             server = self._server(client)
             _stop_on_signals(stopping)
@@ -119,7 +116,7 @@ class _Deployment:
             await asyncio.sleep(_REAP_INTERVAL_S)
             await reap(besides=lambda: [pid for pid in (self._ray.pid, *(k.pid for k in keepers)) if pid is not None])
 
-    def _server(self, client: httpx.AsyncClient) -> uvicorn.Server:
+    def _server(self, client: AsyncReplicaClient) -> uvicorn.Server:
         settings = self._settings.server
         tier = self._settings.tiers[self._settings.default_tier]
         return _Server(
@@ -131,7 +128,7 @@ class _Deployment:
             )
         )
 
-    def _keeper(self, replica: Replica, client: httpx.AsyncClient) -> ReplicaKeeper:
+    def _keeper(self, replica: Replica, client: AsyncReplicaClient) -> ReplicaKeeper:
         around = Surroundings(
             settings_file=self._settings_file,
             run_dir=self._run_dir,

@@ -22,6 +22,7 @@ from sparktier.configs.report import report_meta, write_report
 from sparktier.serving.bench.rows import RUNGS as LADDER
 from sparktier.serving.bench.rows import median_interval
 from sparktier.serving.bench.target import Target, Totals, deployed
+from sparktier.serving.clients.replica import OK
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 RUNGS = {name: rung for rung, (_, name) in LADDER.items()}
@@ -117,7 +118,8 @@ def full_answer(engine: Target, number: int, asked: Asked) -> None:
         "ignore_eos": True,
     }
     prompt = [100 + 7 * number + place for place in range(16)]
-    engine._client.post("/generate", json={"input_ids": prompt, "sampling_params": params}).raise_for_status()
+    answer = engine._client.ask("POST", "/generate", json={"input_ids": prompt, "sampling_params": params})
+    assert answer.status == OK, answer.text
 
 
 def ratios(pair: Pair, rung: str) -> list[float]:

@@ -129,7 +129,7 @@ BAD_BODIES: dict[str, Any] = {
     "no ids": {"text": "hello"},
     "no list": {"token_ids": "hello"},
     "none": {"token_ids": []},
-    "too many": {"token_ids": [1] * 506},
+    "too many": {"token_ids": [1] * 512},
     "not in the vocabulary": {"token_ids": [1, 512]},
     "negative": {"token_ids": [-1]},
     "a fraction": {"token_ids": [1.0]},
@@ -145,15 +145,15 @@ def test_bad_input_is_one_clear_error(replica: Deployment, name: str) -> None:
     answer = replica_http.post(replica.replica_url() + PATH, content=content, timeout=30.0)
     assert answer.status_code == 400
     message = answer.json()["error"]
-    assert message.startswith("token_ids: must be a list of 1 to 505 token ids from 0 to 511 (found ")
+    assert message.startswith("token_ids: must be a list of 1 to 511 token ids from 0 to 511 (found ")
     assert "\n" not in message
 
 
 def test_what_doesn_t_fit_is_refused_before_any_work(replica: Deployment) -> None:
-    long = engine_features(replica.replica_url(), answers([[5] * 506]))
-    with pytest.raises(ArtifactError, match="takes up to 505 tokens"):
+    long = engine_features(replica.replica_url(), answers([[5] * 512]))
+    with pytest.raises(ArtifactError, match="takes up to 511 tokens"):
         long.require_fit(engine_facts(long.url, key=long.key))
-    with pytest.raises(ReplicaError, match="found 506 of them"):
+    with pytest.raises(ReplicaError, match="found 512 of them"):
         list(long.produce(iter([0])))
 
 

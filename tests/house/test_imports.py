@@ -16,12 +16,13 @@ ALLOWED = {
     "serving": {"serving", "cluster", "drafter", "kernels", "configs"},
 }
 HTTP = {"fastapi", "httpx", "starlette", "uvicorn"}
+HTTP_CLIENTS = {"aiohttp", "httpx", "requests", "urllib.request"}
 # What a folder knows nothing of. A file is exempt where the design names it.
 FORBIDDEN = {
     "configs": {"ray", "sglang", "torch", "transformers", *HTTP},
     "kernels": {"ray", "sglang", *HTTP},
     "drafter": {"ray", "sglang", *HTTP},
-    "cluster": {"httpx", "ray", "sglang", "torch"},
+    "cluster": {"ray", "sglang", "torch", *HTTP},
     "serving": {"sglang"},
 }
 EXEMPT = {("cluster", "placement.py"): {"ray"}}
@@ -42,6 +43,8 @@ def wrong_imports(folder: str, file: str, source: str) -> set[str]:
     """Return what `file`, a path inside `folder`, imports and may not."""
     in_engine = folder == "serving" and file.startswith("engine/")
     forbidden = FORBIDDEN[folder] - EXEMPT.get((folder, file), set()) - ({"sglang"} if in_engine else set())
+    if not (folder == "serving" and file.startswith("clients/")):
+        forbidden |= HTTP_CLIENTS
     wrong = set()
     for name in imports(source):
         parts = name.split(".")
@@ -49,6 +52,7 @@ def wrong_imports(folder: str, file: str, source: str) -> set[str]:
         if (
             (ours and parts[1] not in ALLOWED[folder])
             or parts[0] in forbidden
+            or name in forbidden
             or parts[0] in ALLOWED
             or name.startswith(".")
         ):
@@ -77,7 +81,10 @@ def test_a_file_imports_only_what_it_may_know(file: Path) -> None:
         ("serving", "up.py", "import serving.front\nfrom configs.errors import X", {"serving.front", "configs.errors"}),
         ("serving", "up.py", "from . import front", {"."}),
         ("kernels", "a.py", "import kernels", {"kernels"}),
-        ("serving", "up.py", "import httpx\nfrom sparktier.configs import errors", set()),
+        ("serving", "clients/replica.py", "import httpx\nfrom sparktier.configs import errors", set()),
+        ("serving", "gateway/http.py", "import httpx", {"httpx"}),
+        ("serving", "engine/launch.py", "from urllib.request import urlopen", {"urllib.request"}),
+        ("cluster", "a.py", "import aiohttp", {"aiohttp"}),
     ],
 )
 def test_the_check_sees_what_is_wrong(folder: str, file: str, source: str, wrong: set[str]) -> None:

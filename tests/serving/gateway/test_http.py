@@ -12,6 +12,7 @@ import uvicorn
 
 from sparktier.configs.settings.settings import ServerSettings
 from sparktier.serving.clients.rank_facts import EngineLimits
+from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.http import front
 from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
 from support.scripted_replica import STREAM_END, STREAM_HEAD, Script, chunk, json_answer, scripted_replica
@@ -29,7 +30,7 @@ def serving(number: int, url: str) -> Replica:
 @contextlib.asynccontextmanager
 async def fronted(*replicas: Replica, grace_s: int = 1, **settings: Any) -> AsyncIterator[tuple[str, uvicorn.Server]]:
     """Yield the address of a front before `replicas`, and its server."""
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with AsyncReplicaClient() as client:
         app = front(ReplicaTable(replicas), ServerSettings(**settings), client, model="tiny", tier="standard")
         config = uvicorn.Config(app, port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=grace_s)
         server = uvicorn.Server(config)
@@ -363,7 +364,7 @@ async def test_connecting_to_a_replica_takes_seconds_at_most() -> None:
         return httpx.Response(200, json={})
 
     table = ReplicaTable((serving(0, "http://deaf"), serving(1, "http://hears")))
-    async with httpx.AsyncClient(transport=httpx.MockTransport(replica)) as upstream:
+    async with AsyncReplicaClient(transport=httpx.MockTransport(replica)) as upstream:
         app = front(table, ServerSettings(), upstream, model="tiny", tier="standard")
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
             assert (await post(client)).status_code == 200

@@ -15,6 +15,7 @@ import pytest
 
 from sparktier.configs.errors import ArtifactError, ReplicaError
 from sparktier.configs.settings.settings import SupervisionSettings
+from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
 from sparktier.serving.supervision import processes, replica_keeper
 from sparktier.serving.supervision.replica_keeper import ReplicaKeeper, Surroundings
@@ -87,7 +88,7 @@ class World:
         )
         quick = SupervisionSettings(restart_backoff_first_s=0.01, restart_backoff_max_s=0.02, probe_interval_s=0.02)
         transport = httpx.MockTransport(lambda request: self.answer(request))
-        async with httpx.AsyncClient(transport=transport) as client:
+        async with AsyncReplicaClient(transport=transport) as client:
             keeper = ReplicaKeeper(self.replica, quick, around, client)
             task = asyncio.create_task(keeper.run())
             try:
