@@ -65,3 +65,7 @@ def test_options_travel_to_the_ranks(options: RankOptions, monkeypatch: pytest.M
 def test_a_process_that_was_told_nothing_has_no_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPARKTIER_RANK_OPTIONS", raising=False)
     assert rank_options() == RankOptions()
+
+
+def test_each_deployment_has_an_endpoint_of_its_own() -> None:
+    assert fresh_endpoint() != fresh_endpoint()
