@@ -89,7 +89,7 @@ def measure(
     """Return what each rung and plain did in `repeats` rounds in which all take turns."""
     found: dict[str, list[Totals]] = {name: [] for name in ("plain", *rungs)}
     for repeat in range(-1, repeats):
-        # Whoever comes second in every round would get the same share of whatever has a rhythm.
+        # The second in every round would get the same share of whatever has a rhythm.
         for name in list(found)[:: -1 if repeat % 2 else 1]:
             engine = plain if name == "plain" else ladder
             if name != "plain":

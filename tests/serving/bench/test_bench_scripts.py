@@ -1,4 +1,4 @@
-"""What the benchmark scripts take from the packages is there: nobody runs them between two releases of figures."""
+"""What the benchmark scripts take from the packages is there: they don't run between two releases of figures."""
 
 import ast
 import importlib.util

@@ -316,7 +316,7 @@ async def test_a_body_that_never_ends_holds_no_place_and_ends_soon() -> None:
         assert (await post(client)).status_code == 200
 
 
-async def test_clients_that_send_nothing_stop_nobody_else() -> None:
+async def test_clients_that_send_nothing_stop_no_other() -> None:
     async with asked(answered, body_timeout_s=300.0, max_concurrent_requests=3) as (client, _):
         silent = [await silent_client(client) for _ in range(3)]
         assert [(await post(client)).status_code for _ in range(2)] == [200, 200]

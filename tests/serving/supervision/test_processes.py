@@ -102,7 +102,7 @@ async def test_a_process_that_a_driver_holds_is_given_up_in_bounded_time(tmp_pat
     process = spawned(SLEEP, tmp_path / "log")
 
     class Held:
-        """Ends for nobody, as a process in uninterruptible sleep does."""
+        """Never ends, as a process in uninterruptible sleep doesn't."""
 
         pid = process.pid
 

@@ -145,7 +145,7 @@ async def test_an_odd_answer_about_ranks_is_not_ready_and_no_more(odd: Answer, w
     assert "experts 0-7 of 8" in "\n".join(world.said)
 
 
-async def test_what_nobody_foresaw_ends_a_life_of_the_replica_alone(
+async def test_an_unforeseen_error_ends_a_life_of_the_replica_alone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = [OSError(24, "Too many open files"), ValueError("who knows")]

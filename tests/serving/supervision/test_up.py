@@ -9,7 +9,7 @@ from sparktier.serving.supervision import up
 
 
 class Gone:
-    """An output nobody reads."""
+    """An output that is not read."""
 
     def write(self, text: str) -> int:
         """Refuse."""

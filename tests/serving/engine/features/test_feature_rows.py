@@ -1,4 +1,4 @@
-"""Chunks of features between rank 0 and the HTTP process: nothing is lost, mixed up or kept for nobody."""
+"""Chunks of features between rank 0 and the HTTP process: nothing is lost, mixed up or kept without need."""
 
 import asyncio
 from pathlib import Path
@@ -84,7 +84,7 @@ async def received(*sent: Rows, length_tokens: int) -> Rows:
         return await asyncio.wait_for(whole, 10)
 
 
-async def test_the_inbox_joins_chunks_and_drops_what_nobody_expects() -> None:
+async def test_the_inbox_joins_chunks_and_drops_what_is_not_expected() -> None:
     first, second = random_rows(0, 4), random_rows(4, 3)
     assert same(await received(first, second, length_tokens=7), joined([first, second]))
 

@@ -136,7 +136,7 @@ def test_only_rows_of_penalised_requests_are_worked_on() -> None:
     batch = SimpleNamespace(
         reqs=running, sampling_info=info, req_pool_indices=torch.tensor([4, 5, 6]), seq_lens=lengths
     )
-    law = TargetDistribution(
+    distribution = TargetDistribution(
         verified,
         batch=batch,
         tree=anchors_alone(torch.tensor([2, 2, 2])),
@@ -144,6 +144,6 @@ def test_only_rows_of_penalised_requests_are_worked_on() -> None:
         penalties=counts,
         grammar=None,
     )
-    law.choose(requests, rows)
+    distribution.choose(requests, rows)
     assert logits.tolist() == [[0.0] * 6, [0.0, 0.0, -1.0, 0.0, 0.0, 0.0], [0.0] * 6]
     assert copied == [[5]]

@@ -84,7 +84,7 @@ async def test_a_rank_that_hangs_is_told_of_and_asked_once(path: str) -> None:
         assert (await replica.get(path)).status_code == 200
 
 
-async def test_a_scraper_that_goes_away_takes_nobodys_answer_along() -> None:
+async def test_a_scraper_that_goes_away_takes_no_other_answer_along() -> None:
     ranks = Ranks()
     ranks.hangs.clear()
     async with client(ranks) as replica:

@@ -1,4 +1,4 @@
-"""Figures of speculation: a position counts only when all before it stood, tiers stay apart, and windows fade."""
+"""Figures of speculation: a position counts only when all before it were accepted; tiers stay apart; windows fade."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ def step(figures: Figures, **changes: Any) -> None:
     figures.step(**(one | changes))
 
 
-def test_a_position_counts_when_those_before_it_stood() -> None:
+def test_a_position_counts_when_those_before_it_were_accepted() -> None:
     figures = Figures(block_tokens=3)
-    # Three drafts verified: all stood; the first fell; the second fell. One request verified nothing.
+    # Three drafts verified: all accepted; the first rejected; the second rejected. One request verified nothing.
     rounds = {"rows": [4, 4, 4, 1], "depths": [3, 3, 3, 0], "accepted": [3, 0, 1, 0]}
     step(figures, tiers=[1, 1, 1, 1], **rounds)
     tier = figures.by_tier[1]
