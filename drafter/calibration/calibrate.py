@@ -20,7 +20,7 @@ from sparktier.drafter.calibration.samples import child_samples, confidence_samp
 from sparktier.drafter.calibration.sts import StsCalibration, fit_sts, write_sts
 from sparktier.drafter.data.features import FeatureSource
 from sparktier.drafter.data.target import Target
-from sparktier.drafter.model.checkpoint import load_draft, replace_confidence, weights_sha256
+from sparktier.drafter.model.checkpoint import load_draft, replace_confidence
 from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.drafter.model.edge_calibration import (
     CHILDREN_FILE,
@@ -30,6 +30,7 @@ from sparktier.drafter.model.edge_calibration import (
     write_children,
 )
 from sparktier.drafter.model.heads import LinearHead
+from sparktier.drafter.model.weights import weights_sha256
 
 # A fit is judged on answers that it did not see.
 LEAST_ANSWERS = FOLDS

@@ -4,7 +4,6 @@ Owns `config.json` + `model.safetensors` + `sparktier.json` (digest of the weigh
 tokenizer). Layout: sglang `srt/models/dspark.py` `load_weights`.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +19,10 @@ from sparktier.drafter.data.target import Binding, Target
 from sparktier.drafter.model.config import DraftConfig
 from sparktier.drafter.model.draft_model import FROZEN, DraftModel
 from sparktier.drafter.model.heads import LinearHead
+from sparktier.drafter.model.weights import WEIGHTS, weights_sha256
 from sparktier.kernels.cpu_features import has_bfloat16_units
 
 SCHEMA = 1
-WEIGHTS = "model.safetensors"
 NOTE = "sparktier.json"
 _PLAIN = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -65,21 +64,6 @@ def replace_confidence(folder: Path, head: LinearHead) -> None:
     if (folder / NOTE).exists():
         note = read_json(folder / NOTE, "a drafter's note")
         write_json(folder / NOTE, note | {"weights_sha256": weights_sha256(folder)})
-
-
-def weights_sha256(folder: Path) -> str:
-    """Return the digest of a checkpoint's weights: of its one file, or of the digests of its parts by name.
-
-    Raises:
-        ArtifactError: the folder holds no weights.
-    """
-    if (folder / WEIGHTS).exists():
-        return sha256_of(folder / WEIGHTS)
-    parts = sorted(folder.glob("*.safetensors"))
-    if not parts:
-        raise ArtifactError(f"{folder}: holds no *.safetensors. Give the folder of a draft checkpoint.")
-    lines = "".join(f"{part.name} {sha256_of(part)}\n" for part in parts)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

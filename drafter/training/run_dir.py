@@ -19,8 +19,9 @@ from torch import Tensor
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.files import read_json, sha256_of, staged, write_json
 from sparktier.drafter.data.target import Binding
-from sparktier.drafter.model.checkpoint import NOTE, WEIGHTS, save_draft
+from sparktier.drafter.model.checkpoint import NOTE, save_draft
 from sparktier.drafter.model.draft_model import DraftModel
+from sparktier.drafter.model.weights import WEIGHTS
 
 STATE, STATE_NOTE, DRAFT = "state.safetensors", "state.json", "draft"
 _OWN_FILES = {STATE, STATE_NOTE, *(f"{DRAFT}/{name}" for name in ("config.json", WEIGHTS, NOTE))}

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers.utils import cached_file
 
-from sparktier.drafter.model.checkpoint import weights_sha256
 from sparktier.drafter.model.edge_calibration import (
     CHILDREN_FILE,
     COOL_BELOW,
@@ -17,6 +16,7 @@ from sparktier.drafter.model.edge_calibration import (
     edge_acceptance,
     read_children,
 )
+from sparktier.drafter.model.weights import weights_sha256
 from sparktier.kernels.expand import EdgeAcceptance
 
 # By class, the fits to take in this order. Both sampled classes read q at the request's own temperature, so one

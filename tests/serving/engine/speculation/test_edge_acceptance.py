@@ -9,8 +9,8 @@ import torch
 from huggingface_hub import constants
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.drafter.calibration.children import ChildCalibrator, TemperatureClass, write_children
-from sparktier.drafter.model.checkpoint import weights_sha256
+from sparktier.drafter.model.edge_calibration import ChildCalibrator, TemperatureClass, write_children
+from sparktier.drafter.model.weights import weights_sha256
 from sparktier.serving.engine.speculation.edge_acceptance import draft_folder, read_edges
 
 SLOPES: dict[TemperatureClass, float] = {"greedy": 2.0, "cool": 3.0, "warm": 4.0}
