@@ -1,5 +1,6 @@
 """Rules of the whole suite: no test leaves a process behind, and a run says at its end what it took."""
 
+import hypothesis
 import psutil
 import pytest
 
@@ -12,6 +13,11 @@ from support.processes import Family, described
 _GONE_WITHIN_S = 10.0
 # Helpers of a Python process, which end with it.
 _OURS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "torch/_inductor/compile_worker")
+# The same examples on every run, and no limit of time: the machine is shared.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 _PEAK = pytest.StashKey[PeakMemory]()
 
 
