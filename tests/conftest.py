@@ -1,5 +1,7 @@
 """Rules of the whole suite: no test leaves a process behind, and a run says at its end what it took."""
 
+import logging
+
 import hypothesis
 import psutil
 import pytest
@@ -33,6 +35,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_line(
         f"started: {STARTED['deployment']} deployments, {STARTED['stepped engine']} stepped engines (a process a rank)"
     )
+
+
+@pytest.fixture(autouse=True)
+def _our_loggers_speak() -> None:
+    """Undo what a library that configures logging, as SGLang does where a test runs it here, does to our warnings."""
+    logging.disable(logging.NOTSET)
+    logging.getLogger().setLevel(logging.WARNING)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("sparktier") and isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
