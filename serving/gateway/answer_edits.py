@@ -20,6 +20,8 @@ def edits_for(body: Mapping[str, Any]) -> tuple[Edit, ...]:
         edits.append(TextOffsets().fill)
     if body.get("parallel_tool_calls") is False:
         edits.append(first_call_alone)
+    if body.get("tools") and (body.get("tool_choice") == "required" or isinstance(body.get("tool_choice"), Mapping)):
+        edits.append(no_space_beside_calls)
     return tuple(edits)
 
 
@@ -50,6 +52,14 @@ def first_call_alone(message: dict[str, Any]) -> None:
         said = choice.get("message") or choice.get("delta") or {}
         if calls := said.get("tool_calls"):
             said["tool_calls"] = [call for call in calls if call.get("index") in (0, None)] or None
+
+
+def no_space_beside_calls(message: dict[str, Any]) -> None:
+    """Drop the white space that a grammar allows between required calls, and that SGLang streams as content."""
+    for choice in message.get("choices", ()):
+        said = choice.get("message") or choice.get("delta") or {}
+        if (content := said.get("content")) and content.isspace():
+            said["content"] = None
 
 
 @dataclass

@@ -86,3 +86,11 @@ def test_other_answers_pass_as_they_are(body: dict[str, Any]) -> None:
 def test_an_error_in_a_stream_passes() -> None:
     raw = b'data: {"error":{"message":"a"}}\n\n'
     assert edited_events(raw, edits_for(LOGPROBS)) == raw
+
+
+@pytest.mark.parametrize("tool_choice", ["required", {"type": "function", "function": {"name": "f"}}, "auto", None])
+def test_required_calls_have_no_white_space_beside_them(tool_choice: Any) -> None:
+    edits = edits_for({"tools": [{}], "tool_choice": tool_choice})
+    seen = edited_events(b"".join(event({"delta": {"content": text}}) for text in (" \n ", " a")), edits)
+    said = [json.loads(line[6:])["choices"][0]["delta"]["content"] for line in seen.split(b"\n\n") if line]
+    assert said == [" \n " if tool_choice in ("auto", None) else None, " a"]
