@@ -7,7 +7,7 @@ of clients' reach.
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager
 from typing import Any
 
 from pydantic_core import to_json
@@ -28,7 +28,7 @@ from sparktier.serving.gateway.event_relay import LATE, LOST, STOPPING, EventRel
 from sparktier.serving.gateway.metrics_page import MetricsPage
 from sparktier.serving.gateway.requests.body import BodyIntake
 from sparktier.serving.gateway.requests.rules import PATHS, checked, require_model
-from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
+from sparktier.serving.gateway.routing import Place, Replica, ReplicaTable, State
 
 _RETRY_AFTER_S = 5
 
@@ -137,8 +137,10 @@ class _Generate:
                 replica = self._table.pick()
                 if replica is None or replica.limits is None:
                     return _no_replica()
+                # Taken at once: `work` starts later, and other requests pick a replica before it does.
+                place = held.enter_context(closing(Place(replica)))
                 body = checked(request.url.path, body, model=self._model, limits=replica.limits)
-                work = self._forward(request.url.path, body, replica, held, deadline)
+                work = self._forward(request.url.path, body, place, held, deadline)
                 return await cancel_on_disconnect(request.receive, work) or Response(status_code=499)
         except ClientDisconnect:
             return Response(status_code=499)
@@ -151,11 +153,11 @@ class _Generate:
             return errors.answer(503, STOPPING, kind=errors.SERVER, code="stopping", retry_after_s=_RETRY_AFTER_S)
 
     async def _forward(
-        self, path: str, body: dict[str, Any], replica: Replica, held: AsyncExitStack, deadline: float
+        self, path: str, body: dict[str, Any], place: Place, held: AsyncExitStack, deadline: float
     ) -> Response:
         """Send `body` on and return the answer, or the start of it where it is a stream."""
         edits = edits_for(body)
-        upstream = await self._sent(path, to_json(usage.asking(body)), replica, held)
+        upstream = await self._sent(path, to_json(usage.asking(body)), place)
         held.push_async_callback(upstream.close)
         if upstream.is_event_stream:
             events = whole_events(upstream)
@@ -174,21 +176,19 @@ class _Generate:
         answer = edited(usage.in_answer(content, tier=self._tier), edits)
         return Response(answer, media_type="application/json")
 
-    async def _sent(self, path: str, content: bytes, replica: Replica, held: AsyncExitStack) -> OpenAnswer:
-        """Send `content` to `replica`, or to the next one where it takes no connection: then nothing was sent."""
+    async def _sent(self, path: str, content: bytes, place: Place) -> OpenAnswer:
+        """Send `content` to the replica of `place`, or to the next one where it takes no connection."""
         tried: list[Replica] = []
         while True:
-            counted = held.enter_context(ExitStack())
-            counted.enter_context(replica.one_more())
             try:
-                return await self._client.open(replica.url + path, content)
+                return await self._client.open(place.replica.url + path, content)
             except ReplicaUnreachable:
-                counted.close()
-                tried.append(replica)
+                # Nothing was sent, so that another may be asked.
+                tried.append(place.replica)
                 following = self._table.pick(besides=tried)
                 if following is None:
                     raise
-                replica = following
+                place.move_to(following)
 
     @property
     def _full(self) -> bool:

@@ -1,7 +1,6 @@
 """Which replicas there are and what state each is in, as the front and the supervisor both see it."""
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -30,14 +29,23 @@ class Replica:
     limits: EngineLimits | None = None
     failed_starts: int = 0
 
-    @contextmanager
-    def one_more(self) -> Iterator[None]:
-        """Count a request in flight."""
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
+
+class Place:
+    """One request's place at a replica, which counts the request in flight until `close`."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+        replica.in_flight += 1
+
+    def move_to(self, replica: Replica) -> None:
+        """Leave this replica for another."""
+        self.close()
+        self.replica = replica
+        replica.in_flight += 1
+
+    def close(self) -> None:
+        """Leave the replica."""
+        self.replica.in_flight -= 1
 
 
 @dataclass(frozen=True)

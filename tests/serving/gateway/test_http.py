@@ -408,11 +408,10 @@ async def test_requests_go_where_fewest_are() -> None:
     async with scripted_replica(script) as one, scripted_replica(script) as two:
         replicas = serving(0, one), serving(1, two)
         async with fronted(*replicas) as (url, _), httpx.AsyncClient(base_url=url) as client:
-            waiting = []
-            for sent in range(1, 7):
-                waiting.append(asyncio.create_task(post(client)))
-                while sum(replica.in_flight for replica in replicas) < sent:
-                    await asyncio.sleep(0.01)
+            # All at once: one that has been picked for counts before the next is.
+            waiting = [asyncio.create_task(post(client)) for _ in range(6)]
+            while sum(replica.in_flight for replica in replicas) < 6:
+                await asyncio.sleep(0.01)
             assert [replica.in_flight for replica in replicas] == [3, 3]
             release.set()
             await asyncio.gather(*waiting)

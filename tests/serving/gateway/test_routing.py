@@ -1,10 +1,12 @@
 """Which replica gets the next request."""
 
+from contextlib import closing
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sparktier.serving.clients.rank_facts import EngineLimits
-from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
+from sparktier.serving.gateway.routing import Place, Replica, ReplicaTable, State
 
 REPLICAS = st.lists(st.tuples(st.sampled_from(State), st.integers(0, 3)), min_size=1, max_size=6)
 
@@ -23,10 +25,12 @@ def test_the_least_loaded_of_those_that_serve(states: list[tuple[State, int]]) -
 
 
 def test_requests_in_flight_are_counted_until_they_end() -> None:
-    replica = Replica(0, state=State.SERVING)
-    with replica.one_more(), replica.one_more():
-        assert replica.in_flight == 2
-    assert replica.in_flight == 0
+    one, two = Replica(0, state=State.SERVING), Replica(1, state=State.SERVING)
+    with closing(Place(one)), closing(Place(one)) as moved:
+        assert one.in_flight == 2
+        moved.move_to(two)
+        assert (one.in_flight, two.in_flight) == (1, 1)
+    assert (one.in_flight, two.in_flight) == (0, 0)
 
 
 def test_starts_are_given_up_when_every_replica_has_failed_so_often_and_none_has_served() -> None:
