@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-from sparktier.cluster.step_time import Ladder
+from sparktier.cluster.rung_policy import Ladder
 from sparktier.configs.plan_keys import Rung
 from sparktier.serving.bench import steering as climb
 from sparktier.serving.bench.rows import Case, Found, Rows, Way, report_row

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from sparktier.cluster.step_time import Ladder
+from sparktier.cluster.rung_policy import Ladder
 from sparktier.configs.errors import ReplicaError
 from sparktier.serving.bench.target import Totals
 

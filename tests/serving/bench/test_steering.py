@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparktier.cluster.step_time import Ladder
+from sparktier.cluster.rung_policy import Ladder
 from sparktier.configs.errors import ReplicaError
 from sparktier.serving.bench.steering import climbing
 from sparktier.serving.bench.target import Totals

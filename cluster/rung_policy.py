@@ -1,4 +1,4 @@
-"""The step-time model: which rung of a replica's ladder serves fastest at a load, from measured steps.
+"""Measured rungs: which rung of a replica's ladder serves fastest at a load, by what its steps took of late.
 
 Pure: told what was measured, asked what to run. Rungs are numbers, 0 being off.
 """

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparktier.cluster.step_time import Ladder
+from sparktier.cluster.rung_policy import Ladder
 
 TIMES_MS = st.floats(1.0, 500.0)
 LENGTHS = st.floats(1.0, 6.0)
