@@ -1,7 +1,7 @@
-"""What attention groups need to start under Ray and to run on CPUs, where SGLang 0.5.23 by itself does neither.
+"""Lets attention groups start under Ray and run on CPUs; SGLang 0.5.23 by itself does neither.
 
-Under Ray it declares the address where ranks meet after its settings are published, which it then refuses. Knows
-nothing of requests.
+SGLang's Ray launcher sets `dist_init_addr` after the arguments are frozen and then rejects it; we set it before and
+skip its second declaration.
 """
 
 import os
@@ -14,22 +14,22 @@ from sparktier.serving.clients.addresses import host_port
 
 # Below the range that systems give to connections; SGLang takes six ports after the first.
 _PORTS = range(20000, 32000, 8)
-_PORTS_OF_ONE = 7
+_PORTS_PER_REPLICA = 7
 
 
-def meeting_place(groups: int) -> dict[str, str]:
-    """Return the argument that tells where the ranks of `groups` attention groups meet; one group needs none."""
+def dist_init_address(groups: int) -> dict[str, str]:
+    """Return SGLang's `dist_init_addr` for `groups` attention groups, on free ports; one group needs none."""
     if groups == 1:
         return {}
     host = ray.util.get_node_ip_address()
     start = os.getpid() % len(_PORTS)
     ports = [*_PORTS[start:], *_PORTS[:start]]
-    first = next(port for port in ports if all(_is_free(host, port + step) for step in range(_PORTS_OF_ONE)))
+    first = next(port for port in ports if all(_is_free(host, port + step) for step in range(_PORTS_PER_REPLICA)))
     return {"dist_init_addr": host_port(host, first)}
 
 
-def let_start() -> None:
-    """Keep SGLang's launcher in this process from declaring and registering what is there already."""
+def patch_ray_launcher() -> None:
+    """Skip the launcher's second declaration of its arguments, and its second registration of CPU metrics."""
     from sglang.srt.managers import data_parallel_controller
     from sglang.srt.ray import engine
 
@@ -39,7 +39,7 @@ def let_start() -> None:
 
 
 def install_on_cpu() -> None:
-    """Replace what needs a GPU where a group's tokens are padded, laid among all groups' and taken out again."""
+    """Replace the GPU operations that pad, gather and scatter the tokens of attention groups."""
     from sglang.srt.distributed.parallel_state import GroupCoordinator
     from sglang.srt.layers import dp_attention
     from sglang.srt.model_executor import forward_batch_info
@@ -47,7 +47,7 @@ def install_on_cpu() -> None:
     dp_attention.memcpy_func = dp_attention.memcpy_cpu
     forward_batch_info._is_cpu = True
     GroupCoordinator.reduce_scatterv = GroupCoordinator._deterministic_reduce_scatterv
-    # What these wrap in operators that no CPU has, for a compiler's sake, works by itself.
+    # SGLang wraps these two for its compiler in operators that CPUs lack; the functions inside run on CPUs.
     GroupCoordinator.all_gather_into_tensor = GroupCoordinator._all_gather_into_tensor
     GroupCoordinator.reduce_scatter_tensor = GroupCoordinator._reduce_scatter_tensor
 

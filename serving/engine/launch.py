@@ -1,13 +1,14 @@
 """Runs one replica inside this process: SGLang's tokenizer and OpenAI server here, its ranks as Ray actors.
 
-When a rank dies the process ends: a replica with a hole in its expert group can answer nothing, and whoever started it
-starts a whole one.
+The process ends when a rank dies: a replica that lacks a rank of its expert group can answer nothing, and its keeper
+starts a new one.
 """
 
 import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -15,18 +16,29 @@ from ray.util.placement_group import PlacementGroup
 
 from sparktier.configs.errors import ReplicaError
 from sparktier.serving.clients.replica_keys import Keys
-from sparktier.serving.engine import dp_attention as attention_groups
-from sparktier.serving.engine import key_guard
+from sparktier.serving.engine import dp_attention, key_guard
 from sparktier.serving.engine.rank_actor import RankLauncher
 from sparktier.serving.engine.rank_options import rank_options
 from sparktier.serving.engine.requests import chat_abilities, context_limit
-from sparktier.serving.engine.sampling import choice_seeds as choices
+from sparktier.serving.engine.sampling import choice_seeds
 from sparktier.serving.engine.telemetry.admin_routes import admin_routes
 from sparktier.serving.engine.telemetry.rank_state import RankReport
 
 EXIT_RANK_LOST = 70
 _REPORT_TIMEOUT_S = 60.0
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """What SGLang made at the start of a replica: its arguments, its managers, its ranks."""
+
+    server_args: Any
+    tokenizer_manager: Any
+    template_manager: Any
+    port_args: Any
+    ranks: Any
+    watchdog: Any
 
 
 def serve(
@@ -43,23 +55,35 @@ def serve(
     answered. Raises ReplicaError when a rank does not start. Source of the sequence: `sglang/srt/ray/http_server.py`,
     which has no seam for a placement group.
     """
-    from sglang.srt.entrypoints import engine as engine_module
-    from sglang.srt.entrypoints import http_server
     from sglang.srt.plugins import load_plugins
-    from sglang.srt.ray import engine as ray_engine
-    from sglang.srt.runtime_context import get_serving
-    from sglang.srt.server_args import ServerArgs
-
-    from sparktier.serving.engine.features.layers import require_layers
-    from sparktier.serving.engine.features.routes import feature_routes
 
     load_plugins()
     launcher = RankLauncher()
+    launched = _launch(engine_kwargs, launcher, group)
+    choice_seeds.install(launched.tokenizer_manager)
+    context_limit.tell(launched.tokenizer_manager)
+    reports = launcher.reports(_REPORT_TIMEOUT_S)
+    _require_every_rank(reports, len(group.bundle_specs))
+    abilities = chat_abilities.abilities(launched.tokenizer_manager, launched.template_manager)
+    _watch(launched.ranks.block_until_scheduler_exits)
+    _add_routes(launched.tokenizer_manager, [{**report, **abilities} for report in reports], replica_id)
+    key_guard.install()
+    _serve_http(launched, keys, on_started)
+
+
+def _launch(engine_kwargs: Mapping[str, Any], launcher: RankLauncher, group: PlacementGroup) -> _Launched:
+    """Check the arguments against the model and start the ranks on `group` through `launcher`."""
+    from sglang.srt.entrypoints import engine as engine_module
+    from sglang.srt.ray import engine as ray_engine
+    from sglang.srt.server_args import ServerArgs
+
+    from sparktier.serving.engine.features.layers import require_layers
+
     ray_engine.SchedulerActor = launcher
     groups = int(engine_kwargs.get("attn_dp_size", 1))
-    server_args = ServerArgs(**{**engine_kwargs, **attention_groups.meeting_place(groups)})
+    server_args = ServerArgs(**{**engine_kwargs, **dp_attention.dist_init_address(groups)})
     if groups > 1:
-        attention_groups.let_start()
+        dp_attention.patch_ray_launcher()
     features = rank_options().features
     if features is not None:
         require_layers(server_args, features.target_layer_ids)
@@ -70,26 +94,34 @@ def serve(
         run_detokenizer_process_func=engine_module.run_detokenizer_process,
         placement_group=group,
     )
-    choices.install(tokenizer_manager)
-    context_limit.tell(tokenizer_manager)
-    reports = launcher.reports(_REPORT_TIMEOUT_S)
-    _require_every_rank(reports, len(group.bundle_specs))
-    abilities = chat_abilities.abilities(tokenizer_manager, template_manager)
-    reports = [{**report, **abilities} for report in reports]
-    _watch(ranks.block_until_scheduler_exits)
+    return _Launched(server_args, tokenizer_manager, template_manager, port_args, ranks, watchdog)
+
+
+def _add_routes(tokenizer_manager: Any, reports: list[RankReport], replica_id: str) -> None:
+    """Add our routes to SGLang's HTTP application."""
+    from sglang.srt.entrypoints import http_server
+
+    from sparktier.serving.engine.features.routes import feature_routes
+
     http_server.app.include_router(admin_routes(reports, tokenizer_manager, replica_id=replica_id))
+    features = rank_options().features
     if features is not None:
         http_server.app.include_router(feature_routes(tokenizer_manager, features))
-    key_guard.install()
-    # Not in the arguments: SGLang logs these, hands them to its ranks, and tells them at /server_info.
+
+
+def _serve_http(launched: _Launched, keys: Keys, on_started: Callable[[], None]) -> None:
+    from sglang.srt.entrypoints import http_server
+    from sglang.srt.runtime_context import get_serving
+
+    # The keys are not in the arguments: SGLang logs these, hands them to its ranks, and tells them at /server_info.
     with get_serving().override(api_key=keys.requests, admin_api_key=keys.admin):
         http_server._setup_and_run_http_server(
-            server_args,
-            tokenizer_manager,
-            template_manager,
-            port_args,
-            ranks.scheduler_infos,
-            watchdog,
+            launched.server_args,
+            launched.tokenizer_manager,
+            launched.template_manager,
+            launched.port_args,
+            launched.ranks.scheduler_infos,
+            launched.watchdog,
             launch_callback=on_started,
         )
 

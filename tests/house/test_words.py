@@ -26,7 +26,6 @@ OPEN = (
     "serving/engine/cpu/attention.py",
     "serving/engine/cpu/moe.py",
     "serving/engine/features/capture.py",
-    "serving/engine/launch.py",
     "serving/engine/sampling/keyed_sampler.py",
     "serving/engine/speculation/deferred_injection.py",
     "serving/engine/speculation/penalty_table.py",
