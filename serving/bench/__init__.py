@@ -1,4 +1,1 @@
-"""Benchmarks that an operator runs against a real deployment of a configuration.
-
-Owns starting it, load, and reports.
-"""
+"""Benchmarks that an operator runs on a configuration: they start it, load it and report its speed."""

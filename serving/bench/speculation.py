@@ -1,6 +1,6 @@
-"""`sparktier bench speculation`: each rung and the ladder's choice, interleaved, by batch, temperature and prompts.
+"""Measures each rung and the ladder's choice, interleaved, by batch, temperature and prompts.
 
-Counts engine time of decode steps only, so prefill and clients don't blur it.
+Only the engine's time in decode steps counts, so that prefill and clients do not blur the figures.
 """
 
 import itertools
@@ -14,15 +14,13 @@ from typing import Protocol
 
 from sparktier.cluster.rung_policy import Ladder
 from sparktier.configs.plan_keys import Rung
-from sparktier.serving.bench import steering as climb
-from sparktier.serving.bench.rows import Case, Found, Rows, Way, report_row
-from sparktier.serving.bench.target import Totals
-
-Say = Callable[[str], None]
+from sparktier.serving.bench import steering
+from sparktier.serving.bench.counters import Totals
+from sparktier.serving.bench.measurements import Case, Measurements, ReportRows, RungChoice, report_row
 
 
-class Engine(climb.Engine, Protocol):
-    """What is measured; `target.Target` is one."""
+class Engine(steering.Engine, Protocol):
+    """An engine that also answers prompts, such as `MeasuredReplica`."""
 
     def answer(self, prompt: str, *, max_tokens: int, temperature: float, seed: int) -> int:
         """Answer a prompt."""
@@ -30,7 +28,7 @@ class Engine(climb.Engine, Protocol):
 
 @dataclass(frozen=True)
 class Load:
-    """How each case is loaded: `turns` prompts for each user in the batch, answers up to `max_tokens`."""
+    """The load of each case: `turns` prompts for each user of the batch, answers of up to `max_tokens`."""
 
     turns: int
     max_tokens: int
@@ -44,54 +42,62 @@ def measure(
     rungs: Sequence[Rung],
     prompts: Mapping[str, Sequence[str]],
     load: Load,
-    say: Say,
-    keep: Callable[[Rows], None] = lambda _: None,
-) -> Rows:
-    """Return a row per case and rung, and one for the ladder: medians over the repeats, and how sure they are.
+    log: Callable[[str], None],
+    on_repeat: Callable[[ReportRows], None] = lambda _: None,
+) -> ReportRows:
+    """Return a row for each case and rung, and one for the ladder: medians over the repeats, and their intervals.
 
-    `keep` gets the rows so far after each repeat, so that a run that is cut off loses the last one only.
+    `on_repeat` gets the rows so far after each repeat, so that a run that is cut off loses its last repeat only.
 
-    Within a repeat all of a case follow each other in random order on the same prompts, so that drift of the machine
-    hits all alike; ratios are medians of the ratios within repeats. The ladder learns from every fixed rung's steps on
-    the same traffic, and from its own; in a case's first repeat it comes last, having nothing to go by before.
+    Within a repeat all choices of a case run in random order on the same prompts, so that a drift of the machine
+    affects all alike; ratios are medians of the ratios within repeats. The ladder observes the steps of every fixed
+    rung on the same traffic, and its own; in the first repeat of a case it runs last, because it has observed nothing
+    before.
     """
     rng = random.Random(load.seed)
-    found: Found = {}
+    measurements: Measurements = {}
     chosen: dict[Case, Counter[int]] = {case: Counter() for case in cases}
     ladders = {(case.temperature, case.prompts): Ladder() for case in cases}
     runs = [(repeat, case) for repeat in range(load.repeats) for case in cases]
     for number, (repeat, case) in enumerate(runs):
         texts = _some(prompts[case.prompts], case.batch * load.turns, repeat)
         ladder = ladders[case.temperature, case.prompts]
-        ways: list[Way] = [*rng.sample(list(rungs), len(rungs))]
-        ways.insert(rng.randrange(len(ways) + 1) if repeat else len(ways), None)
-        for way in ways:
-            if way is None:
-                with climb.climbing(engine, ladder, users=case.batch) as choices:
+        choices: list[RungChoice] = [*rng.sample(list(rungs), len(rungs))]
+        choices.insert(rng.randrange(len(choices) + 1) if repeat else len(choices), None)
+        for choice in choices:
+            if choice is None:
+                with steering.steer_rung(engine, ladder, users=case.batch) as counts:
                     totals = _loaded(engine, case, texts, load)
-                chosen[case] += choices
+                chosen[case] += counts
             else:
-                engine.set_plan(rung=way, rows=0)
+                engine.set_plan(rung=choice, rows=0)
                 totals = _loaded(engine, case, texts, load)
-                climb.learn(ladder, way, totals)
-            found.setdefault((case, way), []).append(totals)
-        say(f"{number + 1} of {len(runs)}: batch {case.batch}, temperature {case.temperature:g}, {case.prompts}")
+                steering.update_ladder(ladder, choice, totals)
+            measurements.setdefault((case, choice), []).append(totals)
+        log(f"{number + 1} of {len(runs)}: batch {case.batch}, temperature {case.temperature:g}, {case.prompts}")
         if case == cases[-1]:
-            rows = [report_row(case, way, found, chosen[case]) for case in cases for way in (*rungs, None)]
-            keep(rows)
+            rows = _report_rows(cases, rungs, measurements, chosen)
+            on_repeat(rows)
     return rows
 
 
+def _report_rows(
+    cases: Sequence[Case], rungs: Sequence[Rung], measurements: Measurements, chosen: Mapping[Case, Counter[int]]
+) -> ReportRows:
+    choices: Sequence[RungChoice] = (*rungs, None)
+    return [report_row(case, choice, measurements, chosen[case]) for case in cases for choice in choices]
+
+
 def _some(prompts: Sequence[str], count: int, repeat: int) -> list[str]:
-    """`count` prompts, others in each repeat as far as there are enough."""
+    """Return `count` prompts: other ones in each repeat, as long as there are enough."""
     start = repeat * count % len(prompts)
     return list(itertools.islice(itertools.cycle(prompts), start, start + count))
 
 
 def _loaded(engine: Engine, case: Case, prompts: Sequence[str], load: Load) -> Totals:
-    """Keep `case.batch` answers in flight until one user has no prompt left, and return what the engine did till then.
+    """Keep `case.batch` answers in flight until one user has no prompt left; return the engine's counts until then.
 
-    What follows is a batch that runs empty, which is not the batch size asked for.
+    After that the batch is smaller than the case says.
     """
     waiting: Iterator[tuple[int, str]] = iter(enumerate(prompts))
     lock, ended = threading.Lock(), threading.Event()

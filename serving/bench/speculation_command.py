@@ -1,4 +1,4 @@
-"""Runs `sparktier bench speculation`: checks what was asked, starts the deployment, measures, and shows the outcome."""
+"""Runs `sparktier bench speculation`: checks the request, starts the deployment, measures, and shows the report."""
 
 import sys
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from sparktier.configs.report import report_meta, write_report
 from sparktier.configs.settings.settings import Settings
 from sparktier.configs.settings.speculation import LADDERS
 from sparktier.drafter.data.prompts import read_prompt_files
-from sparktier.serving.bench.report import draw, show
-from sparktier.serving.bench.rows import Case, Rows, rungs_of
+from sparktier.serving.bench.measured_replica import deployed
+from sparktier.serving.bench.measurements import Case, ReportRows, rungs_of
+from sparktier.serving.bench.output import print_table, write_plot
 from sparktier.serving.bench.speculation import Load, measure
-from sparktier.serving.bench.target import deployed
 
 # A pipe has no width of its own, and rich would squeeze the table into 80 characters.
 _TABLE_CHARACTERS = 150
@@ -31,11 +31,11 @@ def run(
     load: Load,
     report: Path | None,
 ) -> int:
-    """Measure every rung that `settings` have, print a table, write `report` and a plot of it; return the exit status.
+    """Measure every rung of `settings`, print a table, write `report` and a plot beside it; return the exit status.
 
     Raises:
-        ConfigError: the configuration has no ladder, or fewer users than a batch.
-        ArtifactError: a prompt file is no prompt file.
+        ConfigError: the configuration has no ladder, or holds fewer users than a batch.
+        ArtifactError: a prompt file is broken.
         ReplicaError: the deployment did not start, or a request failed.
     """
     _require_ladder(settings, max(batches))
@@ -44,16 +44,16 @@ def run(
     rungs = rungs_of(settings.speculation.method)
     console = Console(stderr=True)
     meta = report_meta("bench speculation", load.seed)
-    console.print(f"load average {meta.load_average[0]:.2f}; anything else running blurs what follows")
+    console.print(f"load average {meta.load_average[0]:.2f}; other work on this machine blurs the figures")
 
-    def keep(rows: Rows) -> None:
+    def save(rows: ReportRows) -> None:
         if report is not None:
             write_report(report, meta, rows)
-            draw(rows, report.with_suffix(".png"))
+            write_plot(rows, report.with_suffix(".png"))
 
-    with deployed(config, overrides) as target:
-        rows = measure(target, cases, rungs, texts, load, say=console.print, keep=keep)
-    show(rows, Console(width=_TABLE_CHARACTERS) if not sys.stdout.isatty() else Console())
+    with deployed(config, overrides) as replica:
+        rows = measure(replica, cases, rungs, texts, load, log=console.print, on_repeat=save)
+    print_table(rows, Console(width=_TABLE_CHARACTERS) if not sys.stdout.isatty() else Console())
     return 0
 
 

@@ -1,24 +1,21 @@
-"""An engine whose rung the ladder chooses while it runs: counters are read, the ladder learns, the plan follows.
-
-A controller will do the same for whole clusters.
-"""
+"""Runs the ladder's rung policy against a live engine: reads its counters, updates the ladder, sets the chosen rung."""
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from sparktier.cluster.rung_policy import Ladder
 from sparktier.configs.errors import ReplicaError
-from sparktier.serving.bench.target import Totals
+from sparktier.serving.bench.counters import Totals
 
-# Some ten steps of a small model on a CPU with many users: fewer say little of a rung.
+# About ten steps of a small model on a CPU with many users; the mean over fewer steps is too noisy.
 TICK_S = 5.0
 
 
 class Engine(Protocol):
-    """What is steered; `target.Target` is one."""
+    """An engine that takes plans and counts its steps, such as `MeasuredReplica`."""
 
     def set_plan(self, **keys: float) -> None:
         """Put plan keys in force."""
@@ -27,52 +24,61 @@ class Engine(Protocol):
         """Read counters."""
 
 
-def learn(ladder: Ladder, rung: int, seen: Totals) -> None:
-    """Teach `ladder` what the engine did on `rung`."""
-    if seen.steps > 0:
-        ladder.observe(rung, users=seen.users, steps=seen.steps, step_ms=seen.step_ms, round_tokens=seen.round_tokens)
+def update_ladder(ladder: Ladder, rung: int, counted: Totals) -> None:
+    """Add the steps that the engine ran on `rung` to the observations of `ladder`."""
+    if counted.steps > 0:
+        ladder.observe(
+            rung,
+            users=counted.users,
+            steps=counted.steps,
+            step_ms=counted.step_ms,
+            round_tokens=counted.round_tokens,
+        )
 
 
 @contextmanager
-def climbing(engine: Engine, ladder: Ladder, *, users: int, tick_s: float = TICK_S) -> Iterator[Counter[int]]:
-    """Keep `engine` on the rung that `ladder` chooses, for `users` users at first, then every `tick_s` for as many
-    as there are.
+def steer_rung(engine: Engine, ladder: Ladder, *, users: int, tick_s: float = TICK_S) -> Iterator[Counter[int]]:
+    """Keep `engine` on the rung that `ladder` chooses while the body runs: at first for `users` users, then, every
+    `tick_s`, for the number of users that the engine counted.
 
-    Yields how many times each rung was chosen, complete once the body has ended.
+    Yields how many times each rung was chosen; the counts are complete after the body.
 
     Raises:
-        ReplicaError: the engine refused a plan, or stopped answering; told once the body has ended.
+        ReplicaError: the engine refused a plan or stopped answering; raised after the body.
     """
     rung, chosen, ended = ladder.choose(users=users), Counter[int](), threading.Event()
     failures: list[ReplicaError] = []
     chosen[rung] += 1
     engine.set_plan(rung=rung, rows=0)
 
-    def steer() -> None:
-        now, before = rung, engine.totals()
-        while not ended.wait(tick_s):
-            after = engine.totals()
-            seen, before = after.since(before), after
-            learn(ladder, now, seen)
-            if seen.steps > 0:
-                best = ladder.choose(users=seen.users, now=now)
-                chosen[best] += 1
-                if best != now:
-                    engine.set_plan(rung=best, rows=0)
-                now = best
-
-    def guarded() -> None:
+    def run() -> None:
         try:
-            steer()
+            _steer(engine, ladder, chosen, rung, lambda: ended.wait(tick_s))
         except ReplicaError as error:
             failures.append(error)
 
-    steering = threading.Thread(target=guarded, name="ladder", daemon=True)
-    steering.start()
+    thread = threading.Thread(target=run, name="ladder", daemon=True)
+    thread.start()
     try:
         yield chosen
     finally:
         ended.set()
-        steering.join()
+        thread.join()
     if failures:
         raise failures[0]
+
+
+def _steer(engine: Engine, ladder: Ladder, chosen: Counter[int], rung: int, wait: Callable[[], bool]) -> None:
+    """Choose the rung anew after each `wait`, until that returns True; `rung` is in force at first."""
+    before = engine.totals()
+    while not wait():
+        after = engine.totals()
+        counted, before = after.since(before), after
+        update_ladder(ladder, rung, counted)
+        if counted.steps == 0:
+            continue
+        best = ladder.choose(users=counted.users, now=rung)
+        chosen[best] += 1
+        if best != rung:
+            engine.set_plan(rung=best, rows=0)
+        rung = best

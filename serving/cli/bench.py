@@ -1,4 +1,4 @@
-"""The `bench` command's arguments, and the hand-over to what measures."""
+"""The arguments of the `bench` command."""
 
 import argparse
 from collections.abc import Callable
@@ -37,10 +37,10 @@ def add_commands(add: Add) -> None:
 
 def _bench(options: argparse.Namespace) -> int:
     settings = configured(options)
-    from sparktier.serving.bench import speculation_command as command
+    from sparktier.serving.bench import speculation_command
     from sparktier.serving.bench.speculation import Load
 
-    return command.run(
+    return speculation_command.run(
         settings,
         config=options.config,
         overrides=options.set,

@@ -9,9 +9,10 @@ import argparse
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -23,8 +24,8 @@ from sparktier.kernels.expand import MarkovHead, Shape, expand_top
 from sparktier.kernels.flashinfer_mask import mask_bytes, write_tree_mask
 from sparktier.kernels.mask import ancestor_words, mask_byte_indptr, packed_mask
 from sparktier.kernels.noise import draw
-from sparktier.serving.bench.rows import RUNGS, rungs_of
-from sparktier.serving.bench.target import Choice, Target, deployed
+from sparktier.serving.bench.measured_replica import MeasuredReplica, deployed
+from sparktier.serving.bench.measurements import RUNGS, rungs_of
 from support.dense_mask import dense_mask
 from support.random_trees import random_tree
 from support.tree_verify_attention import AttentionShape, PageBuffers, TreeVerifyAttention
@@ -34,7 +35,15 @@ BATCH, ROWS, VOCAB, RANK = 32, 32, 151_936, 256
 HEADS, KV_HEADS, HEAD_DIM = 32, 4, 128
 TOLERANCE = 2e-2  # bf16 attention against float32
 ANSWERS, TIE_NATS = 16, 0.5  # bf16 logits between 16 and 32 are an eighth apart
+ANSWER_TOKENS, TOP_LOGPROBS = 64, 5
 Outcome = tuple[bool, str]
+
+
+class Choice(NamedTuple):
+    """A token of an answer, and the log probabilities of the likeliest tokens at its position, itself among them."""
+
+    token: str
+    logprobs: Mapping[str, float]
 
 
 def main() -> int:
@@ -190,20 +199,28 @@ def exactness(config: Path, prompts: Path) -> Outcome:
     """
     texts = [prompt.turns[0] for prompt in read_prompts(prompts)[:ANSWERS]]
     gaps: dict[str, list[float]] = {}
-    with deployed(config, []) as target:
-        alone = _answers(target, Rung.OFF, texts, users=1)
+    with deployed(config, []) as replica:
+        alone = _answers(replica, Rung.OFF, texts, users=1)
         for rung in rungs_of(load_settings(config).speculation.method):
-            found = [_answers(target, rung, texts, users=users) for users in (1, 8)]
+            found = [_answers(replica, rung, texts, users=users) for users in (1, 8)]
             gaps[RUNGS[rung][1]] = [gap for answers in found for gap in partings(alone, answers)]
     good = all(gap <= TIE_NATS for each in gaps.values() for gap in each)
     said = (f"{name} {len(each)} of {2 * len(texts)}, {max(each, default=0.0):.2f}" for name, each in gaps.items())
     return good, f"answers that part from off alone, by at most so many nats ({TIE_NATS:g} is a tie): {'; '.join(said)}"
 
 
-def _answers(target: Target, rung: Rung, texts: list[str], *, users: int) -> list[list[Choice]]:
-    target.set_plan(rung=rung, rows=0)
+def _answers(replica: MeasuredReplica, rung: Rung, texts: list[str], *, users: int) -> list[list[Choice]]:
+    replica.set_plan(rung=rung, rows=0)
     with ThreadPoolExecutor(users) as pool:
-        return list(pool.map(lambda text: target.choices(text, tokens=64), texts))
+        return list(pool.map(lambda text: _greedy_choices(replica, text), texts))
+
+
+def _greedy_choices(replica: MeasuredReplica, prompt: str) -> list[Choice]:
+    completion = replica.chat(
+        prompt, max_tokens=ANSWER_TOKENS, temperature=0.0, logprobs=True, top_logprobs=TOP_LOGPROBS, ignore_eos=True
+    )
+    tokens = completion["choices"][0]["logprobs"]["content"]
+    return [Choice(one["token"], {top["token"]: top["logprob"] for top in one["top_logprobs"]}) for one in tokens]
 
 
 def partings(expected: Sequence[list[Choice]], found: Sequence[list[Choice]]) -> list[float]:

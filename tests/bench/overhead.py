@@ -19,9 +19,10 @@ from typing import Any
 import scipy.stats
 
 from sparktier.configs.report import report_meta, write_report
-from sparktier.serving.bench.rows import RUNGS as LADDER
-from sparktier.serving.bench.rows import median_interval
-from sparktier.serving.bench.target import Target, Totals, deployed
+from sparktier.serving.bench.counters import Totals
+from sparktier.serving.bench.measured_replica import MeasuredReplica, deployed
+from sparktier.serving.bench.measurements import RUNGS as LADDER
+from sparktier.serving.bench.measurements import median_interval
 from sparktier.serving.clients.replica import OK
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
@@ -71,7 +72,7 @@ def main() -> int:
 
 
 @contextmanager
-def both(speculation: Sequence[str], *, plain_first: bool) -> Iterator[tuple[Target, Target]]:
+def both(speculation: Sequence[str], *, plain_first: bool) -> Iterator[tuple[MeasuredReplica, MeasuredReplica]]:
     """Yield an engine without speculation and one with every rung and the keys `speculation` set."""
     # A health probe of the one that idles is a forward pass beside the other's steps.
     single = ["replicas.tensor_parallel=1", "replicas.expert_parallel=1", "supervision.probe_interval_s=3600"]
@@ -84,7 +85,7 @@ def both(speculation: Sequence[str], *, plain_first: bool) -> Iterator[tuple[Tar
 
 
 def measure(
-    plain: Target, ladder: Target, asked: Asked, *, rungs: Sequence[str], repeats: int
+    plain: MeasuredReplica, ladder: MeasuredReplica, asked: Asked, *, rungs: Sequence[str], repeats: int
 ) -> dict[str, list[Totals]]:
     """Return what each rung and plain did in `repeats` rounds in which all take turns."""
     found: dict[str, list[Totals]] = {name: [] for name in ("plain", *rungs)}
@@ -100,7 +101,7 @@ def measure(
     return found
 
 
-def loaded(engine: Target, asked: Asked) -> Totals:
+def loaded(engine: MeasuredReplica, asked: Asked) -> Totals:
     """Answer prompts of equal length at once, and return what the engine did."""
     before = engine.totals()
     with ThreadPoolExecutor(asked.batch) as users:
@@ -109,7 +110,7 @@ def loaded(engine: Target, asked: Asked) -> Totals:
     return engine.totals().since(before)
 
 
-def full_answer(engine: Target, number: int, asked: Asked) -> None:
+def full_answer(engine: MeasuredReplica, number: int, asked: Asked) -> None:
     """Answer a prompt to its full length, so that the batch is whole in every step."""
     params = {
         "max_new_tokens": asked.tokens,

@@ -15,7 +15,7 @@ from tree_parts import Round, parts_ms
 from sparktier.configs.plan_keys import Rung
 from sparktier.configs.report import report_meta, write_report
 from sparktier.kernels.expand import Shape
-from sparktier.serving.bench.target import deployed
+from sparktier.serving.bench.measured_replica import deployed
 
 ROOT = Path(__file__).resolve().parents[2]
 # The demo's.

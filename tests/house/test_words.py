@@ -18,8 +18,6 @@ PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 # Files of serving/ that still use them; each goes from the list with the last of its words.
 OPEN = (
-    "serving/bench/speculation.py",
-    "serving/bench/steering.py",
     "serving/clients/replica_keys.py",
     "serving/doctor/checks.py",
     "serving/drafting/feature_client.py",
@@ -37,7 +35,6 @@ OPEN = (
     "serving/supervision/failure_reason.py",
     "serving/supervision/local_ray.py",
     "serving/supervision/processes.py",
-    "tests/serving/bench/test_steering.py",
 )
 # This file alone must name them.
 ALLOWED = ("tests/house/test_words.py",)

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from bench import gpu_check
-
-from sparktier.serving.bench.target import Choice
+from bench.gpu_check import Choice
 
 SCRIPT = Path(gpu_check.__file__)
 

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic against an engine whose speed is known, and what a page of metrics says."""
+"""The benchmark's arithmetic against an engine of known speed, and the counters on a metrics page."""
 
 import random
 import statistics
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from sparktier.configs.plan_keys import Rung
-from sparktier.serving.bench.rows import Case, Found, median_interval, report_row
+from sparktier.serving.bench.counters import Totals, totals_in
+from sparktier.serving.bench.measurements import Case, Measurements, median_interval, report_row
 from sparktier.serving.bench.speculation import Load, measure
-from sparktier.serving.bench.target import Totals, totals_in
 
 LENGTHS = {0: 1.0, 2: 2.5}
 STEP_MS = {0: 100.0, 2: 125.0}
@@ -54,7 +54,7 @@ class KnownEngine:
 def measured(engine: KnownEngine, rungs: Sequence[int] = (0, 2), batch: int = 1) -> list[dict[str, object]]:
     load = Load(turns=3, max_tokens=50, repeats=4, seed=1)
     prompts = {"set": [f"prompt {number}" for number in range(20)]}
-    return measure(engine, [Case(batch, 0.0, "set")], rungs, prompts, load, say=lambda _: None)
+    return measure(engine, [Case(batch, 0.0, "set")], rungs, prompts, load, log=lambda _: None)
 
 
 def test_rows_hold_what_the_engine_did() -> None:
@@ -97,13 +97,13 @@ def totals_at(step_ms: float) -> Totals:
 
 def test_a_machine_that_drifts_does_not_move_ratios_nor_the_best_rung() -> None:
     case, drift = Case(1, 0.0, "set"), [1.0, 3.0, 1.0, 2.0, 9.0]
-    found: Found = {
+    measurements: Measurements = {
         (case, Rung.OFF): [totals_at(100 * slow) for slow in drift],
         (case, Rung.CHAIN): [totals_at(80 * slow) for slow in drift],
         # Best in three repeats of five, though its median speed over all of them is not.
         (case, Rung.TREE): [totals_at(ms * slow) for ms, slow in zip((90, 75, 200, 75, 75), drift, strict=True)],
     }
-    chain, tree = (report_row(case, rung, found, {}) for rung in (Rung.CHAIN, Rung.TREE))
+    chain, tree = (report_row(case, rung, measurements, {}) for rung in (Rung.CHAIN, Rung.TREE))
     assert (chain["ratio_to_off"], chain["ratio_to_off_low"]) == pytest.approx((1.25, 1.25))
     assert tree["tok_s"] < chain["tok_s"]
     assert (tree["ratio_to_best"], chain["ratio_to_best"]) == pytest.approx((1.0, 75 / 80))
@@ -121,7 +121,7 @@ def test_what_was_measured_is_kept_after_each_repeat() -> None:
     kept: list[list[dict[str, object]]] = []
     load = Load(turns=1, max_tokens=50, repeats=3, seed=1)
     cases = [Case(1, 0.0, "set"), Case(2, 0.0, "set")]
-    rows = measure(KnownEngine(), cases, (0, 2), {"set": ["a", "b"]}, load, say=lambda _: None, keep=kept.append)
+    rows = measure(KnownEngine(), cases, (0, 2), {"set": ["a", "b"]}, load, log=lambda _: None, on_repeat=kept.append)
     assert [[row["repeats"] for row in part] for part in kept] == [[1] * 6, [2] * 6, [3] * 6]
     assert kept[-1] == rows
 

@@ -1,11 +1,11 @@
-"""While an engine runs under the ladder its rung follows its load, and the ladder goes on learning."""
+"""The rung of a running engine follows its load, and the ladder observes the steps it runs."""
 
 import pytest
 
 from sparktier.cluster.rung_policy import Ladder
 from sparktier.configs.errors import ReplicaError
-from sparktier.serving.bench.steering import climbing
-from sparktier.serving.bench.target import Totals
+from sparktier.serving.bench.counters import Totals
+from sparktier.serving.bench.steering import steer_rung
 from support.deployment import wait_until
 
 TREE_MS = {1: 120.0, 16: 420.0}
@@ -35,7 +35,7 @@ def test_the_rung_follows_the_load() -> None:
     for users, tree_ms in TREE_MS.items():
         ladder.observe(0, users=users, steps=50, step_ms=100 + 2 * (users - 1), round_tokens=1.0)
         ladder.observe(3, users=users, steps=50, step_ms=tree_ms, round_tokens=2.0)
-    with climbing(engine, ladder, users=1, tick_s=0.01) as chosen:
+    with steer_rung(engine, ladder, users=1, tick_s=0.01) as chosen:
         wait_until(lambda: chosen[3] > 2, timeout_s=30, what=lambda: f"trees: {chosen}")
         assert engine.plans == [3]
         engine.users = 16
@@ -48,13 +48,13 @@ def test_what_it_runs_teaches_the_ladder() -> None:
     engine.users = 16
     ladder.observe(0, users=16, steps=50, step_ms=130.0, round_tokens=1.0)
     ladder.observe(3, users=16, steps=5, step_ms=100.0, round_tokens=2.0)  # a lucky five
-    with climbing(engine, ladder, users=16, tick_s=0.01) as chosen:
+    with steer_rung(engine, ladder, users=16, tick_s=0.01) as chosen:
         wait_until(lambda: chosen[0] > 0, timeout_s=30, what=lambda: f"off: {chosen}")
     assert engine.plans[:2] == [3, 0]
 
 
 def test_a_refused_plan_is_no_silent_end_of_the_steering() -> None:
-    """The bench would report a ladder's speed of an engine that stayed where it was."""
+    """Otherwise the bench would report as the ladder's speed that of an engine left on one rung."""
     ladder, engine = Ladder(), Crowding()
     engine.users = 16
     ladder.observe(0, users=16, steps=50, step_ms=130.0, round_tokens=1.0)
@@ -69,6 +69,6 @@ def test_a_refused_plan_is_no_silent_end_of_the_steering() -> None:
     engine.set_plan = set_plan  # type: ignore[method-assign]
     with (
         pytest.raises(ReplicaError, match="must take the plan"),
-        climbing(engine, ladder, users=16, tick_s=0.01) as chosen,
+        steer_rung(engine, ladder, users=16, tick_s=0.01) as chosen,
     ):
         wait_until(lambda: chosen[0] > 0, timeout_s=30, what=lambda: f"off: {chosen}")

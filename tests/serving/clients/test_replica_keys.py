@@ -10,7 +10,7 @@ import pytest
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.loading.loader import settings_from
 from sparktier.configs.rules.sglang_passthrough import passthrough_problems
-from sparktier.serving.bench.target import target_in
+from sparktier.serving.bench.measured_replica import first_replica
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, keys_of, new_keys_file, read_keys, write_private
 from sparktier.serving.drafting.feature_client import EngineFeatures
 from sparktier.serving.supervision import replica_process as replica
@@ -69,7 +69,7 @@ def test_a_benchmark_takes_key_and_address_from_what_up_printed(tmp_path: Path) 
     folder.mkdir()
     file = new_keys_file(folder)
     output = f"logs in {folder}\nkeys of the replicas' own ports in {file}\nreplica 0 serves on http://127.0.0.1:7\n"
-    client = target_in(output)._client
+    client = first_replica(output)._client
     assert client.url == "http://127.0.0.1:7"
     assert client._client.headers["Authorization"] == f"Bearer {read_keys(file).admin}"
 

@@ -8,7 +8,7 @@ from safetensors.torch import save
 
 from sparktier.configs.errors import ReplicaError
 from sparktier.drafter.data.answers import Answer
-from sparktier.serving.bench.target import Target
+from sparktier.serving.bench.measured_replica import MeasuredReplica
 from sparktier.serving.drafting.feature_client import EngineFeatures
 from support.scripted_replica import Script, json_answer, scripted_replica
 
@@ -26,7 +26,7 @@ def answers_once(body: bytes) -> Script:
 
 async def test_the_benchs_requests() -> None:
     async with scripted_replica(answers_once(b'{"usage": {"completion_tokens": 7}}')) as url:
-        target = Target(url, key="a key")
+        target = MeasuredReplica(url, key="a key")
         for _ in range(2):
             assert await asyncio.to_thread(target.answer, "Hi", max_tokens=7, temperature=0.0, seed=1) == 7
 
@@ -45,9 +45,9 @@ async def test_a_replica_that_is_gone_is_one_clear_line() -> None:
 
     async with scripted_replica(hangs_up) as url:
         for ask in (
-            Target(url, key="a key").totals,
-            lambda: Target(url, key="a key").choices("Hi", tokens=1),
-            lambda: Target(url, key="a key").set_plan(rows=0),
+            MeasuredReplica(url, key="a key").totals,
+            lambda: MeasuredReplica(url, key="a key").chat("Hi", max_tokens=1),
+            lambda: MeasuredReplica(url, key="a key").set_plan(rows=0),
         ):
             with pytest.raises(ReplicaError, match=r"must answer .*RemoteProtocolError.*log"):
                 await asyncio.to_thread(ask)

@@ -1,4 +1,4 @@
-"""The outcome of a speculation benchmark as a table and as a plot."""
+"""Shows the rows of a speculation report: a table on the terminal, and a plot in a file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,8 +28,8 @@ _COLUMNS = {
 Rows = Sequence[Mapping[str, Any]]
 
 
-def show(rows: Rows, console: Console) -> None:
-    """Print a line per case and rung: medians, with the 95% interval of the ratios."""
+def print_table(rows: Rows, console: Console) -> None:
+    """Print one line for each case and rung: medians, and the 95% intervals of the ratios."""
     table = Table(*_COLUMNS)
     for row in rows:
         cells = ["" if row[key] is None else form.format(row[key]) for key, form in _COLUMNS.items()]
@@ -40,8 +40,8 @@ def show(rows: Rows, console: Console) -> None:
     console.print(table)
 
 
-def draw(rows: Rows, path: Path) -> None:
-    """Write a PNG: speed over `off` by batch size, a line per rung, a panel per prompt set and temperature."""
+def write_plot(rows: Rows, path: Path) -> None:
+    """Write a PNG: speed-up over `off` by batch size, one line per rung, one panel per prompt set and temperature."""
     panels = list(dict.fromkeys((row["prompts"], row["temperature"]) for row in rows))
     figure = Figure(figsize=(4.5 * len(panels), 3.8), layout="constrained")
     for axes, (prompts, temperature) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
