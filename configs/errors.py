@@ -8,6 +8,7 @@
         ReplicaLost          its answer broke off, or never came
           ReplicaUnreachable it took no connection, so nothing was sent
       OverloadError          no one's fault: no room now, try later (429)
+      ContractError          a message between parts is of another schema, or breaks a rule of it (400)
       ArtifactError          a checkpoint, cache or calibration file is corrupt or does not fit (exit 2)
 
 A message states the rule, the value that broke it, and the cure.
@@ -67,6 +68,10 @@ class ReplicaUnreachable(ReplicaLost):
 
 class OverloadError(SparktierError):
     """No capacity now; the same request can succeed later."""
+
+
+class ContractError(SparktierError):
+    """A message between parts of sparktier that its receiver can't take."""
 
 
 class ArtifactError(SparktierError):

@@ -7,10 +7,18 @@ from sparktier.configs.rules import device as rules_device
 from sparktier.configs.rules import layout as rules_layout
 from sparktier.configs.rules import service as rules_service
 from sparktier.configs.rules import speculation as rules_speculation
+from sparktier.configs.rules import tiers as rules_tiers
 from sparktier.configs.rules import training as rules_training
 from sparktier.configs.settings.settings import Settings
 
-_ALL = (*rules_layout.RULES, *rules_device.RULES, *rules_speculation.RULES, *rules_training.RULES, *rules_service.RULES)
+_ALL = (
+    *rules_layout.RULES,
+    *rules_device.RULES,
+    *rules_speculation.RULES,
+    *rules_training.RULES,
+    *rules_tiers.RULES,
+    *rules_service.RULES,
+)
 
 
 def broken_rules(settings: Settings, *, wrong_keys: Collection[str] = ()) -> list[Problem]:

@@ -48,8 +48,9 @@ class Settings(Section):
     tiers: Mapping[TierId, TierSettings] = Field(
         default_factory=_one_best_effort_tier,
         min_length=1,
-        description="Classes of users by id, a small number that is never given to another tier. Names and promises are"
-        " checked and kept; neither admission nor depth acts on them yet.",
+        description="Classes of users by id, a number from 0 to 63 that is never given to another tier. All keys are"
+        " checked; `promise_tok_s`, `weight` and `cap_tokens` reach the ranks, and can be changed while it runs"
+        " ([tiers](tiers.md)).",
     )
     telemetry: TelemetrySettings = Field(default=TelemetrySettings(), description="What replicas tell of their steps.")
     server: ServerSettings = Field(default=ServerSettings(), description="The HTTP front.")

@@ -1,9 +1,9 @@
-"""The `tiers` section: the speed each class of user is promised.
+"""The `tiers` section: the speed each class of user is promised, its share of a step, and what happens without room.
 
 A tier's id travels in metrics and between parts: it is never given to another.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,18 +11,42 @@ from sparktier.configs.settings.section import Section
 
 HIGHEST_TIER_ID = 63
 TierId = Annotated[int, Field(ge=0, le=HIGHEST_TIER_ID)]
+TierName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 
 
 class TierSettings(Section):
     """One class of users."""
 
-    name: str = Field(
-        pattern=r"^[a-z][a-z0-9_-]{0,31}$", description="What clients and reports call it; lower case, unique."
-    )
+    name: TierName = Field(description="What clients and reports call it; lower case, unique.")
     promise_tok_s: float | None = Field(
         default=None, gt=0, description="Promised speed of each user, in tokens per second; null is best effort."
     )
     ttft_ms: int | None = Field(
         default=None, ge=1, description="Promised time to first token, in milliseconds; null promises none."
     )
+    weight: float = Field(
+        default=1.0, gt=0, le=1000, description="What a token of its users is worth beside those of other tiers."
+    )
+    cap_tokens: int | None = Field(
+        default=None, ge=0, description="Most drafted tokens of a request that one step verifies; null is no bound."
+    )
+    share_frac: float | None = Field(
+        default=None, gt=0, le=1, description="Largest share of a replica's users at once; null is no bound."
+    )
+    yields: bool = Field(
+        default=False,
+        description="May use room that promised tiers leave idle, and is put back into the queue when they need it.",
+    )
+    on_full: Literal["queue", "downgrade", "reject"] = Field(
+        default="queue",
+        description="Without room: `queue` within `ttft_ms`, `downgrade` to the tier of `downgrade_to`, or `reject`.",
+    )
+    downgrade_to: TierName | None = Field(
+        default=None, description="Name of the tier that serves instead with `on_full: downgrade`; it promises less."
+    )
     default: bool = Field(default=False, description="Serves requests that name no tier. Exactly one tier has it.")
+
+    @property
+    def promised_tok_s(self) -> float:
+        """The promise as a number; best effort is 0."""
+        return self.promise_tok_s or 0.0

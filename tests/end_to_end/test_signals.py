@@ -9,7 +9,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sparktier.configs.contracts import RankLoad, Signals
+from sparktier.configs.contracts.signals import RankLoad, Signals
 from support import replica_http
 from support.deployment import MODEL, Deployment, deployed, wait_until
 from support.generation import generate, generate_all, random_prompts, set_plan

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from sparktier.configs.contracts import Signals
+from sparktier.configs.contracts.signals import Signals
 from support import replica_http
 from support.deployment import Deployment, deployed, wait_until
 from support.generation import Switching

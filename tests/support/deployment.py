@@ -15,7 +15,7 @@ import httpx
 import openai
 import psutil
 
-from sparktier.configs.contracts import Signals
+from sparktier.configs.contracts.signals import Signals
 from sparktier.serving.clients.addresses import http_url
 from sparktier.serving.clients.replica_keys import Keys, read_keys
 from support import replica_http

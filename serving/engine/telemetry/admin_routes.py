@@ -4,6 +4,7 @@ Asks the ranks through SGLang's internal-state request, which they answer betwee
 """
 
 import asyncio
+import itertools
 import logging
 import struct
 import time
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 def admin_routes(reports: list[RankReport], tokenizer_manager: Any, *, replica_id: str) -> APIRouter:
     """Return the routes of the replica `replica_id`, whose ranks said `reports` when they started."""
     router = APIRouter()
-    states = _States(tokenizer_manager)
+    states, seq = _States(tokenizer_manager), itertools.count(1)
 
     @router.get("/sparktier/ranks")
     def ranks() -> list[RankReport]:
@@ -40,7 +41,7 @@ def admin_routes(reports: list[RankReport], tokenizer_manager: Any, *, replica_i
     async def signals() -> Response:
         try:
             at_ms, found = await states.read()
-            message = signals_of(found, replica_id=replica_id, at_ms=at_ms)
+            message = signals_of(found, replica_id=replica_id, seq=next(seq), at_ms=at_ms)
         except ReplicaError as error:
             return _unavailable(error)
         return Response(message.model_dump_json(), media_type="application/json")

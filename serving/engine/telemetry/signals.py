@@ -4,15 +4,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sparktier.configs.contracts import CanaryReport, RankLoad, Signals, StepShare, UserSpeed
+from sparktier.configs.contracts.message import Spread
+from sparktier.configs.contracts.signals import CanaryReport, RankLoad, Signals, TierInForce
 from sparktier.configs.errors import ReplicaError
 from sparktier.serving.engine.telemetry.rank_state import RankState
 from sparktier.serving.engine.telemetry.spec_stats import TierFigures, acceptance
 
-_NO_CANARY = CanaryReport(state="off", scored=0, alarms=0)
+_NO_CANARY = CanaryReport(state="off", scored_tokens=0, alarms=0)
 
 
-def signals_of(states: Sequence[RankState], *, replica_id: str, at_ms: int) -> Signals:
+def signals_of(states: Sequence[RankState], *, replica_id: str, seq: int, at_ms: int) -> Signals:
     """Return the signals of a replica whose ranks are in `states`.
 
     Steps of different attention groups keep pace with each other, so their slowest time is everybody's.
@@ -29,12 +30,15 @@ def signals_of(states: Sequence[RankState], *, replica_id: str, at_ms: int) -> S
     groups = leaders(states)
     return Signals(
         replica_id=replica_id,
+        epoch=0,
+        seq=seq,
         at_ms=at_ms,
         plan_version=version,
         rung=rung,
         rows=rows,
         shares={
-            tier: StepShare(floor_tokens=floor, cap_tokens=cap, weight=weight) for tier, (floor, cap, weight) in shares
+            tier: TierInForce(promise_tok_s=None, weight=weight or 1.0, cap_tokens=cap)
+            for tier, (_, cap, weight) in shares
         },
         ranks=tuple(_load(state) for state in groups),
         step_ms=_slowest([state.step_ms for state in groups]),
@@ -81,10 +85,10 @@ def _slowest(times: Iterable[Mapping[int, float]]) -> dict[int, float]:
     return found
 
 
-def _speeds(groups: Iterable[RankState]) -> dict[int, UserSpeed]:
+def _speeds(groups: Iterable[RankState]) -> dict[int, Spread]:
     speeds: dict[int, list[float]] = {}
     for state in groups:
         for tier, values in state.speeds.items():
             speeds.setdefault(tier, []).extend(values)
     quantiles = {tier: np.percentile(values, [5, 50]) for tier, values in speeds.items()}
-    return {tier: UserSpeed(p5=float(p5), p50=float(p50)) for tier, (p5, p50) in quantiles.items()}
+    return {tier: Spread(p5=float(p5), p50=float(p50)) for tier, (p5, p50) in quantiles.items()}

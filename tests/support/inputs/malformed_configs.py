@@ -140,6 +140,42 @@ MALFORMED = {
         MODEL + "tiers: {1: {name: a, default: true}, 2: {name: a, default: true}}\n",
         ["tiers", "tiers.2.name"],
     ),
+    "downgrades that lead nowhere": (
+        MODEL
+        + "tiers: {1: {name: a, default: true, on_full: downgrade}, 2: {name: b, downgrade_to: a},"
+        " 3: {name: c, on_full: downgrade, downgrade_to: d}}\n",
+        ["tiers.1.downgrade_to", "tiers.2.downgrade_to", "tiers.3.downgrade_to"],
+    ),
+    "a downgrade to more, and one to as much": (
+        MODEL
+        + "tiers: {1: {name: a, default: true, promise_tok_s: 80, on_full: downgrade, downgrade_to: b},"
+        " 2: {name: b, promise_tok_s: 120, on_full: reject}, 3: {name: c, on_full: downgrade, downgrade_to: d},"
+        " 4: {name: d}}\n",
+        ["tiers.1.downgrade_to", "tiers.3.downgrade_to"],
+    ),
+    "downgrades in a circle, and to itself": (
+        MODEL
+        + "tiers: {1: {name: a, default: true, promise_tok_s: 80, on_full: downgrade, downgrade_to: b},"
+        " 2: {name: b, promise_tok_s: 40, on_full: downgrade, downgrade_to: a},"
+        " 3: {name: c, on_full: downgrade, downgrade_to: c}}\n",
+        ["tiers.1.downgrade_to", "tiers.2.downgrade_to", "tiers.3.downgrade_to"],
+    ),
+    "a promise that yields": (
+        MODEL + "tiers: {1: {name: a, default: true, promise_tok_s: 80, yields: true}}\n",
+        ["tiers.1.yields"],
+    ),
+    "shares, weights and caps out of range": (
+        MODEL
+        + "tiers: {1: {name: a, default: true, promise_tok_s: 0}, 2: {name: b, share_frac: 1.01},"
+        " 3: {name: c, weight: 0}, 4: {name: d, cap_tokens: -1, on_full: wait}}\n",
+        [
+            "tiers.1.promise_tok_s",
+            "tiers.2.share_frac",
+            "tiers.3.weight",
+            "tiers.4.cap_tokens",
+            "tiers.4.on_full",
+        ],
+    ),
     "tier id out of range": (MODEL + "tiers: {64: {name: a, default: true}}\n", ["tiers.64"]),
     "no tier at all": (MODEL + "tiers: {}\n", ["tiers"]),
     "backoff that shrinks": (

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sparktier.configs.contracts import Signals
+from sparktier.configs.contracts.signals import Signals
 from sparktier.configs.errors import ReplicaError
 from sparktier.configs.plan_keys import TierShare
 from sparktier.serving.engine.telemetry.rank_state import RankState, dump, load
@@ -14,14 +14,14 @@ from support.rank_states import figures_of, rank_state
 
 
 def signals(*states: RankState) -> Signals:
-    return signals_of(states, replica_id="replica-3", at_ms=99)
+    return signals_of(states, replica_id="replica-3", seq=4, at_ms=99)
 
 
 def test_one_rank_is_the_whole_replica() -> None:
     found = signals(rank_state())
     assert (found.replica_id, found.at_ms) == ("replica-3", 99)
     assert (found.plan_version, found.rung, found.rows) == (7, 2, 12)
-    assert found.shares[5].model_dump() == {"floor_tokens": 1, "cap_tokens": 4, "weight": 2.5}
+    assert found.shares[5].model_dump() == {"promise_tok_s": None, "cap_tokens": 4, "weight": 2.5}
     [rank] = found.ranks
     assert rank.model_dump() == {
         "dp_rank": 0,
@@ -36,7 +36,7 @@ def test_one_rank_is_the_whole_replica() -> None:
     assert found.tok_s_per_user[0].p50 == 20.0
     assert 10.0 < found.tok_s_per_user[0].p5 < 12.0
     assert found.tok_s_per_user[5].model_dump() == {"p5": 7.0, "p50": 7.0}
-    assert found.canary.model_dump() == {"state": "off", "scored": 0, "alarms": 0}
+    assert found.canary.model_dump() == {"state": "off", "scored_tokens": 0, "alarms": 0}
 
 
 def test_the_message_is_the_contract_s_own_json() -> None:
