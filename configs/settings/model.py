@@ -64,6 +64,7 @@ def local_path(path: str) -> Path:
 
 
 ModelPath = Annotated[str, AfterValidator(_known_source)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal[
     "awq", "awq_marlin", "compressed-tensors", "fp8", "gptq", "gptq_marlin", "modelopt_fp4", "modelopt_fp8", "mxfp4",
     "w4afp8", "w8a8_fp8", "w8a8_int8",
@@ -87,7 +88,7 @@ class ModelSettings(Section):
     served_name: str | None = Field(
         default=None, min_length=1, description="Name that clients ask for; null takes the last part of `path`."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Dtype = Field(
         default="auto",
         description="Number format of weights and activations; `auto` follows the checkpoint, but is float32 on a CPU "
         "that is slow in bfloat16 (AVX2 alone).",

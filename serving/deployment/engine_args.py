@@ -1,15 +1,14 @@
-"""From settings to what SGLang 0.5.23 is started with: keyword arguments of `ServerArgs`, and environment variables.
+"""From resolved settings to what SGLang 0.5.23 is started with: keyword arguments of `ServerArgs`, and environment.
 
-Pure: imports no SGLang, asks no device. A test compares every name used here with the installed `ServerArgs`.
+Pure. A test compares every name used here with the installed `ServerArgs`.
 """
 
-from typing import Any, Literal
+from typing import Any
 
-from sparktier.configs.errors import ConfigError
-from sparktier.configs.rules.all import broken_rules
 from sparktier.configs.rules.layout import kv_tokens_of_longest
 from sparktier.configs.settings.settings import Settings, SpeculationSettings, TrainingSettings
 from sparktier.configs.settings.speculation import LADDERS
+from sparktier.serving.deployment.resolved import Resolved
 from sparktier.serving.engine.rank_options import (
     ALGORITHM,
     KEYED_SAMPLER,
@@ -20,8 +19,6 @@ from sparktier.serving.engine.rank_options import (
     TreeBounds,
     fresh_endpoint,
 )
-
-Device = Literal["cpu", "cuda"]
 
 # SGLang sizes the cache by what memory is free, which on a CPU is everybody's, and each rank would take it all.
 DEFAULT_CPU_KV_TOKENS = 16384
@@ -37,39 +34,35 @@ _DISPATCH_ROWS_ENV = {
 }
 
 
-def engine_kwargs(settings: Settings, *, replica: int, device: Device, model_path: str) -> dict[str, Any]:
-    """Return the `ServerArgs` fields for one replica; whatever is left out keeps SGLang's default.
+def engine_kwargs(resolved: Resolved, *, replica: int) -> dict[str, Any]:
+    """Return the `ServerArgs` fields for one replica; a field that is left out keeps SGLang's default.
 
-    `model_path` is where the weights are by now (a built demo, a local directory, or still the hub id); `device` is
-    what `auto` came to. Host and port are the caller's to add.
-
-    Raises:
-        ConfigError: the settings can't run on `device`.
+    The caller adds host and port.
     """
-    resolved = on_device(settings, device)
+    settings = resolved.settings
     chosen = {
-        "model_path": model_path,
         # Unseeded requests must not draw the same numbers on every replica, nor others after a restart.
         "random_seed": replica,
         "use_ray": True,
-        "device": device,
+        "device": resolved.device,
         "log_level": "warning",
         "enable_metrics": True,
         **_model(resolved),
-        **_layout(resolved),
+        **_layout(settings),
         **_speculation(resolved),
-        **resolved.replicas.sglang_args,
-        **(_cpu(resolved) if device == "cpu" else {}),
+        **settings.replicas.sglang_args,
+        **(_cpu(settings) if resolved.device == "cpu" else {}),
     }
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def engine_environment(settings: Settings) -> dict[str, str]:
+def engine_environment(resolved: Resolved) -> dict[str, str]:
     """Return the variables that every rank of a replica needs; SGLang reads these settings from nowhere else."""
+    settings = resolved.settings
     environment: dict[str, str] = {}
     if settings.speculation.method in LADDERS:
         # Ragged rows need SGLang's compact verify graphs where there are graphs; without any, nothing changes.
-        environment["SGLANG_RAGGED_VERIFY_MODE"] = "compact" if settings.replicas.device == "cuda" else "static"
+        environment["SGLANG_RAGGED_VERIFY_MODE"] = "compact" if resolved.device == "cuda" else "static"
     if settings.speculation.method == "dspark_native":
         environment["SGLANG_RAGGED_VERIFY_MODE"] = settings.speculation.verification
     if rows_env := _DISPATCH_ROWS_ENV.get(settings.replicas.moe_all_to_all):
@@ -87,25 +80,13 @@ def rank_options_of(settings: Settings) -> RankOptions:
     )
 
 
-def on_device(settings: Settings, device: Device) -> Settings:
-    """Return `settings` with `replicas.device` set to `device`.
-
-    Raises:
-        ConfigError: a rule forbids that.
-    """
-    replicas = settings.replicas.model_copy(update={"device": device})
-    resolved = settings.model_copy(update={"replicas": replicas})
-    if problems := broken_rules(resolved):
-        raise ConfigError(problems)
-    return resolved
-
-
-def _model(settings: Settings) -> dict[str, Any]:
-    model = settings.model
+def _model(resolved: Resolved) -> dict[str, Any]:
+    model = resolved.settings.model
     return {
+        "model_path": resolved.model,
         "revision": model.revision,
         "served_model_name": model.public_name,
-        "dtype": model.dtype,
+        "dtype": resolved.dtype,
         "quantization": model.quantization,
         "kv_cache_dtype": model.kv_dtype,
         "context_length": model.context_tokens,
@@ -133,17 +114,21 @@ def _layout(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _speculation(settings: Settings) -> dict[str, Any]:
-    speculation = settings.speculation
+def _speculation(resolved: Resolved) -> dict[str, Any]:
+    settings, speculation = resolved.settings, resolved.settings.speculation
+    draft = {
+        "speculative_draft_model_path": resolved.draft,
+        "speculative_draft_model_revision": speculation.draft_revision,
+    }
     if speculation.method == "dspark_native":
-        return _dspark(speculation, attention_groups=settings.replicas.attention_data_parallel)
+        return draft | _dspark(speculation, attention_groups=settings.replicas.attention_data_parallel)
     if speculation.method == "standalone":
-        return _standalone(speculation)
+        return draft | _standalone(speculation)
     if speculation.method in LADDERS:
-        return {"sampling_backend": KEYED_SAMPLER, **_ladder(speculation)}
+        return draft | {"sampling_backend": KEYED_SAMPLER, **_ladder(speculation)}
     # On GPUs plain decoding keeps SGLang's own fused sampler.
-    sampler = {"sampling_backend": KEYED_SAMPLER} if settings.replicas.device == "cpu" else {}
-    return {**sampler, **_capture(settings.training)}
+    sampler = {"sampling_backend": KEYED_SAMPLER} if resolved.device == "cpu" else {}
+    return sampler | _capture(settings.training)
 
 
 def _feature_options(training: TrainingSettings) -> FeatureOptions | None:
@@ -169,8 +154,6 @@ def _ladder_options(speculation: SpeculationSettings) -> LadderOptions:
 def _ladder(speculation: SpeculationSettings) -> dict[str, Any]:
     return {
         "speculative_algorithm": ALGORITHM,
-        "speculative_draft_model_path": speculation.draft_path,
-        "speculative_draft_model_revision": speculation.draft_revision,
         "speculative_num_draft_tokens": speculation.rows_per_request,
     }
 
@@ -189,8 +172,6 @@ def _capture(training: TrainingSettings) -> dict[str, Any]:
 def _dspark(speculation: SpeculationSettings, *, attention_groups: int) -> dict[str, Any]:
     return {
         "speculative_algorithm": "DSPARK",
-        "speculative_draft_model_path": speculation.draft_path,
-        "speculative_draft_model_revision": speculation.draft_revision,
         "speculative_dspark_block_size": speculation.block_tokens,
         "speculative_dspark_sps_table_path": speculation.step_cost_path,
         "speculative_dspark_confidence_sts_path": speculation.calibration_path,
@@ -203,8 +184,6 @@ def _standalone(speculation: SpeculationSettings) -> dict[str, Any]:
     block = speculation.block_tokens
     return {
         "speculative_algorithm": "STANDALONE",
-        "speculative_draft_model_path": speculation.draft_path,
-        "speculative_draft_model_revision": speculation.draft_revision,
         "speculative_num_steps": block,
         # A chain. SGLang wants all three or none (speculative_hook.py, _handle_eagle_family).
         "speculative_eagle_topk": None if block is None else 1,

@@ -4,6 +4,7 @@ meant, and refuses a drafter made for another target.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.settings.model import ModelSource, local_path, model_source
@@ -12,8 +13,15 @@ from sparktier.configs.settings.speculation import LADDERS
 from sparktier.serving.engine.targets.target_support import facts_of, require_supported
 
 
-def with_local_weights(settings: Settings, *, progress: Callable[[str], None] = lambda _: None) -> Settings:
-    """Return `settings` with both paths as SGLang takes them, and the name that clients knew the model by.
+class Weights(NamedTuple):
+    """Both paths as SGLang takes them: a folder, or a hub id that it fetches itself."""
+
+    model: str
+    draft: str | None
+
+
+def local_weights(settings: Settings, *, progress: Callable[[str], None] = lambda _: None) -> Weights:
+    """Return where the weights of `settings` are on this machine.
 
     Raises:
         ArtifactError: there is no checkpoint where one is named, the drafter is not this target's, or the method of
@@ -23,9 +31,7 @@ def with_local_weights(settings: Settings, *, progress: Callable[[str], None] = 
     drafter = _draft_folder(settings)
     model = local_model(settings, progress=progress)
     _require_supported_target(settings, Path(model))
-    named = settings.model.model_copy(update={"path": model, "served_name": settings.model.public_name})
-    draft = settings.speculation.model_copy(update={"draft_path": _fitting_draft(settings, drafter, Path(model))})
-    return settings.model_copy(update={"model": named, "speculation": draft})
+    return Weights(model, _fitting_draft(settings, drafter, Path(model)))
 
 
 def _require_supported_target(settings: Settings, model: Path) -> None:

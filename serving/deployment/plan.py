@@ -12,9 +12,10 @@ from sparktier.configs.errors import ArtifactError
 from sparktier.configs.rules.device import rows_per_rank
 from sparktier.configs.settings.settings import Settings
 from sparktier.configs.settings.speculation import LADDERS
-from sparktier.serving.deployment.engine_args import Device, engine_environment, engine_kwargs
+from sparktier.serving.deployment.engine_args import engine_environment, engine_kwargs
 from sparktier.serving.deployment.memory import MIB, RankMemory, estimated_reserve_bytes, graph_mib, rank_memory
 from sparktier.serving.deployment.model_sizes import ModelFacts, model_facts, read_config
+from sparktier.serving.deployment.resolved import GPU_NODE, resolve_without_weights
 from sparktier.serving.engine.targets.target_support import facts_of, target_refusal
 
 _GIB = 1 << 30
@@ -75,11 +76,10 @@ def plan_of(settings: Settings, model: ModelFacts, draft: ModelFacts | None) -> 
 
 
 def _arguments(settings: Settings) -> Iterator[Row]:
-    device: Device = "cuda" if settings.replicas.device == "auto" else settings.replicas.device
-    kwargs = engine_kwargs(settings, replica=0, device=device, model_path=settings.model.path)
-    for name, value in sorted(kwargs.items()):
+    resolved = resolve_without_weights(settings, GPU_NODE)
+    for name, value in sorted(engine_kwargs(resolved, replica=0).items()):
         yield Row("SGLang arguments", name, value if isinstance(value, int | float) else str(value))
-    for name, value in sorted(engine_environment(settings).items()):
+    for name, value in sorted(engine_environment(resolved).items()):
         yield Row("environment", name, value)
 
 

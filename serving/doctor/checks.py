@@ -22,8 +22,8 @@ from sparktier.configs.settings.model import ModelSource
 from sparktier.configs.settings.settings import Settings
 from sparktier.serving.clients.addresses import host_port, listening
 from sparktier.serving.demo_model import built_demo_model, require_buildable
-from sparktier.serving.deployment.device import resolve_device, with_dtype_of
 from sparktier.serving.deployment.model_source import local_checkpoint
+from sparktier.serving.deployment.resolved import THIS_MACHINE, Machine, device_of, dtype_of
 from sparktier.serving.engine.upstream import check as upstream
 from sparktier.serving.engine.upstream.source import installed_root
 from sparktier.serving.supervision.run_dir import runs_folder
@@ -108,13 +108,11 @@ def check_plugins(_: Settings) -> Iterator[Finding]:
         yield _finding("SGLANG_PLUGINS", right, allowed, "Add sparktier to it, or unset it.")
 
 
-def check_device(settings: Settings) -> Iterator[Finding]:
-    """What the ranks run on is here."""
-    if resolve_device(settings) == "cpu":
-        cores = len(os.sched_getaffinity(0))
-        ranks = settings.replicas.ranks
-        cure = f"{ranks} ranks will share {cores} cores; use fewer ranks."
-        yield _finding("CPU cores", cores >= ranks, f"{cores}, no GPU used", cure, otherwise="warning")
+def check_device(settings: Settings, machine: Machine = THIS_MACHINE) -> Iterator[Finding]:
+    """The GPUs are here, or the CPU has a core for each rank and is quick in the number format of the model."""
+    if device_of(settings, machine) == "cpu":
+        yield _cpu_cores(settings)
+        yield _cpu_number_format(settings, machine)
         return
     import torch
 
@@ -124,17 +122,19 @@ def check_device(settings: Settings) -> Iterator[Finding]:
     yield _finding("GPUs", len(names) >= here, ", ".join(names) or "none", cure)
 
 
-def check_dtype(settings: Settings) -> Iterator[Finding]:
-    """This CPU is quick in the numbers it will compute with."""
-    if resolve_device(settings) != "cpu":
-        return
-    from sparktier.kernels.cpu_features import has_bfloat16_units
+def _cpu_cores(settings: Settings) -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    ranks = settings.replicas.ranks
+    cure = f"{ranks} ranks will share {cores} cores; use fewer ranks."
+    return _finding("CPU cores", cores >= ranks, f"{cores}, no GPU used", cure, otherwise="warning")
 
-    dtype = with_dtype_of(settings, "cpu").model.dtype
+
+def _cpu_number_format(settings: Settings, machine: Machine) -> Finding:
+    dtype = dtype_of(settings, "cpu", machine)
     found = "the checkpoint's" if dtype == "auto" else dtype
     cure = "This CPU has no units for it, so a row of a draft costs as much as a step; set model.dtype to auto."
-    quick = has_bfloat16_units() or dtype == "float32"
-    yield _finding("CPU number format", quick, found, cure, otherwise="warning")
+    quick = machine.has_bfloat16_units() or dtype == "float32"
+    return _finding("CPU number format", quick, found, cure, otherwise="warning")
 
 
 def check_memory(settings: Settings) -> Iterator[Finding]:
@@ -166,7 +166,7 @@ def check_disk(_: Settings) -> Iterator[Finding]:
 
 
 def check_port(settings: Settings) -> Iterator[Finding]:
-    """Nobody else listens where the front will."""
+    """The port of the front is free."""
     host, port = settings.server.host, settings.server.port
     try:
         listening(host, port).close()
@@ -221,7 +221,6 @@ _CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_upstream,
     check_plugins,
     check_device,
-    check_dtype,
     check_memory,
     check_disk,
     check_port,

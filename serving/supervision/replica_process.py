@@ -1,6 +1,6 @@
 """The process of one replica: joins Ray, reserves its ranks, and serves SGLang's OpenAI API on a port of its own.
 
-`sparktier engine` runs it; `sparktier up` starts it with a file of resolved settings.
+`sparktier engine` runs it. `sparktier up` starts it with a settings file that leaves nothing open.
 """
 
 import atexit
@@ -18,15 +18,8 @@ from sparktier.configs.errors import ConfigError, Problem, ReplicaError
 from sparktier.configs.settings.settings import Settings
 from sparktier.serving.clients.addresses import no_proxy_env
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, Keys, keys_of, new_keys_file
-from sparktier.serving.deployment.device import resolve_device, with_dtype_of
-from sparktier.serving.deployment.engine_args import (
-    Device,
-    engine_environment,
-    engine_kwargs,
-    on_device,
-    rank_options_of,
-)
-from sparktier.serving.deployment.model_source import with_local_weights
+from sparktier.serving.deployment.engine_args import engine_environment, engine_kwargs, rank_options_of
+from sparktier.serving.deployment.resolved import Resolved, resolve
 from sparktier.serving.supervision.run_dir import METRICS_DIR_ENV
 
 EXIT_NOT_STARTED = 69
@@ -38,24 +31,24 @@ _MODEL_PACKAGE = "sparktier.serving.engine.models"
 def run(settings: Settings, *, replica: int, port: int) -> int:
     """Serve replica number `replica` on `port` until told to stop, and return the exit status.
 
+    The settings are resolved on this node. A file that `sparktier up` wrote resolves to what it found.
+
     Raises ConfigError when the settings don't fit the device or name no cluster, ArtifactError when there is no model.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    device = resolve_device(settings)
     keys = _keys()
     try:
+        resolved = resolve(settings)
         # Imported before Ray so that this process's own SGLang sees the same environment as the ranks.
-        env = {**rank_env(settings, device=device), **_metrics_env()}
+        env = {**rank_env(resolved), **_metrics_env()}
         os.environ.update(no_proxy_env(os.environ) | env)
         node = join_cluster(_address(settings), namespace=f"sparktier-{replica}", rank_env=env)
         shape = RankBundles(ranks=settings.replicas.tensor_parallel, nodes=settings.replicas.nodes)
         group = reserve(shape, first_node=node, timeout_s=_RESERVE_TIMEOUT_S)
         from sparktier.serving.engine.launch import serve
 
-        local = with_dtype_of(with_local_weights(settings), device)
-        arguments = engine_kwargs(local, replica=replica, device=device, model_path=local.model.path)
         serve(
-            {**arguments, "port": port},
+            {**engine_kwargs(resolved, replica=replica), "port": port},
             keys=keys,
             replica_id=f"replica-{replica}",
             group=group,
@@ -79,18 +72,19 @@ def _address(settings: Settings) -> str:
     return address
 
 
-def rank_env(settings: Settings, *, device: Device) -> dict[str, str]:
+def rank_env(resolved: Resolved) -> dict[str, str]:
     """Return the environment of every rank, and of the process that starts them."""
+    settings = resolved.settings
     operator = {name: value for name, value in os.environ.items() if name.startswith(("SGLANG_", "NCCL_"))}
     env = {
         **operator,
-        **engine_environment(on_device(settings, device)),
+        **engine_environment(resolved),
         "SGLANG_EXTERNAL_MODEL_PACKAGE": _MODEL_PACKAGE,
         **rank_options_of(settings).environment(),
     }
     if settings.telemetry.otlp_endpoint is not None:
         env[OTEL_EXPORTER_OTLP_TRACES_ENDPOINT] = settings.telemetry.otlp_endpoint
-    if device == "cpu":
+    if resolved.device == "cpu":
         # SGLang compiles a few small functions; on a CPU that takes 30 s of every start, needs a C++ compiler, and
         # gains nothing that shows in a step.
         env["TORCHDYNAMO_DISABLE"] = "1"

@@ -20,9 +20,7 @@ from sparktier.configs.settings.settings import Settings
 from sparktier.serving.clients.addresses import host_port, http_url, listening
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, bearer, new_keys_file, read_keys, write_private
-from sparktier.serving.deployment.device import resolve_device
-from sparktier.serving.deployment.engine_args import on_device
-from sparktier.serving.deployment.model_source import with_local_weights
+from sparktier.serving.deployment.resolved import Resolved, resolve
 from sparktier.serving.gateway.http import front
 from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
 from sparktier.serving.supervision.local_ray import LocalRay
@@ -44,11 +42,10 @@ def run(settings: Settings) -> int:
     Raises ConfigError when the device can't do what they ask or the port is taken, ReplicaError when nothing starts,
     ArtifactError when logs have no place, and what building or finding the model raises.
     """
-    on_device(settings, resolve_device(settings))
     adopt_orphans()
     with _listener(settings) as listener:
         runs = runs_folder()
-        resolved = with_local_weights(settings, progress=_say)
+        resolved = resolve(settings, progress=_say)
         try:
             asyncio.run(_Deployment(resolved, new_run_dir(runs)).serve(listener))
         finally:
@@ -57,14 +54,14 @@ def run(settings: Settings) -> int:
 
 
 class _Deployment:
-    def __init__(self, settings: Settings, run_dir: RunDir) -> None:
-        self._settings = settings
+    def __init__(self, resolved: Resolved, run_dir: RunDir) -> None:
+        self._settings = settings = resolved.settings
         self._run_dir = run_dir
         self._settings_file = run_dir.path / "settings.yaml"
-        write_private(self._settings_file, yaml.safe_dump(settings.model_dump()))
+        write_private(self._settings_file, yaml.safe_dump(resolved.as_file()))
         self._keys_file = new_keys_file(run_dir.path)
         run_dir.keep(self._settings_file, self._keys_file)
-        local = None if settings.ray.address else LocalRay(run_dir.path / "ray.log", self._logical_gpus())
+        local = None if settings.ray.address else LocalRay(run_dir.path / "ray.log", _logical_gpus(resolved))
         self._ray = RayKeeper(local, settings.supervision, _say)
         self._table = ReplicaTable(tuple(Replica(number) for number in range(settings.replicas.count)))
 
@@ -139,8 +136,10 @@ class _Deployment:
         )
         return ReplicaKeeper(replica, self._settings.supervision, around, client)
 
-    def _logical_gpus(self) -> int | None:
-        return self._settings.replicas.ranks if resolve_device(self._settings) == "cpu" else None
+
+def _logical_gpus(resolved: Resolved) -> int | None:
+    """Return how many GPUs a local Ray cluster is told of: one a rank where there are none, None to count real ones."""
+    return resolved.settings.replicas.ranks if resolved.device == "cpu" else None
 
 
 class _Server(uvicorn.Server):

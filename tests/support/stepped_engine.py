@@ -15,6 +15,7 @@ import torch
 
 from sparktier.configs.loading.loader import settings_from
 from sparktier.serving.deployment.engine_args import engine_kwargs
+from sparktier.serving.deployment.resolved import resolve
 from sparktier.serving.supervision.replica_process import rank_env
 
 
@@ -45,6 +46,7 @@ class SteppedEngine:
             {
                 "model": {"path": str(model), "dtype": "float32", "context_tokens": 1024},
                 "replicas": {
+                    "device": "cpu",
                     "tensor_parallel": place.ranks,
                     "expert_parallel": place.ranks,
                     "max_running_requests": 8,
@@ -54,11 +56,11 @@ class SteppedEngine:
                 "speculation": tree if draft is not None else {"method": "none"},
             }
         )
-        os.environ.update(rank_env(settings, device="cpu"))
+        resolved = resolve(settings)
+        os.environ.update(rank_env(resolved))
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join([cores] * place.ranks)
-        arguments = engine_kwargs(settings, replica=0, device="cpu", model_path=str(model))
-        self.scheduler = _scheduler(arguments, place)
+        self.scheduler = _scheduler(engine_kwargs(resolved, replica=0), place)
 
     @property
     def worker(self) -> Any:

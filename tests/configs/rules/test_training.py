@@ -7,6 +7,7 @@ import pytest
 from sparktier.configs.errors import ConfigError
 from sparktier.configs.loading.loader import settings_from
 from sparktier.serving.deployment.engine_args import engine_kwargs
+from support.machines import resolved_on
 
 DRAFT = {"method": "chain", "draft_path": "/drafts/one"}
 REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -36,7 +37,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 def kwargs(**sections: Any) -> dict[str, Any]:
     settings = settings_from({"model": {"path": "demo"}, **sections})
-    return engine_kwargs(settings, replica=0, device="cpu", model_path="/model")
+    return engine_kwargs(resolved_on("cpu", settings), replica=0)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -11,7 +11,7 @@ from sparktier.drafter.demo.location import demo_draft
 from sparktier.drafter.model.checkpoint import load_draft
 from sparktier.drafter.model.edge_calibration import read_children
 from sparktier.serving.demo_model import ensure_demo_model
-from sparktier.serving.deployment.model_source import with_local_weights
+from sparktier.serving.deployment.model_source import local_weights
 from support import replica_http
 from support.deployment import ROOT, deployed
 from support.generation import set_plan
@@ -28,9 +28,9 @@ def test_it_is_small_and_fits_the_demo_model() -> None:
 
 
 def test_the_demo_serves_with_it() -> None:
-    served = with_local_weights(load_settings(ROOT / "configs" / "demo.yaml"))
-    assert served.speculation.method == "chain"
-    assert Path(str(served.speculation.draft_path)) == demo_draft()
+    settings = load_settings(ROOT / "configs" / "demo.yaml")
+    assert settings.speculation.method == "chain"
+    assert Path(str(local_weights(settings).draft)) == demo_draft()
 
 
 @pytest.mark.engine

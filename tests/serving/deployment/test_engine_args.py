@@ -11,13 +11,15 @@ from sparktier.configs.errors import ConfigError
 from sparktier.configs.loading.loader import load_settings, settings_from
 from sparktier.configs.rules.sglang_passthrough import known_arguments
 from sparktier.serving.deployment.engine_args import engine_environment, engine_kwargs
+from sparktier.serving.deployment.resolved import Device
+from support.machines import resolved_on
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 DSPARK = {"method": "dspark_native", "block_tokens": 5, "verification": "compact", "step_cost_path": "/t/sps.json"}
 
 
-def kwargs_of(data: dict[str, Any], device: Any = "cuda") -> dict[str, Any]:
-    return engine_kwargs(settings_from(data), replica=3, device=device, model_path="/weights")
+def kwargs_of(data: dict[str, Any], device: Device = "cuda") -> dict[str, Any]:
+    return engine_kwargs(resolved_on(device, settings_from(data), "/weights"), replica=3)
 
 
 def test_the_recorded_argument_names_are_those_of_the_installed_sglang() -> None:
@@ -31,7 +33,7 @@ def test_the_recorded_argument_names_are_those_of_the_installed_sglang() -> None
 def test_sglang_accepts_the_arguments_of_every_shipped_file(file: Path) -> None:
     from sglang.srt.server_args import ServerArgs
 
-    kwargs = engine_kwargs(load_settings(file), replica=0, device="cuda", model_path="/weights")
+    kwargs = engine_kwargs(resolved_on("cuda", load_settings(file), "/weights"), replica=0)
     arguments = ServerArgs(**kwargs)
     assert {name: getattr(arguments, name) for name in kwargs} == kwargs
 
@@ -64,7 +66,7 @@ def test_environment_variables_are_read_by_the_installed_sglang() -> None:
             },
             "speculation": DSPARK,
         }
-        environment = engine_environment(settings_from(data))
+        environment = engine_environment(resolved_on("cuda", settings_from(data)))
         assert sorted(environment.values()) == ["256", "compact"]
         assert all(name in read for name in environment)
 

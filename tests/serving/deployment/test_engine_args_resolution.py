@@ -10,6 +10,7 @@ from sparktier.configs.errors import ConfigError
 from sparktier.configs.loading.loader import load_settings, settings_from
 from sparktier.serving.deployment.engine_args import engine_environment, engine_kwargs
 from sparktier.serving.deployment.model_sizes import read_config
+from support.machines import resolved_on
 from support.resolve_arguments import resolve
 
 DEPLOYMENTS = sorted((Path(__file__).resolve().parents[3] / "configs" / "deployments").glob("*.yaml"))
@@ -78,10 +79,11 @@ def answers(local: Any) -> dict[str, dict[str, Any]]:
     cases = {}
     for file in DEPLOYMENTS:
         settings = load_settings(file)
-        kwargs = engine_kwargs(settings, replica=0, device="cuda", model_path=local(settings.model.path))
+        resolved = resolved_on("cuda", settings, local(settings.model.path))
+        kwargs = engine_kwargs(resolved, replica=0)
         if settings.speculation.draft_path:
             kwargs["speculative_draft_model_path"] = local(settings.speculation.draft_path)
-        cases[file.name] = {"kwargs": kwargs, "environment": engine_environment(settings)}
+        cases[file.name] = {"kwargs": kwargs, "environment": engine_environment(resolved)}
     for name, (sections, arguments, environment) in REFUSED.items():
         is_dspark = sections.get("speculation", {}).get("method") == "dspark_native"
         base = {"model_path": local(FLASH if is_dspark else QWEN), "device": "cuda", "tp_size": 8, "use_ray": True}
@@ -97,7 +99,7 @@ def test_sglang_accepts_a_shipped_deployment_and_keeps_what_we_set(
 ) -> None:
     answer = answers[file.name]
     assert answer["error"] is None
-    kwargs = engine_kwargs(load_settings(file), replica=0, device="cuda", model_path="/weights")
+    kwargs = engine_kwargs(resolved_on("cuda", load_settings(file)), replica=0)
     kept = {name for name in kwargs if not name.endswith("model_path")} - DERIVED
     assert {name: answer["resolved"][name] for name in kept} == {name: kwargs[name] for name in kept}
 

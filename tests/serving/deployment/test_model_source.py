@@ -7,7 +7,7 @@ import pytest
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.loading.loader import load_settings, parse_overrides
 from sparktier.configs.settings.settings import Settings
-from sparktier.serving.deployment.model_source import with_local_weights
+from sparktier.serving.deployment.model_source import Weights, local_weights
 from support.deployment import CONFIG
 from support.oracles.oracle_draft import make_oracle_draft
 from support.tiny_moe import make_tiny_moe
@@ -21,17 +21,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(target: Path, draft: Path) -> Settings:
+def settings(target: Path | str, draft: Path | str) -> Settings:
     values = [f"model.path={target}", f"speculation.draft_path={draft}", "speculation.method=chain"]
     return load_settings(CONFIG, parse_overrides(values))
 
 
-def test_paths_are_made_whole_and_the_public_name_stays(folder: Path) -> None:
-    asked = settings(folder / "target", folder / "draft")
-    found = with_local_weights(asked)
-    assert (found.model.path, found.model.public_name) == (str(folder / "target"), asked.model.public_name)
-    assert found.speculation.draft_path == str(folder / "draft")
-    assert with_local_weights(found) == found
+def test_paths_are_made_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    found = local_weights(settings("./target", "./draft"))
+    assert found == Weights(str(folder / "target"), str(folder / "draft"))
+    assert local_weights(settings(*found)) == found
 
 
 def test_a_hub_id_is_left_to_sglang(folder: Path) -> None:
@@ -41,19 +40,19 @@ def test_a_hub_id_is_left_to_sglang(folder: Path) -> None:
             [f"model.path={folder / 'target'}", "speculation.draft_path=org/draft", "speculation.method=chain"]
         ),
     )
-    assert with_local_weights(draft).speculation.draft_path == "org/draft"
+    assert local_weights(draft).draft == "org/draft"
 
 
 def test_a_drafter_of_another_target_is_refused(folder: Path) -> None:
     with pytest.raises(ArtifactError, match="was made for another target"):
-        with_local_weights(settings(folder / "other", folder / "draft"))
+        local_weights(settings(folder / "other", folder / "draft"))
 
 
 def test_a_corrupt_or_missing_drafter_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="draft_path: a local model is a directory"):
-        with_local_weights(settings(folder / "target", tmp_path))
+        local_weights(settings(folder / "target", tmp_path))
     broken = make_oracle_draft(tmp_path / "broken", folder / "target")
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ArtifactError, match="its digest must be that of"):
-        with_local_weights(settings(folder / "target", broken))
+        local_weights(settings(folder / "target", broken))

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 
 from sparktier.configs.loading.loader import settings_from
 from sparktier.configs.settings.settings import Settings
-from sparktier.kernels import cpu_features as cpu_units
+from sparktier.serving.deployment.resolved import Machine
 from sparktier.serving.doctor import checks as doctor
 from sparktier.serving.doctor.checks import Finding, examine
+from support.machines import CPU_MACHINE, SLOW_CPU_MACHINE
 
 
 def settings_of(**sections: Any) -> Settings:
@@ -117,21 +118,20 @@ def test_a_whitelist_without_our_plugin_is_found(monkeypatch: pytest.MonkeyPatch
 
 def test_more_ranks_than_the_machine_has_is_found() -> None:
     many = settings_of(replicas={"device": "cpu", "tensor_parallel": 512})
-    (cores,) = doctor.check_device(many)
+    cores, _ = doctor.check_device(many)
     memory = next(iter(doctor.check_memory(many)))
     assert (cores.status, memory.status) == ("warning", "warning")
     assert "1026 GiB" in memory.cure
 
 
-@pytest.mark.parametrize(("units", "dtype", "status"), [
-    (False, "auto", "ok"), (False, "float32", "ok"), (False, "bfloat16", "warning"), (True, "bfloat16", "ok"),
+@pytest.mark.parametrize(("machine", "dtype", "status"), [
+    (SLOW_CPU_MACHINE, "auto", "ok"), (SLOW_CPU_MACHINE, "float32", "ok"), (SLOW_CPU_MACHINE, "bfloat16", "warning"),
+    (CPU_MACHINE, "bfloat16", "ok"),
 ])  # fmt: skip
-def test_numbers_that_this_cpu_is_slow_in_are_found(
-    monkeypatch: pytest.MonkeyPatch, units: bool, dtype: str, status: str
-) -> None:
-    monkeypatch.setattr(cpu_units, "has_bfloat16_units", lambda: units)
-    settings = settings_of(model={"path": "org/name", "dtype": dtype}, replicas={"device": "cpu"})
-    assert only(doctor.check_dtype(settings)).status == status
+def test_numbers_that_this_cpu_is_slow_in_are_found(machine: Machine, dtype: str, status: str) -> None:
+    settings = settings_of(model={"path": "org/name", "dtype": dtype}, replicas={"device": "auto"})
+    _, number_format = doctor.check_device(settings, machine)
+    assert number_format.status == status
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -18,6 +18,7 @@ def test_what_the_system_refuses_is_no_fault_of_the_settings(
 
     monkeypatch.setattr(os, "environ", {**os.environ, "RAY_ADDRESS": "127.0.0.1:1", "TMPDIR": str(tmp_path)})
     monkeypatch.setattr(replica, "join_cluster", refused)
+    (tmp_path / "config.json").write_text("{}")
     settings = settings_from({"model": {"path": str(tmp_path)}, "replicas": {"device": "cpu"}})
     assert replica.run(settings, replica=3, port=1) == replica.EXIT_NOT_STARTED
     assert capsys.readouterr().err.splitlines()[-1] == f"replica 3: {refusal}"
