@@ -84,7 +84,7 @@ def deployed(config: Path, overrides: Sequence[str]) -> Iterator[MeasuredReplica
         log = Path(folder) / "up.log"
         options = [f"--set={override}" for override in overrides]
         command = [sys.executable, "-m", "sparktier.serving.cli.main", "up", str(config), *options]
-        process = spawn(command, log=log, env={})
+        process = spawn(command, log_file=log, env={})
         try:
             yield first_replica(_ready(process, log))
         finally:

@@ -1,4 +1,4 @@
-"""The two keys of a run, for its replicas' own ports: made here, and kept in a file that only its owner can read."""
+"""The two keys of a run, which open its replicas' own ports, and the private file that holds them."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparktier.configs.errors import ArtifactError
 
-# Names the file to a process: a key in a command line or in the environment would be there for others to read.
+# Names the file to a process. Other users could read a key in a command line or in the environment.
 KEYS_FILE_ENV = "SPARKTIER_KEYS_FILE"
 FILE_NAME = "keys.json"
 _KEY_BYTES = 32
@@ -37,7 +37,7 @@ def new_keys_file(folder: Path) -> Path:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that is not there yet, for its owner to read and nobody else, at no moment."""
+    """Write a new file that at every moment only its owner can read."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
 
@@ -54,7 +54,7 @@ def read_keys(path: Path) -> Keys:
         keys = Keys(requests=found["requests"], admin=found["admin"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: {rule} (found {type(error).__name__}). {_CURE}") from None
-    # SGLang takes an empty key for none.
+    # With an empty key SGLang asks for none.
     if not all(isinstance(key, str) and key.isascii() and key.isprintable() and key for key in asdict(keys).values()):
         raise ArtifactError(f"{path}: {rule}, each of printable ASCII (found another). {_CURE}")
     return keys

@@ -20,11 +20,11 @@ from sparktier.serving.engine.rank_options import (
     fresh_endpoint,
 )
 
-# SGLang sizes the cache by what memory is free, which on a CPU is everybody's, and each rank would take it all.
+# SGLang sizes the cache by the free memory. On a CPU all ranks share that, and each would take it all.
 DEFAULT_CPU_KV_TOKENS = 16384
 
-# Where blocks are drafted SGLang lets nobody in until two to four slots are free (min_free_slots_delayer.py): fewer
-# draft prefills, and users who wait beside free slots for as long as others' answers last. 1: no such wait.
+# Where blocks are drafted SGLang admits no request until two to four slots are free (min_free_slots_delayer.py). That
+# saves draft prefills, but users wait beside free slots for as long as others' answers last. 1: no such wait.
 FREE_SLOTS_TO_ADMIT = 1
 
 _DISPATCH_ROWS_ENV = {

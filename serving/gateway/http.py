@@ -26,9 +26,10 @@ from sparktier.serving.gateway import usage
 from sparktier.serving.gateway.answer_edits import edited, edited_events, edits_for
 from sparktier.serving.gateway.event_relay import LATE, LOST, STOPPING, EventRelay, whole_events
 from sparktier.serving.gateway.metrics_page import MetricsPage
+from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.requests.body import BodyIntake
 from sparktier.serving.gateway.requests.rules import PATHS, checked, require_model
-from sparktier.serving.gateway.routing import Place, Replica, ReplicaTable, State
+from sparktier.serving.gateway.routing import Place, Replica, ReplicaTable
 
 _RETRY_AFTER_S = 5
 

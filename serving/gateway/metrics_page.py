@@ -1,7 +1,6 @@
-"""The front's `/metrics`: what every serving replica exports, each sample with a `replica` label.
+"""The front's `/metrics`: what every ready replica exports, each sample with a `replica` label.
 
-Works on the text form, line by line: parsing thousands of samples would stall the streams this process relays. Knows
-nothing of what the metrics mean.
+Works on the text form, line by line: parsing thousands of samples would stall the streams that this process relays.
 """
 
 import asyncio
@@ -12,9 +11,9 @@ from dataclasses import dataclass, field
 
 from sparktier.configs.errors import ReplicaLost
 from sparktier.serving.clients.replica import OK, AsyncReplicaClient
-from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
+from sparktier.serving.gateway.routing import Replica, ReplicaTable
 
-# Whoever asks more often gets the same page: a client can't make replicas answer faster than this.
+# Within this time every client gets the same page, so that none can make replicas answer more often.
 _FRESH_S = 1.0
 _TIMEOUT_S = 10.0
 # Lines of Prometheus' text form: `# HELP name words` or `# TYPE name kind`, and `name{labels} value timestamp`.
@@ -40,9 +39,9 @@ class MetricsPage:
         """Return the page; a replica that doesn't answer is left out."""
         async with self._lock:
             if time.monotonic() - self._made_s >= _FRESH_S:
-                serving = [replica for replica in self._table.replicas if replica.state is State.SERVING]
-                pages = await asyncio.gather(*map(self._page, serving))
-                numbers = [replica.number for replica in serving]
+                ready = [replica for replica in self._table.replicas if replica.state.has_ready_engine]
+                pages = await asyncio.gather(*map(self._page, ready))
+                numbers = [replica.number for replica in ready]
                 self._text = merged({n: page for n, page in zip(numbers, pages, strict=True) if page is not None})
                 self._made_s = time.monotonic()
             return self._text
@@ -82,7 +81,7 @@ class _Metric:
     samples: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """Return what the page says of it; a metric of which there is no sample is said nothing of."""
+        """Return its lines of the page; none without a sample."""
         return [*self.comments.values(), *self.samples] if self.samples else []
 
 
@@ -91,6 +90,6 @@ def _belongs(sample: str, metric: str) -> bool:
 
 
 def _labelled(name: str, labels: str | None, value: str, number: int) -> str:
-    """Return a sample with the replica among its labels, given as what stands between the braces."""
+    """Return a sample with the replica among its labels, given as the text between the braces."""
     rest = f",{labels}" if labels else ""
     return f'{name}{{replica="{number}"{rest}}} {value}'

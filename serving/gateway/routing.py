@@ -1,18 +1,10 @@
-"""Which replicas there are and what state each is in, as the front and the supervisor both see it."""
+"""Which replicas there are, what each is doing, and which one the next request goes to."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
 
 from sparktier.serving.clients.rank_facts import EngineLimits
-
-
-class State(StrEnum):
-    """What a replica is doing."""
-
-    STARTING = "starting"
-    SERVING = "serving"
-    DOWN = "down"
+from sparktier.serving.gateway.replica_life import ReplicaLife, State
 
 
 @dataclass
@@ -24,10 +16,15 @@ class Replica:
 
     number: int
     url: str = ""
-    state: State = State.STARTING
+    life: ReplicaLife = field(default_factory=ReplicaLife)
     in_flight: int = 0
     limits: EngineLimits | None = None
     failed_starts: int = 0
+
+    @property
+    def state(self) -> State:
+        """What it is doing."""
+        return self.life.state
 
 
 class Place:
@@ -70,7 +67,7 @@ class ReplicaTable:
         """
         numbers = {replica.number for replica in besides}
         serving = [
-            replica for replica in self.replicas if replica.state is State.SERVING and replica.number not in numbers
+            replica for replica in self.replicas if replica.state.takes_requests and replica.number not in numbers
         ]
         return min(serving, key=lambda replica: (replica.in_flight, replica.number), default=None)
 

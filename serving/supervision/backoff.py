@@ -1,37 +1,35 @@
-"""When a failed part is started again: exponential backoff with jitter, and a reset after a healthy spell.
+"""When a failed part is started again: exponential backoff with jitter, reset after healthy service.
 
 Pure; times and the source of randomness are passed in.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class Backoff:
-    """The longest pause doubles from `first_s` to `max_s`; a spell of `healthy_after_s` starts that anew."""
-
-    first_s: float
-    max_s: float
-    healthy_after_s: float
+from sparktier.configs.settings.settings import SupervisionSettings
 
 
 @dataclass
 class Restarts:
-    """The failures of one part, and the pause that its next start waits."""
+    """The failures of one part, and the pause before its next start.
 
-    backoff: Backoff
-    rng: random.Random
+    The longest pause doubles from `restart_backoff_first_s` to `restart_backoff_max_s`; a part that served for
+    `healthy_after_s` starts again from the first.
+    """
+
+    settings: SupervisionSettings
+    rng: random.Random = field(default_factory=random.Random)
     failures: int = 0
 
     def failed(self, *, served_s: float) -> float:
         """Count a failure after `served_s` seconds of service and return the pause in seconds before the next start.
 
-        It is drawn between half the longest pause and all of it: parts that failed together don't come back together.
+        It is drawn between half the longest pause and all of it, so that parts which failed together don't come back
+        together.
         """
-        if served_s >= self.backoff.healthy_after_s:
+        if served_s >= self.settings.healthy_after_s:
             self.failures = 0
         self.failures += 1
-        # The exponent is bounded because 2.0**1100 overflows long before anyone has given up on the replica.
-        longest_s = min(self.backoff.max_s, self.backoff.first_s * 2.0 ** min(self.failures - 1, 60))
-        return longest_s * self.rng.uniform(0.5, 1.0)
+        # The exponent is bounded: 2.0**1100 would overflow, after years of failures.
+        doubled_s = self.settings.restart_backoff_first_s * 2.0 ** min(self.failures - 1, 60)
+        return min(self.settings.restart_backoff_max_s, doubled_s) * self.rng.uniform(0.5, 1.0)

@@ -1,6 +1,6 @@
-"""Finds in a process's log the lines that say why it ended.
+"""Finds the lines of a process's log that say why it ended.
 
-SGLang and Ray print warnings by the hundred and one error through many layers, so the end of a log seldom says it.
+SGLang and Ray print hundreds of warnings, and one error through many layers, so the last lines seldom say it.
 """
 
 import os
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-# Logs of days are large, and what ended a process is near the end.
+# A log of days is large, and the reason of the end is near its end.
 _TAIL_BYTES = 256 << 10
 _READ_CHARACTERS = 1000
 _MAX_LINES = 4
@@ -25,20 +25,20 @@ _FATAL = re.compile(
 _SAYS_NOTHING = re.compile(r"Traceback \(most recent call last\)|Triggered after fatal|^\w+\.RayActorError: *$")
 
 
-def reason_in(log: Path, *, start: int) -> list[str]:
-    """Return the few lines of the file `log`, from byte `start` on, that tell most, and where the rest is."""
+def reason_in(log_file: Path, *, start: int) -> list[str]:
+    """Return the few most telling lines of the file `log_file` from byte `start` on, and a line that names the file."""
     try:
-        with log.open("rb") as file:
+        with log_file.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(start, end - _TAIL_BYTES))
             text = file.read(_TAIL_BYTES).decode(errors="replace")
     except OSError as error:
-        return [f"(its log, {log}, can't be read: {error.strerror})"]
-    return [*reason(text), f"(all of it in {log})"]
+        return [f"(its log, {log_file}, can't be read: {error.strerror})"]
+    return [*reason(text), f"(all of it in {log_file})"]
 
 
 def reason(log: str) -> list[str]:
-    """Return the few lines of `log` that tell most, oldest first: errors if there are any, else how it ends."""
+    """Return the few most telling lines of `log`, oldest first: errors if there are any, else its last lines."""
     lines = [plain for line in log.splitlines() if (plain := _plain(line[:_READ_CHARACTERS]))]
     errors = [line for line in lines if _ERROR.match(line) or _FATAL.match(line)]
     told = [line for line in _once(errors) if not _SAYS_NOTHING.search(line)]
@@ -50,5 +50,5 @@ def _plain(line: str) -> str:
 
 
 def _once(lines: Iterable[str]) -> list[str]:
-    """Return `lines` without repetitions, each where it stood last: the last mention is the nearest to the end."""
+    """Return each of `lines` once, in the order of their last mentions, which are nearest to the end."""
     return list(reversed(dict.fromkeys(reversed(list(lines)))))

@@ -1,7 +1,7 @@
 """A Ray cluster of this machine alone, for `sparktier up` without `ray.address`: one head process, guarded by a token.
 
-On machines without accelerators its GPUs are logical: a count of ranks it may hold. Ray listens on the machine's own
-address whatever it is told, hence the token: without it nobody joins.
+On machines without accelerators its GPUs are logical: a count of the ranks that it may hold. Ray listens on the
+machine's own address even when it is told otherwise, so that only the token keeps other processes from joining.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from sparktier.serving.supervision.processes import free_port, spawn, stop
 _HOST = "127.0.0.1"
 _READY_MARK = b"Ray runtime started."
 _OBJECT_STORE_BYTES = 128 << 20  # ranks exchange tensors over gloo or NCCL, never through Ray's store
-# Ray runs its workers at nice 15; ours are the ranks, which everything waits for.
+# Ray runs its workers at nice 15 by default. Ours are the ranks, which every request waits for.
 _HEAD_ENV = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 _START_TIMEOUT_S = 60.0
 _POLL_S = 0.1
@@ -30,9 +30,9 @@ _POLL_S = 0.1
 
 @dataclass
 class LocalRay:
-    """One head node; `env` is what a process needs to join it."""
+    """One head node."""
 
-    log: Path
+    log_file: Path
     logical_gpus: int | None
     """GPUs to claim; None lets Ray count the real ones."""
     _process: subprocess.Popen[bytes] | None = None
@@ -46,7 +46,7 @@ class LocalRay:
 
     @property
     def env(self) -> dict[str, str]:
-        """Environment of processes that join: the token that Ray then asks of everyone."""
+        """What a process needs in its environment to join: the token that Ray asks for."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token}
 
     @property
@@ -63,21 +63,21 @@ class LocalRay:
         """Start the head and return once it answers. Raises ReplicaError when it does not."""
         try:
             self._port = free_port(_HOST)
-            start = self.log.stat().st_size if self.log.exists() else 0
+            start = self.log_file.stat().st_size if self.log_file.exists() else 0
             env = {**no_proxy_env(os.environ), **self.env, **_HEAD_ENV}
-            self._process = spawn(self._command(), log=self.log, env=env)
-            with self.log.open("rb") as log:
+            self._process = spawn(self._command(), log_file=self.log_file, env=env)
+            with self.log_file.open("rb") as log:
                 log.seek(start)
-                started = await self._says_it_started(log)
+                started = await self._has_started(log)
         except OSError as error:
-            rule = f"The local Ray cluster must start, and log to {self.log}"
+            rule = f"The local Ray cluster must start, and log to {self.log_file}"
             raise ReplicaError(f"{rule} (found {error}). Free space there, or set SPARKTIER_CACHE.") from error
         if not started:
-            told = "\n".join(await asyncio.to_thread(reason_in, self.log, start=start))
-            raise ReplicaError(f"The local Ray cluster must start within {_START_TIMEOUT_S:g} s (found: {told}).")
+            reasons = "\n".join(await asyncio.to_thread(reason_in, self.log_file, start=start))
+            raise ReplicaError(f"The local Ray cluster must start within {_START_TIMEOUT_S:g} s (found: {reasons}).")
 
-    async def _says_it_started(self, log: IO[bytes]) -> bool:
-        """Return whether the head's log, read from where it is, tells of a start in time."""
+    async def _has_started(self, log: IO[bytes]) -> bool:
+        """Return whether the head logs its start in time; `log` is read from its current position."""
         deadline = time.monotonic() + _START_TIMEOUT_S
         seen = b""
         while _READY_MARK not in (seen := seen[-len(_READY_MARK) :] + log.read()):

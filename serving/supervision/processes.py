@@ -1,6 +1,6 @@
-"""Starting processes so that they can't outlive us, and ending a whole tree of them in bounded time.
+"""Starts processes that can't outlive us, and ends a whole tree of them in bounded time.
 
-Nothing here blocks an event loop for longer than a fork: walks over all processes run in a thread, waits have limits.
+Only a fork blocks the event loop: walks over all processes run in a thread, and waits have limits.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.05
-# A killed process is gone at once, unless a driver or a file system holds it.
+# A killed process ends at once, unless a driver or a file system holds it.
 _KILLED_WITHIN_S = 2.0
 _libc = ctypes.CDLL(None, use_errno=True)
 # Run in the new process, which becomes the command. PR_SET_PDEATHSIG is 1; the parent may be gone before it is set.
@@ -31,19 +31,19 @@ if os.getppid() == int(sys.argv[1]):
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent ends, so that none is out of our sight."""
+    """Become the parent of every descendant whose own parent ends, so that all can be ended."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def spawn(command: Sequence[str], *, log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, output appended to `log`; it is told to end when we die.
+def spawn(command: Sequence[str], *, log_file: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start `command` in a session of its own, output appended to `log_file`; the kernel asks it to end when we die.
 
-    The log's folder is made if it is missing. A session of its own keeps the terminal's Ctrl-C to us alone, and names
-    all that `command` starts in turn. Call it in a thread that lives as long as the process should: to the kernel,
-    that thread is the parent.
+    The log's folder is made if it is missing. With a session of its own the process gets no Ctrl-C of our terminal, and
+    all that it starts in turn can be found by the session. Call this in a thread that lives as long as the process
+    should: to the kernel, that thread is the parent.
     """
-    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with log_file.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
@@ -57,7 +57,7 @@ def spawn(command: Sequence[str], *, log: Path, env: Mapping[str, str]) -> subpr
 async def stop(process: subprocess.Popen[bytes], *, grace_s: float) -> bool:
     """Ask `process` (from `spawn`) to end, and after `grace_s` kill it with everything it started.
 
-    Returns whether it has ended: one that a driver holds in the kernel may not, however it is told.
+    Returns whether it has ended: a driver can hold a killed process in the kernel.
     """
     if process.poll() is None:
         process.terminate()
@@ -82,9 +82,9 @@ def end_descendants(*, timeout_s: float) -> int:
 
 
 async def reap(*, besides: Callable[[], Collection[int]]) -> None:
-    """Collect ended orphans that we adopted, else they stay in the process table.
+    """Collect ended orphans that we adopted; otherwise they stay in the process table.
 
-    `besides` gives the pids whose exit status is still waited for, those started meanwhile included.
+    `besides` returns the pids whose exit status another caller waits for; it is asked after the walk.
     """
     ended = await asyncio.to_thread(_ended_children)
     for pid in set(ended) - set(besides()):
@@ -102,7 +102,7 @@ def _ended_children() -> list[int]:
 
 
 def _session(leader: int) -> list[psutil.Process]:
-    """Return the processes of a session; one whose parent has died is still in it, and in nobody's tree."""
+    """Return the processes of a session. A process whose parent has died is still in it, though in no tree."""
     return [process for process in psutil.process_iter() if _session_of(process.pid) == leader]
 
 
@@ -122,17 +122,17 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nothing listens on now; for a server that starts at once."""
+    """Return a port that is free now, for a server that starts at once."""
     with held_port(host) as port:
         return port
 
 
 @contextmanager
 def held_port(host: str = "127.0.0.1") -> Iterator[int]:
-    """Yield a port that the system gives to nobody else while the body runs; a server may listen on it by its number.
+    """Yield a port that the system gives to no other socket while the body runs; a server can listen on it by number.
 
-    A port that was merely free a minute ago may have gone to any connection since. Servers set SO_REUSEADDR (asyncio's
-    do), and Linux lets sockets that did share a port of which one listens.
+    A port that is free now may be any connection's a minute later. Servers set SO_REUSEADDR (asyncio's do), and on
+    Linux sockets that set it can share a port as long as only one of them listens.
     """
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

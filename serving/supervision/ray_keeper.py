@@ -4,12 +4,11 @@ When the cluster ends, its replicas end with it and wait here for the next one.
 """
 
 import asyncio
-import random
 from collections.abc import Callable, Mapping
 
 from sparktier.configs.errors import ReplicaError
 from sparktier.configs.settings.settings import SupervisionSettings
-from sparktier.serving.supervision.backoff import Backoff, Restarts
+from sparktier.serving.supervision.backoff import Restarts
 from sparktier.serving.supervision.local_ray import LocalRay
 
 _TICK_S = 0.2
@@ -17,20 +16,13 @@ _GRACE_S = 3.0
 
 
 class RayKeeper:
-    """Runs `local` until cancelled; None stands for a cluster that others run."""
+    """Runs `local` until cancelled; None means that the cluster is not ours to run."""
 
-    def __init__(self, local: LocalRay | None, supervision: SupervisionSettings, say: Callable[[str], None]) -> None:
+    def __init__(self, local: LocalRay | None, supervision: SupervisionSettings, log: Callable[[str], None]) -> None:
         self._local = local
-        self._say = say
+        self._log = log
         self._up = asyncio.Event()
-        self._restarts = Restarts(
-            Backoff(
-                first_s=supervision.restart_backoff_first_s,
-                max_s=supervision.restart_backoff_max_s,
-                healthy_after_s=supervision.healthy_after_s,
-            ),
-            random.Random(),
-        )
+        self._restarts = Restarts(supervision)
 
     @property
     def env(self) -> Mapping[str, str]:
@@ -71,13 +63,13 @@ class RayKeeper:
         """Return once another head runs; one that fails to start is tried again, because replicas served before."""
         while True:
             pause_s = self._restarts.failed(served_s=ran_s)
-            self._say(f"the local Ray cluster ended; another one starts in {pause_s:.1f} s")
+            self._log(f"the local Ray cluster ended; another one starts in {pause_s:.1f} s")
             await local.stop(grace_s=0.0)
             await asyncio.sleep(pause_s)
             try:
                 await local.start()
             except ReplicaError as error:
-                self._say(str(error))
+                self._log(str(error))
                 ran_s = 0.0
             else:
                 return

@@ -1,11 +1,9 @@
 """Keeps one replica alive: starts its process, waits until it answers, probes it, and starts it again when it fails.
 
-Tells the replica table what it sees. Ranks are the replica's own affair: one that lost a rank ends, and is a failed
-process here.
+It tells the replica's life what happens. A replica that loses a rank ends its own process, so only that is watched.
 """
 
 import asyncio
-import random
 import subprocess
 import sys
 import time
@@ -14,19 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparktier.configs.errors import ArtifactError, ReplicaError, ReplicaLost, SparktierError
+from sparktier.configs.errors import ArtifactError, ReplicaError, ReplicaLost
 from sparktier.configs.settings.settings import SupervisionSettings
 from sparktier.serving.clients.addresses import http_url
 from sparktier.serving.clients.rank_facts import RankFacts, read_ranks
 from sparktier.serving.clients.replica import OK, AsyncReplicaClient
-from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
-from sparktier.serving.supervision.backoff import Backoff, Restarts
+from sparktier.serving.gateway.replica_life import Event, IllegalTransition
+from sparktier.serving.gateway.routing import Replica, ReplicaTable
+from sparktier.serving.supervision.backoff import Restarts
 from sparktier.serving.supervision.failure_reason import reason_in
 from sparktier.serving.supervision.processes import held_port, spawn, stop
 from sparktier.serving.supervision.run_dir import RunDir, fresh_metrics_env
 
-# Starts that may fail before anything has ever served: then it is the settings, or the machine, and trying on for
-# ever would hide that from whoever waits for `ready`.
+# Starts of each replica that may fail before any has served. More failures than that are the fault of the settings or
+# the machine, and going on would hide it from the user who waits for `ready`.
 FIRST_STARTS = 3
 EXIT_BAD_INPUT = 2
 # A probe is one generated token; several must fail, because a long prefill can make one late.
@@ -38,49 +37,49 @@ _RANKS_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a replica's process is started with."""
+class ReplicaEnvironment:
+    """What a keeper starts its replica's process in, and where it reports."""
 
     settings_file: Path
     run_dir: RunDir
     env: Callable[[], Mapping[str, str]]
     cluster_ready: Callable[[], Awaitable[None]]
     table: ReplicaTable
-    say: Callable[[str], None]
+    log: Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class _Life:
-    """How one process of the replica went: why it ended, and for how long it had served."""
+    """One process of the replica: why it failed, how long it had served, and how it ended.
+
+    `reasons` are the lines of its log that tell most. `exit_status` is None if it had to be killed, or never started.
+    """
 
     failure: str
     served_s: float
     exit_status: int | None
-    told: Sequence[str]
-    """The lines of its log that tell most."""
+    reasons: Sequence[str]
 
 
 class ReplicaKeeper:
     """Runs `replica` until cancelled."""
 
     def __init__(
-        self, replica: Replica, supervision: SupervisionSettings, around: Surroundings, client: AsyncReplicaClient
+        self,
+        replica: Replica,
+        supervision: SupervisionSettings,
+        environment: ReplicaEnvironment,
+        client: AsyncReplicaClient,
     ) -> None:
         self._replica = replica
         self._supervision = supervision
-        self._around = around
-        self._log = around.run_dir.path / f"replica-{replica.number}.log"
+        self._environment = environment
+        self._log_file = environment.run_dir.path / f"replica-{replica.number}.log"
         self._client = client
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
-        self._restarts = Restarts(
-            Backoff(
-                first_s=supervision.restart_backoff_first_s,
-                max_s=supervision.restart_backoff_max_s,
-                healthy_after_s=supervision.healthy_after_s,
-            ),
-            random.Random(),
-        )
+        self._ready_at_s: float | None = None
+        self._restarts = Restarts(supervision)
 
     @property
     def pid(self) -> int | None:
@@ -95,11 +94,12 @@ class ReplicaKeeper:
             ReplicaError: every replica fails to start again and again, and none has ever served.
         """
         while True:
-            await self._around.cluster_ready()
-            life = await self._bounded_life()
+            self._replica.life.happened(Event.START)
+            await self._environment.cluster_ready()
+            life = await self._one_life()
             self._give_up_on_a_bad_start(life)
             pause_s = self._restarts.failed(served_s=life.served_s)
-            self._say(f"starts again in {pause_s:.1f} s")
+            self._log(f"starts again in {pause_s:.1f} s")
             await asyncio.sleep(pause_s)
 
     async def stop(self, *, grace_s: float) -> None:
@@ -108,56 +108,41 @@ class ReplicaKeeper:
             await stop(self._process, grace_s=grace_s)
 
     def _give_up_on_a_bad_start(self, life: _Life) -> None:
-        if self._around.table.ever_served:
+        table = self._environment.table
+        if table.ever_served:
             return
-        name, told = f"replica {self._replica.number}", "\n".join(life.told)
+        name, reasons = f"replica {self._replica.number}", "\n".join(life.reasons)
         if life.exit_status == EXIT_BAD_INPUT:
-            raise ArtifactError(f"{name} can't start with these settings: {told}")
+            raise ArtifactError(f"{name} can't start with these settings: {reasons}")
         self._replica.failed_starts += 1
-        if self._around.table.never_started(FIRST_STARTS):
-            raise ReplicaError(f"{name} must start within {FIRST_STARTS} attempts ({life.failure}): {told}")
-
-    async def _bounded_life(self) -> _Life:
-        """One life; what goes wrong in it and was not foreseen ends the replica and nothing else."""
-        try:
-            return await self._one_life()
-        except SparktierError:
-            raise
-        except Exception as error:
-            self._replica.state = State.DOWN
-            failure = f"{type(error).__name__}: {error}"
-            self._say(f"failed: {failure}")
-            await self.stop(grace_s=_FAILED_PROCESS_GRACE_S)
-            return _Life(failure, served_s=0.0, exit_status=None, told=())
+        if table.never_started(FIRST_STARTS):
+            raise ReplicaError(f"{name} must start within {FIRST_STARTS} attempts ({life.failure}): {reasons}")
 
     async def _one_life(self) -> _Life:
-        """Start the process and see it through to its end."""
-        with held_port() as port:
-            process = self._spawned(port)
-            failure, served_s = await self._until_ready(process), 0.0
-        if failure is None:
-            started = time.monotonic()
-            failure = await self._until_failed(process)
-            served_s = time.monotonic() - started
-        self._replica.state = State.DOWN
-        exit_status = process.poll()
-        if not await stop(process, grace_s=_FAILED_PROCESS_GRACE_S):
-            self._say(f"has a process that was killed and does not end (pid {process.pid})")
-        told = await asyncio.to_thread(reason_in, self._log, start=self._log_start)
-        self._say("\n    ".join([f"failed: {failure}", *told]))
-        return _Life(failure, served_s, exit_status, told)
+        """Start the process and see it through to its end. An error that was not foreseen ends the replica alone."""
+        self._process, self._ready_at_s = None, None
+        try:
+            failure = await self._until_failed()
+        except IllegalTransition:
+            raise
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"
+        served_s = 0.0 if self._ready_at_s is None else time.monotonic() - self._ready_at_s
+        self._replica.life.happened(Event.FAIL)
+        exit_status, reasons = await self._end()
+        self._log("\n    ".join([f"failed: {failure}", *reasons]))
+        return _Life(failure, served_s, exit_status, reasons)
 
-    def _spawned(self, port: int) -> "subprocess.Popen[bytes]":
-        self._replica.url = http_url("127.0.0.1", port)
-        self._replica.state = State.STARTING
-        if missing := self._around.run_dir.restore():
-            self._say(f"finds files of this run removed, and its logs with them: wrote {', '.join(map(str, missing))}")
-        self._log_start = self._log.stat().st_size if self._log.exists() else 0
-        command = [sys.executable, "-m", "sparktier.serving.cli.main", "engine", str(self._around.settings_file)]
-        command += ["--replica", str(self._replica.number), "--port", str(port)]
-        metrics = fresh_metrics_env(self._around.run_dir.path, self._replica.number)
-        self._process = spawn(command, log=self._log, env={**self._around.env(), **metrics})
-        return self._process
+    async def _until_failed(self) -> str:
+        """Start a process, and return why it serves no more or never did."""
+        with held_port() as port:
+            process = self._start(port)
+            failure = await self._until_ready(process)
+        if failure is not None:
+            return failure
+        self._replica.life.happened(Event.READY)
+        self._ready_at_s = time.monotonic()
+        return await self._until_unhealthy(process)
 
     async def _until_ready(self, process: "subprocess.Popen[bytes]") -> str | None:
         """Return None once a request has been answered, or why none will be."""
@@ -171,15 +156,27 @@ class ReplicaKeeper:
             await asyncio.sleep(_POLL_S)
         return f"it was not ready within {self._supervision.start_timeout_s:g} s (supervision.start_timeout_s)"
 
-    def _present(self, ranks: list[RankFacts]) -> None:
-        first = ranks[0]
-        self._replica.limits = first.limits()
-        self._replica.state = State.SERVING
-        self._say(f"serves on {self._replica.url}")
-        for rank in ranks:
-            self._around.say(f"    {rank.line()}")
+    def _start(self, port: int) -> "subprocess.Popen[bytes]":
+        """Return a new process of the replica, which serves on `port`."""
+        self._replica.url = http_url("127.0.0.1", port)
+        run_dir = self._environment.run_dir
+        if missing := run_dir.restore():
+            self._log(f"finds files of this run removed, and its logs with them: wrote {', '.join(map(str, missing))}")
+        self._log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
+        command = [sys.executable, "-m", "sparktier.serving.cli.main", "engine", str(self._environment.settings_file)]
+        command += ["--replica", str(self._replica.number), "--port", str(port)]
+        env = {**self._environment.env(), **fresh_metrics_env(run_dir.path, self._replica.number)}
+        self._process = spawn(command, log_file=self._log_file, env=env)
+        return self._process
 
-    async def _until_failed(self, process: "subprocess.Popen[bytes]") -> str:
+    def _present(self, ranks: list[RankFacts]) -> None:
+        self._replica.limits = ranks[0].limits()
+        self._log(f"serves on {self._replica.url}")
+        for rank in ranks:
+            self._environment.log(f"    {rank.line()}")
+
+    async def _until_unhealthy(self, process: "subprocess.Popen[bytes]") -> str:
+        """Return why `process`, which was ready, serves no more."""
         failed = 0
         next_probe = time.monotonic() + self._supervision.probe_interval_s
         while process.poll() is None:
@@ -190,6 +187,19 @@ class ReplicaKeeper:
             if failed >= _FAILED_PROBES and process.poll() is None:
                 return f"{failed} health probes in a row went unanswered"
         return f"its process ended with status {process.returncode}"
+
+    async def _end(self) -> tuple[int | None, Sequence[str]]:
+        """End the process, and return its exit status and the lines of its log that tell why it failed."""
+        process = self._process
+        if process is None:
+            return None, ()
+        exit_status = process.poll()
+        try:
+            if not await stop(process, grace_s=_FAILED_PROCESS_GRACE_S):
+                self._log(f"has a process that was killed and does not end (pid {process.pid})")
+            return exit_status, await asyncio.to_thread(reason_in, self._log_file, start=self._log_start)
+        except Exception as error:
+            return exit_status, [f"(its process, pid {process.pid}, was not ended: {type(error).__name__}: {error})"]
 
     async def _ok(self, path: str) -> bool:
         return await self._asked("GET", path, timeout_s=self._supervision.probe_timeout_s) is not None
@@ -216,5 +226,5 @@ class ReplicaKeeper:
             return None
         return answer.content if answer.status == OK else None
 
-    def _say(self, what: str) -> None:
-        self._around.say(f"replica {self._replica.number} {what}")
+    def _log(self, what: str) -> None:
+        self._environment.log(f"replica {self._replica.number} {what}")

@@ -22,11 +22,12 @@ from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, bearer, new_keys_file, read_keys, write_private
 from sparktier.serving.deployment.resolved import Resolved, resolve
 from sparktier.serving.gateway.http import front
-from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
+from sparktier.serving.gateway.replica_life import State
+from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.supervision.local_ray import LocalRay
 from sparktier.serving.supervision.processes import adopt_orphans, end_descendants, reap
 from sparktier.serving.supervision.ray_keeper import RayKeeper
-from sparktier.serving.supervision.replica_keeper import ReplicaKeeper, Surroundings
+from sparktier.serving.supervision.replica_keeper import ReplicaEnvironment, ReplicaKeeper
 from sparktier.serving.supervision.run_dir import RunDir, new_run_dir, runs_folder
 
 # A terminal or a pod waits 15 s: the longest grace for requests, then this, then what is left is killed.
@@ -45,7 +46,7 @@ def run(settings: Settings) -> int:
     adopt_orphans()
     with _listener(settings) as listener:
         runs = runs_folder()
-        resolved = resolve(settings, progress=_say)
+        resolved = resolve(settings, progress=_log)
         try:
             asyncio.run(_Deployment(resolved, new_run_dir(runs)).serve(listener))
         finally:
@@ -62,7 +63,7 @@ class _Deployment:
         self._keys_file = new_keys_file(run_dir.path)
         run_dir.keep(self._settings_file, self._keys_file)
         local = None if settings.ray.address else LocalRay(run_dir.path / "ray.log", _logical_gpus(resolved))
-        self._ray = RayKeeper(local, settings.supervision, _say)
+        self._ray = RayKeeper(local, settings.supervision, _log)
         self._table = ReplicaTable(tuple(Replica(number) for number in range(settings.replicas.count)))
 
     async def serve(self, listener: socket.socket) -> None:
@@ -72,8 +73,8 @@ class _Deployment:
             keepers = [self._keeper(replica, client) for replica in self._table.replicas]
             server = self._server(client)
             _stop_on_signals(stopping)
-            _say(f"logs in {self._run_dir.path}")
-            _say(f"keys of the replicas' own ports in {self._keys_file}")
+            _log(f"logs in {self._run_dir.path}")
+            _log(f"keys of the replicas' own ports in {self._keys_file}")
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
             tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]
@@ -81,7 +82,7 @@ class _Deployment:
             stop_asked = asyncio.create_task(stopping.wait())
             await asyncio.wait({*tasks, serving, stop_asked}, return_when=asyncio.FIRST_COMPLETED)
             failures = _failures([*tasks, serving])
-            _say("stopping")
+            _log("stopping")
             server.should_exit = True
             await serving
             await _cancel([*tasks, reaping, stop_asked])
@@ -93,12 +94,12 @@ class _Deployment:
         started = time.monotonic()
         await self._until_serving(1)
         server = self._settings.server
-        _say(f"ready http={http_url(server.host, server.port)}")
-        _say(f"started in {time.monotonic() - started:.0f} s; Ctrl-C ends it")
-        _say(self._serving())
+        _log(f"ready http={http_url(server.host, server.port)}")
+        _log(f"started in {time.monotonic() - started:.0f} s; Ctrl-C ends it")
+        _log(self._serving())
         if self._table.count(State.SERVING) < len(self._table.replicas):
             await self._until_serving(len(self._table.replicas))
-            _say(self._serving())
+            _log(self._serving())
         await asyncio.Event().wait()
 
     async def _until_serving(self, replicas: int) -> None:
@@ -126,15 +127,15 @@ class _Deployment:
         )
 
     def _keeper(self, replica: Replica, client: AsyncReplicaClient) -> ReplicaKeeper:
-        around = Surroundings(
+        environment = ReplicaEnvironment(
             settings_file=self._settings_file,
             run_dir=self._run_dir,
             env=lambda: {**self._ray.env, KEYS_FILE_ENV: str(self._keys_file)},
             cluster_ready=self._ray.wait_until_up,
             table=self._table,
-            say=_say,
+            log=_log,
         )
-        return ReplicaKeeper(replica, self._settings.supervision, around, client)
+        return ReplicaKeeper(replica, self._settings.supervision, environment, client)
 
 
 def _logical_gpus(resolved: Resolved) -> int | None:
@@ -177,7 +178,7 @@ def _listener(settings: Settings) -> socket.socket:
         raise ConfigError([Problem("server.port", rule, host_port(host, port), cure)]) from error
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     # A full disk or a reader that has gone is no reason to stop serving.
     with contextlib.suppress(OSError):
         print(text, file=sys.stdout, flush=True)  # noqa: T201 - this is the command's output

@@ -18,8 +18,6 @@ PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 # Files of serving/ that still use them; each goes from the list with the last of its words.
 OPEN = (
-    "serving/clients/replica_keys.py",
-    "serving/doctor/checks.py",
     "serving/drafting/feature_client.py",
     "serving/engine/cpu/attention.py",
     "serving/engine/cpu/moe.py",
@@ -31,10 +29,6 @@ OPEN = (
     "serving/engine/speculation/worker.py",
     "serving/engine/telemetry/metric_files.py",
     "serving/engine/telemetry/spec_stats.py",
-    "serving/gateway/requests/rules.py",
-    "serving/supervision/failure_reason.py",
-    "serving/supervision/local_ray.py",
-    "serving/supervision/processes.py",
 )
 # This file alone must name them.
 ALLOWED = ("tests/house/test_words.py",)

@@ -44,7 +44,7 @@ def _in_context(tokens: int, info: ValidationInfo) -> int:
 
 
 def _in_context_at_best(text: str, info: ValidationInfo) -> str:
-    # An engine tokenises a text, and answers nobody meanwhile, before it finds that the text is too long.
+    # An engine tokenises a text before it finds that it is too long, and answers no other request meanwhile.
     longest = limits_of(info).text_characters
     if len(text) > longest:
         raise ValueError(f"must have at most {longest} characters: no more can fit the context")

@@ -1,5 +1,5 @@
-"""Decides whether a request may go to an engine, and what of it goes: checks it against the schema, and refuses with a
-sentence what sparktier does not do.
+"""Decides whether a request goes to an engine, and which of its fields: checks it against the schema, and refuses in a
+sentence what sparktier does not serve.
 """
 
 import difflib
@@ -21,7 +21,7 @@ CHAT = "/v1/chat/completions"
 _SCHEMAS: Mapping[str, type[Generation]] = {"/v1/completions": Completion, CHAT: Chat}
 PATHS = tuple(_SCHEMAS)
 
-# Ours to set, from the tier; what a client sends under this name goes no further.
+# The gateway sets it from the tier; the value of a client is dropped.
 DROPPED = frozenset({"custom_params"})
 _PLACED_BY_US = "sparktier chooses where a request runs"
 _TEXT_ONLY = "sparktier takes and gives text alone"
@@ -70,17 +70,17 @@ REFUSED = {
     "verbosity": "no prompt is written from it; say in messages how long an answer should be",
     "web_search_options": "nothing is searched; use tools",
 }
-# What some of them may say all the same: it is what happens anyway.
+# Values of some of them that are let through, because they ask for what happens anyway.
 _GRANTED: Mapping[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "service_tier": ("auto", "default"),
     "verbosity": ("medium",),
 }
-# Of no effect on an answer by what they mean: names, notes, and hints to a cache of prompts.
+# Without effect on an answer by their meaning: names, notes, and hints to a cache of prompts.
 LABELS = frozenset(
     {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "cache_salt", "extra_key"}
 )
-# Beyond the schema: SGLang reads them, and its answers differ by them.
+# Beyond the schema: SGLang reads them, and they change its answers.
 _BOTH = frozenset({"return_cached_tokens_details", "return_token_ids"})
 PASSED_ON: Mapping[str, frozenset[str]] = {
     "/v1/completions": _BOTH,
@@ -91,7 +91,7 @@ PASSED_ON: Mapping[str, frozenset[str]] = {
         "stream_reasoning", "tool_choice",
     },
 }  # fmt: skip
-# What to use where a field is of the other route alone.
+# What to use instead of a field that only the other route has.
 _INSTEAD = {
     "json_schema": "use response_format", "prompt": "send messages", "max_completion_tokens": "use max_tokens",
     "messages": "send a prompt",
@@ -108,7 +108,7 @@ _PHRASES = (
 
 
 def checked(path: str, body: Mapping[str, Any], *, model: str, limits: EngineLimits) -> dict[str, Any]:
-    """Return what of `body`, sent to `path`, an engine gets; clients may leave out `model`, the one there is.
+    """Return the fields of `body`, sent to `path`, that an engine gets; `model` is filled in where it is left out.
 
     Raises:
         Refused: the body breaks a rule, or asks for what is not served.
@@ -131,12 +131,12 @@ def checked(path: str, body: Mapping[str, Any], *, model: str, limits: EngineLim
 
 
 def fields_of(path: str) -> frozenset[str]:
-    """Return the fields that a request to `path` may have; those in REFUSED only with what is granted anyway."""
+    """Return the fields that a request to `path` may have; those in REFUSED only with a value in _GRANTED."""
     return frozenset({"model", *_SCHEMAS[path].model_fields, *PASSED_ON[path], *LABELS, *REFUSED, *DROPPED})
 
 
 def _require_known(path: str, body: Mapping[str, Any]) -> None:
-    """Raise Refused for a field that would be read by nobody: a typo, or one of the other route."""
+    """Raise Refused for a field that neither we nor the engine would read: a typo, or one of the other route."""
     known = fields_of(path)
     unknown = next((name for name in body if name not in known), None)
     if unknown is None:

@@ -222,7 +222,7 @@ class Chat(Generation):
     @model_validator(mode="before")
     @classmethod
     def _in_context_at_best(cls, fields: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        # An engine writes the prompt and tokenises it, and answers nobody meanwhile, before it finds it too long.
+        # An engine writes and tokenises the prompt before it finds it too long, and answers no request meanwhile.
         longest = limits_of(info).text_characters
         rendered = [fields[name] for name in _TEMPLATE_FIELDS if name in fields]
         if characters(rendered, most=longest) > longest:

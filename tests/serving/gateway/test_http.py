@@ -14,7 +14,8 @@ from sparktier.configs.settings.settings import ServerSettings
 from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.http import front
-from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
+from sparktier.serving.gateway.replica_life import ReplicaLife, State
+from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from support.scripted_replica import STREAM_END, STREAM_HEAD, Script, chunk, json_answer, scripted_replica
 
 ASKED = {"model": "tiny", "prompt": "Hello"}
@@ -24,7 +25,7 @@ DONE = b"data: [DONE]\n\n"
 
 def serving(number: int, url: str) -> Replica:
     limits = EngineLimits(vocab_size=512, context_tokens=256, token_characters=12)
-    return Replica(number, url, State.SERVING, limits=limits)
+    return Replica(number, url, ReplicaLife(State.SERVING), limits=limits)
 
 
 @contextlib.asynccontextmanager
@@ -388,13 +389,14 @@ async def test_a_request_that_was_sent_is_not_sent_again() -> None:
 
 
 async def test_without_a_replica_clients_are_told_to_come_again() -> None:
-    async with fronted(Replica(0, state=State.DOWN)) as (url, _), httpx.AsyncClient(base_url=url) as client:
+    async with fronted(Replica(0, life=ReplicaLife(State.DOWN))) as (url, _), httpx.AsyncClient(base_url=url) as client:
         answer = await post(client)
         assert answer.status_code == 503
         assert error_of(answer)["code"] == "not_ready"
         assert answer.headers["retry-after"]
         ready = await client.get("/readyz")
-        assert (ready.status_code, ready.json()) == (503, {"replicas": {"starting": 0, "serving": 0, "down": 1}})
+        counts = {"off": 0, "starting": 0, "serving": 0, "draining": 0, "down": 1}
+        assert (ready.status_code, ready.json()) == (503, {"replicas": counts})
         assert (await client.get("/healthz")).status_code == 200
 
 

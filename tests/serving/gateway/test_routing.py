@@ -6,14 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparktier.serving.clients.rank_facts import EngineLimits
-from sparktier.serving.gateway.routing import Place, Replica, ReplicaTable, State
+from sparktier.serving.gateway.replica_life import ReplicaLife, State
+from sparktier.serving.gateway.routing import Place, Replica, ReplicaTable
 
 REPLICAS = st.lists(st.tuples(st.sampled_from(State), st.integers(0, 3)), min_size=1, max_size=6)
 
 
 @given(REPLICAS)
 def test_the_least_loaded_of_those_that_serve(states: list[tuple[State, int]]) -> None:
-    replicas = tuple(Replica(n, state=state, in_flight=load) for n, (state, load) in enumerate(states))
+    replicas = tuple(Replica(n, life=ReplicaLife(state), in_flight=load) for n, (state, load) in enumerate(states))
     picked = ReplicaTable(replicas).pick()
     serving = [replica for replica in replicas if replica.state is State.SERVING]
     if picked is None:
@@ -25,7 +26,7 @@ def test_the_least_loaded_of_those_that_serve(states: list[tuple[State, int]]) -
 
 
 def test_requests_in_flight_are_counted_until_they_end() -> None:
-    one, two = Replica(0, state=State.SERVING), Replica(1, state=State.SERVING)
+    one, two = Replica(0, life=ReplicaLife(State.SERVING)), Replica(1, life=ReplicaLife(State.SERVING))
     with closing(Place(one)), closing(Place(one)) as moved:
         assert one.in_flight == 2
         moved.move_to(two)

@@ -25,7 +25,7 @@ def head(local: LocalRay, monkeypatch: pytest.MonkeyPatch, *code: str) -> None:
 
 
 async def test_a_start_is_seen_behind_text_of_many_bytes(local: LocalRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    local.log.write_text("Ray runtime started.\n" + "fünf Größen, 東京\n" * 10_000)
+    local.log_file.write_text("Ray runtime started.\n" + "fünf Größen, 東京\n" * 10_000)
     head(local, monkeypatch, SAYS, "größer: Ray runtime started.")
     await local.start()
     assert local.running
@@ -35,7 +35,7 @@ async def test_a_start_is_seen_behind_text_of_many_bytes(local: LocalRay, monkey
 async def test_a_start_of_before_does_not_count_and_the_reason_is_told(
     local: LocalRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local.log.write_text("größer\nRay runtime started.\n")
+    local.log_file.write_text("größer\nRay runtime started.\n")
     head(local, monkeypatch, ENDS)
     with pytest.raises(ReplicaError, match=r"must start .*RuntimeError: the disk is full"):
         await local.start()

@@ -34,7 +34,7 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 def spawned(code: str, log: Path) -> "subprocess.Popen[bytes]":
-    return processes.spawn([sys.executable, "-c", code], log=log, env={"MARK": "here"})
+    return processes.spawn([sys.executable, "-c", code], log_file=log, env={"MARK": "here"})
 
 
 def gone(pid: int) -> bool:
@@ -155,7 +155,7 @@ OWNER = """
 import sys, time
 from pathlib import Path
 from sparktier.serving.supervision import processes
-process = processes.spawn([sys.executable, "-c", {code!r}], log=Path({log!r}), env={{}})
+process = processes.spawn([sys.executable, "-c", {code!r}], log_file=Path({log!r}), env={{}})
 print(process.pid, flush=True)
 time.sleep(600)
 """
@@ -179,7 +179,7 @@ import psutil
 from sparktier.serving.supervision import processes
 log = Path({log!r})
 processes.adopt_orphans()
-process = processes.spawn([sys.executable, "-c", {code!r}], log=log, env={{}})
+process = processes.spawn([sys.executable, "-c", {code!r}], log_file=log, env={{}})
 while not log.read_text().strip():
     time.sleep(0.05)
 orphan = psutil.Process(int(log.read_text()))

@@ -16,9 +16,10 @@ import pytest
 from sparktier.configs.errors import ArtifactError, ReplicaError
 from sparktier.configs.settings.settings import SupervisionSettings
 from sparktier.serving.clients.replica import AsyncReplicaClient
-from sparktier.serving.gateway.routing import Replica, ReplicaTable, State
+from sparktier.serving.gateway.replica_life import State
+from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.supervision import processes, replica_keeper
-from sparktier.serving.supervision.replica_keeper import ReplicaKeeper, Surroundings
+from sparktier.serving.supervision.replica_keeper import ReplicaEnvironment, ReplicaKeeper
 from sparktier.serving.supervision.run_dir import new_run_dir
 
 RANK = {
@@ -78,18 +79,18 @@ class World:
         async def ready() -> None:
             """The cluster is up."""
 
-        around = Surroundings(
+        environment = ReplicaEnvironment(
             settings_file=self.settings,
             run_dir=self.run,
             env=dict,
             cluster_ready=ready,
             table=self.table,
-            say=self.said.append,
+            log=self.said.append,
         )
         quick = SupervisionSettings(restart_backoff_first_s=0.01, restart_backoff_max_s=0.02, probe_interval_s=0.02)
         transport = httpx.MockTransport(lambda request: self.answer(request))
         async with AsyncReplicaClient(transport=transport) as client:
-            keeper = ReplicaKeeper(self.replica, quick, around, client)
+            keeper = ReplicaKeeper(self.replica, quick, environment, client)
             task = asyncio.create_task(keeper.run())
             try:
                 yield task
@@ -107,7 +108,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A keeper's surroundings in a folder of their own."""
+    """A keeper in a folder of its own."""
     return World(tmp_path, monkeypatch)
 
 

@@ -23,4 +23,4 @@ class Gone:
 def test_an_output_that_takes_nothing_more_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     gone: Any = Gone()
     monkeypatch.setattr(sys, "stdout", gone)
-    up._say("ready")
+    up._log("ready")
