@@ -5,7 +5,6 @@ draft of each rung and context added and with times that go on rising beyond wha
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -44,11 +43,10 @@ class StepTimeModel:
         Other totals cost as much as the bucket they are filled up to. `requests` is the least total: a row for each.
         """
         most_rows = max(requests, most_rows)
-        buckets = self.table.key.row_buckets
-        last = min(buckets[-1] if buckets else 0, most_rows)
-        inside = buckets[bisect_left(buckets, requests) : bisect_left(buckets, last)]
-        beyond = range(max(requests, last), most_rows + 1)
-        return np.array([*inside, *beyond], dtype=np.int64)
+        buckets = np.array(self.table.key.row_buckets, dtype=np.int64)
+        last = min(int(buckets[-1]) if len(buckets) else 0, most_rows)
+        inside = buckets[np.searchsorted(buckets, requests) : np.searchsorted(buckets, last)]
+        return np.concatenate((inside, np.arange(max(requests, last), most_rows + 1)))
 
     def step_ms(self, *, rung: int, requests: int, rows: Ints, context_tokens: int = 0) -> Floats:
         """Return the time [n] of one step for each total of `rows` [n].

@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 
 from sparktier.configs.step_times import StepTimeTable, TableKey
 
-MOST_ROWS = 60
+# As many rows as the few requests of a brute force bring, so that stairs lie among the totals to choose from.
+MOST_ROWS = 24
 
 
 def key(row_buckets: tuple[int, ...] = ()) -> TableKey:
@@ -23,10 +24,10 @@ def key(row_buckets: tuple[int, ...] = ()) -> TableKey:
 
 
 @st.composite
-def curves(draw: st.DrawFn, *, most: int = MOST_ROWS) -> tuple[tuple[int, float], ...]:
-    """Draw a curve that never falls: flat stretches and steep ones."""
+def curves(draw: st.DrawFn, most: int, steps_ms: tuple[float, ...]) -> tuple[tuple[int, float], ...]:
+    """Draw a curve that never falls, by some of these steps: flat stretches and steep ones."""
     at = sorted(draw(st.sets(st.integers(1, most), min_size=1, max_size=5)))
-    steps = draw(st.lists(st.sampled_from([0.0, 0.5, 3.0, 40.0]), min_size=len(at), max_size=len(at)))
+    steps = draw(st.lists(st.sampled_from(steps_ms), min_size=len(at), max_size=len(at)))
     total, points = 0.0, []
     for count, step in zip(at, steps, strict=True):
         total += step
@@ -41,12 +42,12 @@ def step_tables(draw: st.DrawFn) -> StepTimeTable:
     return StepTimeTable(
         key=key(tuple(sorted(buckets))),
         source="drawn",
-        base_ms=draw(st.sampled_from([0.5, 10.0, 93.0])),
-        per_requests_ms=draw(curves(most=16)),
-        per_rows_ms=draw(curves()),
-        draft_ms={0: ((1, 0.0),), 2: draw(curves(most=16))},
+        base_ms=draw(st.sampled_from([0.5, 5.0, 40.0])),
+        per_requests_ms=draw(curves(16, (0.0, 0.5, 2.0))),
+        per_rows_ms=draw(curves(MOST_ROWS, (0.0, 1.0, 4.0, 20.0))),
+        draft_ms={0: ((1, 0.0),), 2: draw(curves(16, (0.0, 0.5, 2.0)))},
         per_context_ms=draw(st.sampled_from([0.0, 0.25])),
-        prefill_ms=draw(curves()),
+        prefill_ms=draw(curves(MOST_ROWS, (0.0, 1.0, 4.0, 20.0))),
         error_frac_p50=None,
         error_frac_p90=None,
     )
