@@ -13,37 +13,16 @@ from sparktier.configs.settings.settings import Settings
 _ROWS_OF_UNKNOWN_DRAFT = 17  # blocks of published drafts have 7 to 16 tokens
 
 
-def _ranks_fill_nodes(settings: Settings) -> Iterator[Problem]:
-    ranks, nodes = settings.replicas.tensor_parallel, settings.replicas.nodes
-    if ranks % nodes:
-        yield Problem(
-            "replicas.nodes",
-            f"must divide tensor_parallel ({ranks}), since every node holds as many ranks",
-            str(nodes),
-            "Change one of the two.",
-        )
+def _divides_ranks(key: str, reason: str, cure: str) -> Rule:
+    """Return the rule that `replicas.KEY` divides the ranks; `{ranks}` in `cure` is their number."""
 
+    def check(settings: Settings) -> Iterator[Problem]:
+        ranks, parts = settings.replicas.tensor_parallel, getattr(settings.replicas, key)
+        if ranks % parts:
+            rule = f"must divide tensor_parallel ({ranks}), since {reason}"
+            yield Problem(f"replicas.{key}", rule, str(parts), cure.format(ranks=ranks))
 
-def _experts_divide_ranks(settings: Settings) -> Iterator[Problem]:
-    ranks, groups = settings.replicas.tensor_parallel, settings.replicas.expert_parallel
-    if ranks % groups:
-        yield Problem(
-            "replicas.expert_parallel",
-            f"must divide tensor_parallel ({ranks}), since each rank belongs to one group of experts",
-            str(groups),
-            f"Use a divisor of {ranks}.",
-        )
-
-
-def _attention_groups_divide_ranks(settings: Settings) -> Iterator[Problem]:
-    ranks, groups = settings.replicas.tensor_parallel, settings.replicas.attention_data_parallel
-    if ranks % groups:
-        yield Problem(
-            "replicas.attention_data_parallel",
-            f"must divide tensor_parallel ({ranks}), since each rank belongs to one attention group",
-            str(groups),
-            f"Use a divisor of {ranks}.",
-        )
+    return Rule(("replicas.tensor_parallel", f"replicas.{key}"), check)
 
 
 def _all_to_all_spans_ranks(settings: Settings) -> Iterator[Problem]:
@@ -111,42 +90,14 @@ def _passthrough_is_free(settings: Settings) -> Iterator[Problem]:
 
 
 RULES = (
+    _divides_ranks("nodes", "every node holds as many ranks", "Change one of the two."),
+    _divides_ranks("expert_parallel", "each rank belongs to one group of experts", "Use a divisor of {ranks}."),
+    _divides_ranks("attention_data_parallel", "each rank belongs to one attention group", "Use a divisor of {ranks}."),
     Rule(
-        (
-            "replicas.tensor_parallel",
-            "replicas.nodes",
-        ),
-        _ranks_fill_nodes,
-    ),
-    Rule(
-        (
-            "replicas.tensor_parallel",
-            "replicas.expert_parallel",
-        ),
-        _experts_divide_ranks,
-    ),
-    Rule(
-        (
-            "replicas.tensor_parallel",
-            "replicas.attention_data_parallel",
-        ),
-        _attention_groups_divide_ranks,
-    ),
-    Rule(
-        (
-            "replicas.moe_all_to_all",
-            "replicas.tensor_parallel",
-            "replicas.expert_parallel",
-        ),
+        ("replicas.moe_all_to_all", "replicas.tensor_parallel", "replicas.expert_parallel"),
         _all_to_all_spans_ranks,
     ),
-    Rule(
-        (
-            "replicas.max_running_requests",
-            "replicas.attention_data_parallel",
-        ),
-        _requests_fill_attention_groups,
-    ),
+    Rule(("replicas.max_running_requests", "replicas.attention_data_parallel"), _requests_fill_attention_groups),
     Rule(
         (
             "replicas.kv_tokens",
@@ -159,11 +110,7 @@ RULES = (
         _longest_request_fits,
     ),
     Rule(
-        (
-            "replicas.page_tokens",
-            "replicas.chunked_prefill_tokens",
-            "replicas.attention_data_parallel",
-        ),
+        ("replicas.page_tokens", "replicas.chunked_prefill_tokens", "replicas.attention_data_parallel"),
         _chunk_fills_pages,
     ),
     Rule(("replicas.sglang_args",), _passthrough_is_free),

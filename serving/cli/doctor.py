@@ -9,7 +9,7 @@ from sparktier.configs.report import report_meta, write_report
 from sparktier.configs.settings.settings import Settings
 from sparktier.serving.deployment.plan import plan_deployment
 from sparktier.serving.doctor import checks as doctor
-from sparktier.serving.doctor.report import show_findings, show_plan
+from sparktier.serving.doctor.tables import show_findings, show_plan
 
 EXIT_FAILED = 1
 
@@ -35,5 +35,5 @@ def plan(settings: Settings, *, model_config: Path | None, draft_config: Path | 
     made = plan_deployment(settings, model_config=model_config, draft_config=draft_config)
     show_plan(made, Console())
     if report:
-        write_report(report, meta, [asdict(row) for row in (*made.rows, *made.refusals)])
+        write_report(report, meta, [asdict(line) for line in (*made.lines, *made.refusals)])
     return EXIT_FAILED if made.refusals else 0

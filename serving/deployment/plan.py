@@ -1,6 +1,6 @@
 """What a deployment would do, by arithmetic: SGLang's arguments, bytes of a rank, how things divide, what is refused.
 
-Needs no GPU and asks none. Pure once the models' sizes are known. Every figure is computed, none measured.
+Pure once the models' sizes are known. Every number is computed, none is measured.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ _GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Row:
+class PlanLine:
     """One line of the plan."""
 
     section: str
@@ -35,8 +35,8 @@ class Row:
 class DeploymentPlan:
     """The lines of a plan, and the reasons, if any, why it can't run."""
 
-    rows: tuple[Row, ...]
-    refusals: tuple[Row, ...]
+    lines: tuple[PlanLine, ...]
+    refusals: tuple[PlanLine, ...]
 
 
 def plan_deployment(
@@ -64,34 +64,34 @@ def plan_deployment(
 def plan_of(settings: Settings, model: ModelFacts, draft: ModelFacts | None) -> DeploymentPlan:
     """Return the plan of `settings` for a `model` and, where it has a checkpoint of its own, a `draft`."""
     memory = rank_memory(settings, model, draft)
-    rows = (
+    lines = (
         *_arguments(settings),
-        *_model_rows(model),
-        *_memory_rows(settings, memory),
-        *_division_rows(settings, model),
-        *_placement_rows(settings),
-        *_cut_rows(settings, draft),
+        *_model_lines(model),
+        *_memory_lines(settings, memory),
+        *_division_lines(settings, model),
+        *_placement_lines(settings),
+        *_cut_lines(settings, draft),
     )
-    return DeploymentPlan(rows, tuple(_refusals(settings, model, draft, memory)))
+    return DeploymentPlan(lines, tuple(_refusals(settings, model, draft, memory)))
 
 
-def _arguments(settings: Settings) -> Iterator[Row]:
+def _arguments(settings: Settings) -> Iterator[PlanLine]:
     resolved = resolve_without_weights(settings, GPU_NODE)
     for name, value in sorted(engine_kwargs(resolved, replica=0).items()):
-        yield Row("SGLang arguments", name, value if isinstance(value, int | float) else str(value))
+        yield PlanLine("SGLang arguments", name, value if isinstance(value, int | float) else str(value))
     for name, value in sorted(engine_environment(resolved).items()):
-        yield Row("environment", name, value)
+        yield PlanLine("environment", name, value)
 
 
-def _model_rows(model: ModelFacts) -> Iterator[Row]:
-    yield Row("model", "parameters", sum(model.parameters.values()))
+def _model_lines(model: ModelFacts) -> Iterator[PlanLine]:
+    yield PlanLine("model", "parameters", sum(model.parameters.values()))
     for role, count in model.parameters.items():
-        yield Row("model", f"parameters: {role.value}", count)
+        yield PlanLine("model", f"parameters: {role.value}", count)
 
 
-def _memory_rows(settings: Settings, memory: RankMemory) -> Iterator[Row]:
-    def gib(name: str, size: float, note: str = "") -> Row:
-        return Row("memory of a rank", name, round(size / _GIB, 2), note)
+def _memory_lines(settings: Settings, memory: RankMemory) -> Iterator[PlanLine]:
+    def gib(name: str, size: float, note: str = "") -> PlanLine:
+        return PlanLine("memory of a rank", name, round(size / _GIB, 2), note)
 
     yield gib("weights_gib", memory.weights)
     yield gib("draft_gib", memory.draft)
@@ -106,59 +106,65 @@ def _memory_rows(settings: Settings, memory: RankMemory) -> Iterator[Row]:
         yield gib("sglang_estimate_gib", estimate, "of activations, graphs and buffers, which reserved_gib is for")
         yield gib("graphs_gib", graph_mib(settings) * MIB, "part of that estimate")
         yield gib("accelerator_gib", memory.total)
-    yield Row("KV cache", "bytes_per_token", round(memory.kv_token))
+    yield PlanLine("KV cache", "bytes_per_token", round(memory.kv_token))
     if memory.kv_tokens is not None:
-        yield from _capacity_rows(settings, memory.kv_tokens)
+        yield from _capacity_lines(settings, memory.kv_tokens)
 
 
-def _capacity_rows(settings: Settings, kv_tokens: int) -> Iterator[Row]:
+def _capacity_lines(settings: Settings, kv_tokens: int) -> Iterator[PlanLine]:
     replicas = settings.replicas
-    yield Row("KV cache", "tokens_per_attention_group", kv_tokens)
-    yield Row("KV cache", "tokens_per_replica", kv_tokens * replicas.attention_data_parallel)
+    yield PlanLine("KV cache", "tokens_per_attention_group", kv_tokens)
+    yield PlanLine("KV cache", "tokens_per_replica", kv_tokens * replicas.attention_data_parallel)
     if settings.model.context_tokens:
-        yield Row("KV cache", "longest_requests_per_group", kv_tokens // settings.model.context_tokens)
+        yield PlanLine("KV cache", "longest_requests_per_group", kv_tokens // settings.model.context_tokens)
     if replicas.max_running_requests:
         running = replicas.max_running_requests // replicas.attention_data_parallel
-        yield Row("KV cache", "tokens_per_running_request", kv_tokens // max(1, running), "with all slots taken")
+        yield PlanLine("KV cache", "tokens_per_running_request", kv_tokens // max(1, running), "with all slots taken")
 
 
-def _division_rows(settings: Settings, model: ModelFacts) -> Iterator[Row]:
+def _division_lines(settings: Settings, model: ModelFacts) -> Iterator[PlanLine]:
     replicas = settings.replicas
     attention = replicas.attention_tensor_parallel
-    yield Row("division", "query_heads_per_rank", model.heads / attention)
+    yield PlanLine("division", "query_heads_per_rank", model.heads / attention)
     if not model.latent_attention:
         copies = attention // model.kv_heads if attention > model.kv_heads else 1
         note = f"each key and value head is held {copies} times" if copies > 1 else ""
-        yield Row("division", "kv_heads_per_rank", max(1.0, model.kv_heads / attention), note)
+        yield PlanLine("division", "kv_heads_per_rank", max(1.0, model.kv_heads / attention), note)
     if model.experts:
-        yield Row("division", "experts_per_rank", _experts_held(settings, model) / replicas.expert_parallel)
-        yield Row("division", "expert_width_per_rank", _expert_width(settings, model))
+        yield PlanLine("division", "experts_per_rank", _experts_held(settings, model) / replicas.expert_parallel)
+        yield PlanLine("division", "expert_width_per_rank", _expert_width(settings, model))
     rows = rows_per_rank(settings)
     if rows is not None:
-        yield Row("division", "most_rows_per_rank", rows, "sent to experts in one decode or verify step")
+        yield PlanLine("division", "most_rows_per_rank", rows, "sent to experts in one decode or verify step")
 
 
-def _placement_rows(settings: Settings) -> Iterator[Row]:
+def _placement_lines(settings: Settings) -> Iterator[PlanLine]:
     replicas = settings.replicas
     per_node = replicas.tensor_parallel // replicas.nodes
-    yield Row("Ray", "placement_groups", replicas.count, "one for each replica")
-    yield Row("Ray", "bundles_per_group", replicas.tensor_parallel, "each {GPU: 1}, rank 0 on the replica's own node")
-    yield Row("Ray", "nodes_per_group", replicas.nodes)
-    yield Row("Ray", "gpus_per_node", per_node)
-    yield Row("Ray", "gpus", replicas.ranks, "of all replicas")
+    yield PlanLine("Ray", "placement_groups", replicas.count, "one for each replica")
+    yield PlanLine(
+        "Ray", "bundles_per_group", replicas.tensor_parallel, "each {GPU: 1}, rank 0 on the replica's own node"
+    )
+    yield PlanLine("Ray", "nodes_per_group", replicas.nodes)
+    yield PlanLine("Ray", "gpus_per_node", per_node)
+    yield PlanLine("Ray", "gpus", replicas.ranks, "of all replicas")
 
 
-def _cut_rows(settings: Settings, draft: ModelFacts | None) -> Iterator[Row]:
+def _cut_lines(settings: Settings, draft: ModelFacts | None) -> Iterator[PlanLine]:
     """Lengths that the settings ask for and the draft wasn't trained for."""
     speculation, block = settings.speculation, draft.draft_block if draft else None
     if speculation.method not in LADDERS or block is None:
         return
     for name, tokens in (("block_tokens", speculation.block_tokens), ("short_tokens", speculation.short_tokens)):
         if tokens is not None and tokens > block:
-            yield Row("speculation", name, block, f"cut from {tokens}: the draft was trained for blocks of {block}")
+            yield PlanLine(
+                "speculation", name, block, f"cut from {tokens}: the draft was trained for blocks of {block}"
+            )
 
 
-def _refusals(settings: Settings, model: ModelFacts, draft: ModelFacts | None, memory: RankMemory) -> Iterator[Row]:
+def _refusals(
+    settings: Settings, model: ModelFacts, draft: ModelFacts | None, memory: RankMemory
+) -> Iterator[PlanLine]:
     yield from _undivided(settings, model)
     yield from _too_large(settings, model, memory)
     yield from _misfit_draft(settings, model, draft)
@@ -170,7 +176,7 @@ def _refusals(settings: Settings, model: ModelFacts, draft: ModelFacts | None, m
         yield _refused("attention_backend", "flashinfer can't capture trimmed verification; use fa3, or static")
 
 
-def _undivided(settings: Settings, model: ModelFacts) -> Iterator[Row]:
+def _undivided(settings: Settings, model: ModelFacts) -> Iterator[PlanLine]:
     replicas = settings.replicas
     attention = replicas.attention_tensor_parallel
     if model.heads % attention:
@@ -192,7 +198,7 @@ def _undivided(settings: Settings, model: ModelFacts) -> Iterator[Row]:
         yield _refused("expert_width", f"experts {width:g} wide are no multiple of the FP8 block ({block or 1})")
 
 
-def _too_large(settings: Settings, model: ModelFacts, memory: RankMemory) -> Iterator[Row]:
+def _too_large(settings: Settings, model: ModelFacts, memory: RankMemory) -> Iterator[PlanLine]:
     context, kv_tokens = settings.model.context_tokens, memory.kv_tokens
     longest = model.number("max_position_embeddings")
     if context and longest and context > longest:
@@ -204,7 +210,7 @@ def _too_large(settings: Settings, model: ModelFacts, memory: RankMemory) -> Ite
         yield _refused("kv_tokens", f"{kv_tokens} tokens of cache hold no request of {context or 1} tokens")
 
 
-def _misfit_draft(settings: Settings, model: ModelFacts, draft: ModelFacts | None) -> Iterator[Row]:
+def _misfit_draft(settings: Settings, model: ModelFacts, draft: ModelFacts | None) -> Iterator[PlanLine]:
     speculation = settings.speculation
     if speculation.method == "dspark_native" and draft is None and not model.dspark_stages:
         yield _refused("draft_path", "the target's checkpoint has no DSpark draft in it; name one")
@@ -216,13 +222,13 @@ def _misfit_draft(settings: Settings, model: ModelFacts, draft: ModelFacts | Non
         yield _refused("block_tokens", f"the draft was trained for blocks of {block}")
 
 
-def _unsupported_target(settings: Settings, config: Mapping[str, Any]) -> Iterator[Row]:
+def _unsupported_target(settings: Settings, config: Mapping[str, Any]) -> Iterator[PlanLine]:
     reason = target_refusal(facts_of(config), settings.speculation.method)
     if reason is not None:
         yield _refused("method", reason)
 
 
-def _unreadable_layers(settings: Settings, model: ModelFacts) -> Iterator[Row]:
+def _unreadable_layers(settings: Settings, model: ModelFacts) -> Iterator[PlanLine]:
     layers = settings.training.target_layer_ids
     # SGLang captures what a layer gives the next one, or its output where the checkpoint has a DSpark draft in it.
     highest = model.number("num_hidden_layers") - (1 if model.dspark_stages else 2)
@@ -247,5 +253,5 @@ def _fp8_block(settings: Settings, model: ModelFacts) -> int | None:
     return int(sizes[0]) if method == "fp8" and sizes and model.config.get("expert_dtype") != "fp4" else None
 
 
-def _refused(name: str, reason: str) -> Row:
-    return Row("refused", name, "refused", reason)
+def _refused(name: str, reason: str) -> PlanLine:
+    return PlanLine("refused", name, "refused", reason)

@@ -26,7 +26,7 @@ from sparktier.serving.deployment.model_source import local_checkpoint
 from sparktier.serving.deployment.resolved import THIS_MACHINE, Machine, device_of, dtype_of
 from sparktier.serving.engine.upstream import check as upstream
 from sparktier.serving.engine.upstream.source import installed_root
-from sparktier.serving.supervision.run_dir import runs_folder
+from sparktier.serving.supervision.deployment_dir import runs_folder
 
 Status = Literal["ok", "warning", "failed"]
 

@@ -63,7 +63,7 @@ def no_space_beside_calls(message: dict[str, Any]) -> None:
 
 
 @dataclass
-class _Place:
+class _TextPosition:
     """How far the tokens of a choice have been found in its text; `behind`: characters that unfound ones may have."""
 
     text: str = ""
@@ -85,12 +85,12 @@ class TextOffsets:
     """Finds where in `choices[].text` each token of its logprobs begins, over all messages of one answer."""
 
     def __init__(self) -> None:
-        self._places: dict[int, _Place] = {}
+        self._positions: dict[int, _TextPosition] = {}
 
     def fill(self, message: dict[str, Any]) -> None:
         """Put the offsets into `message`."""
         for choice in message.get("choices", ()):
-            place = self._places.setdefault(choice.get("index", 0), _Place())
-            place.text += choice.get("text") or ""
+            position = self._positions.setdefault(choice.get("index", 0), _TextPosition())
+            position.text += choice.get("text") or ""
             if logprobs := choice.get("logprobs"):
-                logprobs["text_offset"] = [place.of(token or "") for token in logprobs.get("tokens", ())]
+                logprobs["text_offset"] = [position.of(token or "") for token in logprobs.get("tokens", ())]

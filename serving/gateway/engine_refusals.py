@@ -77,8 +77,8 @@ def refusal(said: str, *, asked: Mapping[str, Any]) -> Refusal | None:
         )
         return Refusal(message, TOO_LONG, prompt_field)
     if entries := _PYDANTIC_ENTRY.findall(said):
-        rules = "; ".join(f"{_place(place)}: {single or double}" for place, single, double in entries[:3])
-        return Refusal(rules, _INVALID_VALUE, _place(entries[0][0]))
+        rules = "; ".join(f"{_field_path(loc)}: {single or double}" for loc, single, double in entries[:3])
+        return Refusal(rules, _INVALID_VALUE, _field_path(entries[0][0]))
     message = _for_clients(said)
     if not message:
         return None
@@ -92,6 +92,6 @@ def _for_clients(said: str) -> str:
     return _PATH.sub("...", _FLAG.sub("", paragraph)).strip()
 
 
-def _place(python_tuple: str) -> str:
+def _field_path(python_tuple: str) -> str:
     parts = [part.strip(" '\"") for part in python_tuple.split(",")]
     return ".".join(part for part in parts if part.isdecimal() or (part.isidentifier() and part != "body")) or "body"

@@ -29,7 +29,7 @@ from sparktier.serving.gateway.metrics_page import MetricsPage
 from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.requests.body import BodyIntake
 from sparktier.serving.gateway.requests.rules import PATHS, checked, require_model
-from sparktier.serving.gateway.routing import Place, Replica, ReplicaTable
+from sparktier.serving.gateway.routing import Replica, ReplicaTable, RequestInFlight
 
 _RETRY_AFTER_S = 5
 
@@ -139,9 +139,9 @@ class _Generate:
                 if replica is None or replica.limits is None:
                     return _no_replica()
                 # Taken at once: `work` starts later, and other requests pick a replica before it does.
-                place = held.enter_context(closing(Place(replica)))
+                sent = held.enter_context(closing(RequestInFlight(replica)))
                 body = checked(request.url.path, body, model=self._model, limits=replica.limits)
-                work = self._forward(request.url.path, body, place, held, deadline)
+                work = self._forward(request.url.path, body, sent, held, deadline)
                 return await cancel_on_disconnect(request.receive, work) or Response(status_code=499)
         except ClientDisconnect:
             return Response(status_code=499)
@@ -154,11 +154,11 @@ class _Generate:
             return errors.answer(503, STOPPING, kind=errors.SERVER, code="stopping", retry_after_s=_RETRY_AFTER_S)
 
     async def _forward(
-        self, path: str, body: dict[str, Any], place: Place, held: AsyncExitStack, deadline: float
+        self, path: str, body: dict[str, Any], sent: RequestInFlight, held: AsyncExitStack, deadline: float
     ) -> Response:
         """Send `body` on and return the answer, or the start of it where it is a stream."""
         edits = edits_for(body)
-        upstream = await self._sent(path, to_json(usage.asking(body)), place)
+        upstream = await self._sent(path, to_json(usage.asking(body)), sent)
         held.push_async_callback(upstream.close)
         if upstream.is_event_stream:
             events = whole_events(upstream)
@@ -177,19 +177,19 @@ class _Generate:
         answer = edited(usage.in_answer(content, tier=self._tier), edits)
         return Response(answer, media_type="application/json")
 
-    async def _sent(self, path: str, content: bytes, place: Place) -> OpenAnswer:
-        """Send `content` to the replica of `place`, or to the next one where it takes no connection."""
+    async def _sent(self, path: str, content: bytes, sent: RequestInFlight) -> OpenAnswer:
+        """Send `content` to the replica of `sent`, or to the next one where it takes no connection."""
         tried: list[Replica] = []
         while True:
             try:
-                return await self._client.open(place.replica.url + path, content)
+                return await self._client.open(sent.replica.url + path, content)
             except ReplicaUnreachable:
                 # Nothing was sent, so that another may be asked.
-                tried.append(place.replica)
+                tried.append(sent.replica)
                 following = self._table.pick(besides=tried)
                 if following is None:
                     raise
-                place.move_to(following)
+                sent.move_to(following)
 
     @property
     def _full(self) -> bool:

@@ -27,8 +27,8 @@ class Replica:
         return self.life.state
 
 
-class Place:
-    """One request's place at a replica, which counts the request in flight until `close`."""
+class RequestInFlight:
+    """One request at a replica, which counts it until `close`."""
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica

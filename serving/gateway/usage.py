@@ -1,9 +1,9 @@
 """What speculation did for a request, as `usage.sparktier` of its answer: tier, accepted length, rounds, rows verified.
 
-SGLang tells it under `sglext` when asked to; here it moves to where OpenAI's clients look.
+SGLang reports it under `sglext` when asked to; here it moves to where OpenAI's clients look.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -16,9 +16,9 @@ _MARKS = (b'"sglext":{', b'"usage":{')
 
 
 def asking(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `body`, an engine's request, with what makes the engine tell.
+    """Return `body`, the request for an engine, with the field that makes SGLang report its speculation.
 
-    Of several prompts SGLang tells of the first alone, so that it isn't asked about them.
+    Of several prompts SGLang reports the first alone, so that it isn't asked then.
     """
     prompt = body.get("prompt")
     several = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
@@ -30,19 +30,19 @@ def in_answer(content: bytes, *, tier: str) -> bytes:
     answer = from_json(content)
     details = _taken(answer)
     if isinstance(answer.get("usage"), dict):
-        answer["usage"]["sparktier"] = _report(details, tier=tier)
+        answer["usage"]["sparktier"] = _usage(details, tier=tier)
     return to_json(answer)
 
 
 class UsageStream:
-    """The same for the server-sent events of one answer: what an early event tells is kept for the one with `usage`."""
+    """The same for the server-sent events of one answer: details of early events wait for the event with `usage`."""
 
     def __init__(self, *, tier: str) -> None:
         self._tier = tier
         self._details: list[dict[str, Any]] = []
 
     def events(self, events: bytes) -> bytes:
-        """Return whole `events` as the client gets them; an event that only told of speculation is left out."""
+        """Return whole `events` as the client gets them; an event with details of speculation alone is left out."""
         if not any(mark in events for mark in _MARKS):
             return events
         return b"".join(map(self._event, filter(None, events.split(b"\n\n"))))
@@ -51,13 +51,13 @@ class UsageStream:
         if not event.startswith(_DATA) or not any(mark in event for mark in _MARKS):
             return event + b"\n\n"
         message = from_json(event[len(_DATA) :])
-        told = _taken(message)
-        self._details += told
+        details = _taken(message)
+        self._details += details
         whole = not message.get("choices")
-        if told and whole and not message.get(_SGLANG) and not message.get("usage"):
+        if details and whole and not message.get(_SGLANG) and not message.get("usage"):
             return b""
         if whole and isinstance(message.get("usage"), dict):
-            message["usage"]["sparktier"] = _report(self._details, tier=self._tier)
+            message["usage"]["sparktier"] = _usage(self._details, tier=self._tier)
         return _DATA + to_json(message) + b"\n\n"
 
 
@@ -72,12 +72,11 @@ def _taken(message: dict[str, Any]) -> list[dict[str, Any]]:
     return details if isinstance(details, list) else [details] if details else []
 
 
-def _report(details: Iterable[Mapping[str, Any]], *, tier: str) -> dict[str, Any]:
+def _usage(details: Sequence[Mapping[str, Any]], *, tier: str) -> dict[str, Any]:
     """Sum over the choices of a request; without rounds of speculation there is only the tier."""
-    told = list(details)
-    rounds = sum(choice["spec_verify_ct"] for choice in told)
+    rounds = sum(choice["spec_verify_ct"] for choice in details)
     if rounds == 0:
         return {"tier": tier}
-    accepted = sum(choice["spec_num_correct_drafts"] for choice in told)
-    rows = sum(rows * count for choice in told for rows, count in enumerate(choice["spec_cap_lens_histogram"]))
+    accepted = sum(choice["spec_num_correct_drafts"] for choice in details)
+    rows = sum(rows * count for choice in details for rows, count in enumerate(choice["spec_cap_lens_histogram"]))
     return {"tier": tier, "accepted_length": 1 + accepted / rounds, "rounds": rounds, "rows_verified": rows}

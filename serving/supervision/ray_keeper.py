@@ -1,4 +1,4 @@
-"""Keeps the local Ray cluster running, where there is one; with a joined cluster there is nothing to keep.
+"""Keeps the local Ray cluster running, if the deployment has one: it may join a cluster instead.
 
 When the cluster ends, its replicas end with it and wait here for the next one.
 """
@@ -39,7 +39,7 @@ class RayKeeper:
         await self._up.wait()
 
     async def run(self) -> None:
-        """Keep the cluster until cancelled; call `stop` afterwards. Raises ReplicaError when it never starts."""
+        """Keep the cluster until cancelled; call `stop` afterwards. Raises ReplicaError when its first start fails."""
         if self._local is None:
             self._up.set()
             await asyncio.Event().wait()

@@ -20,9 +20,9 @@ from sparktier.serving.clients.replica import OK, AsyncReplicaClient
 from sparktier.serving.gateway.replica_life import Event, IllegalTransition
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.supervision.backoff import Restarts
+from sparktier.serving.supervision.deployment_dir import DeploymentDir, fresh_metrics_env
 from sparktier.serving.supervision.failure_reason import reason_in
 from sparktier.serving.supervision.processes import held_port, spawn, stop
-from sparktier.serving.supervision.run_dir import RunDir, fresh_metrics_env
 
 # Starts of each replica that may fail before any has served. More failures than that are the fault of the settings or
 # the machine, and going on would hide it from the user who waits for `ready`.
@@ -41,7 +41,7 @@ class ReplicaEnvironment:
     """What a keeper starts its replica's process in, and where it reports."""
 
     settings_file: Path
-    run_dir: RunDir
+    deployment_dir: DeploymentDir
     env: Callable[[], Mapping[str, str]]
     cluster_ready: Callable[[], Awaitable[None]]
     table: ReplicaTable
@@ -74,7 +74,7 @@ class ReplicaKeeper:
         self._replica = replica
         self._supervision = supervision
         self._environment = environment
-        self._log_file = environment.run_dir.path / f"replica-{replica.number}.log"
+        self._log_file = environment.deployment_dir.path / f"replica-{replica.number}.log"
         self._client = client
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
@@ -159,13 +159,13 @@ class ReplicaKeeper:
     def _start(self, port: int) -> "subprocess.Popen[bytes]":
         """Return a new process of the replica, which serves on `port`."""
         self._replica.url = http_url("127.0.0.1", port)
-        run_dir = self._environment.run_dir
-        if missing := run_dir.restore():
+        deployment_dir = self._environment.deployment_dir
+        if missing := deployment_dir.restore():
             self._log(f"finds files of this run removed, and its logs with them: wrote {', '.join(map(str, missing))}")
         self._log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
         command = [sys.executable, "-m", "sparktier.serving.cli.main", "engine", str(self._environment.settings_file)]
         command += ["--replica", str(self._replica.number), "--port", str(port)]
-        env = {**self._environment.env(), **fresh_metrics_env(run_dir.path, self._replica.number)}
+        env = {**self._environment.env(), **fresh_metrics_env(deployment_dir.path, self._replica.number)}
         self._process = spawn(command, log_file=self._log_file, env=env)
         return self._process
 

@@ -20,7 +20,7 @@ from sparktier.serving.clients.addresses import no_proxy_env
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, Keys, keys_of, new_keys_file
 from sparktier.serving.deployment.engine_args import engine_environment, engine_kwargs, rank_options_of
 from sparktier.serving.deployment.resolved import Resolved, resolve
-from sparktier.serving.supervision.run_dir import METRICS_DIR_ENV
+from sparktier.serving.supervision.deployment_dir import METRICS_DIR_ENV
 
 EXIT_NOT_STARTED = 69
 # The ranks of a replica that died give their GPUs back within seconds; a cluster that is too small never will.
@@ -105,8 +105,8 @@ def _keys() -> Keys:
 def _metrics_env() -> dict[str, str]:
     """Return where this process and its ranks put SGLang's metrics; SGLang's own choice would not reach the ranks.
 
-    `sparktier up` names a folder of its run, as a process that lost a rank or was killed can't clear up after itself.
-    One started by hand makes a folder, and removes it if it can.
+    `sparktier up` names a folder of its run, because a process that lost a rank or was killed can't clean up. A process
+    that was started by hand makes a folder, and removes it at its end.
     """
     directory = os.environ.get(METRICS_DIR_ENV)
     if not directory:
@@ -116,6 +116,6 @@ def _metrics_env() -> dict[str, str]:
 
 
 def _ranks_on_node(settings: Settings) -> int:
-    """Ranks that share a node's cores: of every replica with a local cluster, of one with a joined cluster."""
+    """Return how many ranks share a node's cores: those of all replicas in a local cluster, of one in a joined one."""
     of_one = settings.replicas.tensor_parallel // settings.replicas.nodes
     return of_one * (settings.replicas.count if settings.ray.address is None else 1)

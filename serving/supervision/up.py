@@ -1,7 +1,5 @@
 """`sparktier up`: one command for a whole deployment on this machine. Starts Ray, the replicas and the front, keeps
 them running, and ends every process it started.
-
-Replicas are processes behind a port.
 """
 
 import asyncio
@@ -24,11 +22,11 @@ from sparktier.serving.deployment.resolved import Resolved, resolve
 from sparktier.serving.gateway.http import front
 from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
+from sparktier.serving.supervision.deployment_dir import DeploymentDir, new_deployment_dir, runs_folder
 from sparktier.serving.supervision.local_ray import LocalRay
 from sparktier.serving.supervision.processes import adopt_orphans, end_descendants, reap
 from sparktier.serving.supervision.ray_keeper import RayKeeper
 from sparktier.serving.supervision.replica_keeper import ReplicaEnvironment, ReplicaKeeper
-from sparktier.serving.supervision.run_dir import RunDir, new_run_dir, runs_folder
 
 # A terminal or a pod waits 15 s: the longest grace for requests, then this, then what is left is killed.
 _PROCESS_GRACE_S = 2.0
@@ -40,29 +38,29 @@ _REAP_INTERVAL_S = 1.0
 def run(settings: Settings) -> int:
     """Serve `settings` until SIGINT or SIGTERM and return the exit status.
 
-    Raises ConfigError when the device can't do what they ask or the port is taken, ReplicaError when nothing starts,
-    ArtifactError when logs have no place, and what building or finding the model raises.
+    Raises ConfigError when the settings can't run on this machine's device or the port is taken, ReplicaError when no
+    replica starts, ArtifactError when logs can't be written or the weights can't be found or built.
     """
     adopt_orphans()
     with _listener(settings) as listener:
         runs = runs_folder()
         resolved = resolve(settings, progress=_log)
         try:
-            asyncio.run(_Deployment(resolved, new_run_dir(runs)).serve(listener))
+            asyncio.run(_Deployment(resolved, new_deployment_dir(runs)).serve(listener))
         finally:
             end_descendants(timeout_s=_KILL_TIMEOUT_S)
     return 0
 
 
 class _Deployment:
-    def __init__(self, resolved: Resolved, run_dir: RunDir) -> None:
+    def __init__(self, resolved: Resolved, deployment_dir: DeploymentDir) -> None:
         self._settings = settings = resolved.settings
-        self._run_dir = run_dir
-        self._settings_file = run_dir.path / "settings.yaml"
+        self._deployment_dir = deployment_dir
+        self._settings_file = deployment_dir.path / "settings.yaml"
         write_private(self._settings_file, yaml.safe_dump(resolved.as_file()))
-        self._keys_file = new_keys_file(run_dir.path)
-        run_dir.keep(self._settings_file, self._keys_file)
-        local = None if settings.ray.address else LocalRay(run_dir.path / "ray.log", _logical_gpus(resolved))
+        self._keys_file = new_keys_file(deployment_dir.path)
+        deployment_dir.keep(self._settings_file, self._keys_file)
+        local = None if settings.ray.address else LocalRay(deployment_dir.path / "ray.log", _logical_gpus(resolved))
         self._ray = RayKeeper(local, settings.supervision, _log)
         self._table = ReplicaTable(tuple(Replica(number) for number in range(settings.replicas.count)))
 
@@ -73,7 +71,7 @@ class _Deployment:
             keepers = [self._keeper(replica, client) for replica in self._table.replicas]
             server = self._server(client)
             _stop_on_signals(stopping)
-            _log(f"logs in {self._run_dir.path}")
+            _log(f"logs in {self._deployment_dir.path}")
             _log(f"keys of the replicas' own ports in {self._keys_file}")
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
@@ -129,7 +127,7 @@ class _Deployment:
     def _keeper(self, replica: Replica, client: AsyncReplicaClient) -> ReplicaKeeper:
         environment = ReplicaEnvironment(
             settings_file=self._settings_file,
-            run_dir=self._run_dir,
+            deployment_dir=self._deployment_dir,
             env=lambda: {**self._ray.env, KEYS_FILE_ENV: str(self._keys_file)},
             cluster_ready=self._ray.wait_until_up,
             table=self._table,

@@ -28,7 +28,7 @@ def test_a_killed_rank(sharded: Deployment) -> None:
     rank = psutil.Process(sharded.ranks()[1]["pid"])
     survive(sharded, rank, signal.SIGKILL, within_s=ENDED_WITHIN_S)
     assert "replica 0 failed: its process ended with status 70" in sharded.output
-    counting = {int(file.stem.rsplit("_", 1)[1]) for file in sharded.run_dir.glob("metrics-0/*.db")}
+    counting = {int(file.stem.rsplit("_", 1)[1]) for file in sharded.deployment_dir.glob("metrics-0/*.db")}
     assert counting
     assert counting <= {process.pid for process in sharded.processes()}
 

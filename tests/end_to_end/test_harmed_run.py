@@ -55,7 +55,7 @@ def test_it_is_ready_and_answers_though_one_replica_never_starts(harmed: Deploym
 
 
 def test_a_full_disk_ends_nothing(harmed: Deployment) -> None:
-    runs = Path(f"/proc/{harmed.pid}/root{harmed.run_dir}")
+    runs = Path(f"/proc/{harmed.pid}/root{harmed.deployment_dir}")
     with pytest.raises(OSError, match="No space left"):
         fill(runs / "filler")
     for _ in range(5):
@@ -66,8 +66,8 @@ def test_a_full_disk_ends_nothing(harmed: Deployment) -> None:
     assert "failed" not in harmed.output
 
 
-def test_a_removed_run_directory_is_made_again_when_a_replica_needs_it(harmed: Deployment) -> None:
-    run = Path(f"/proc/{harmed.pid}/root{harmed.run_dir}")
+def test_a_removed_deployment_directory_is_made_again_when_a_replica_needs_it(harmed: Deployment) -> None:
+    run = Path(f"/proc/{harmed.pid}/root{harmed.deployment_dir}")
     shutil.rmtree(run)
     answer(harmed)
     page = httpx.get(f"{harmed.url}/metrics", timeout=30.0, trust_env=False)

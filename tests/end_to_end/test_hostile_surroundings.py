@@ -70,6 +70,6 @@ def test_it_becomes_ready_and_names_an_address_that_works(besieged: Deployment) 
 
 @pytest.mark.skipif(not can_mount(), reason="this user may not mount")
 def test_its_logs_are_where_it_can_write(besieged: Deployment) -> None:
-    assert besieged.run_dir.parent.name == "runs"
-    assert besieged.run_dir.parent.parent.parent.name == "tmp"
-    assert (besieged.run_dir / "replica-0.log").exists()
+    assert besieged.deployment_dir.parent.name == "runs"
+    assert besieged.deployment_dir.parent.parent.parent.name == "tmp"
+    assert (besieged.deployment_dir / "replica-0.log").exists()

@@ -42,7 +42,7 @@ def test_keys_are_seen_nowhere_but_in_their_file(sharded: Deployment) -> None:
     secrets = (sharded.keys.requests, sharded.keys.admin)
     said = {path: replica_http.get(f"{sharded.replica_url()}{path}", timeout=60.0).text for path in ("/server_info",)}
     said["output"] = sharded.output
-    for file in sharded.run_dir.rglob("*"):
+    for file in sharded.deployment_dir.rglob("*"):
         if file.is_file() and file != sharded.keys_file:
             said[str(file)] = file.read_bytes().decode(errors="replace")
     for process in sharded.processes():

@@ -120,7 +120,7 @@ class Deployment:
         return read_keys(self.keys_file)
 
     @property
-    def run_dir(self) -> Path:
+    def deployment_dir(self) -> Path:
         """The directory of this run: logs, settings, metrics."""
         found = re.search(r"logs in (\S+)", self.output)
         assert found, self.output

@@ -64,7 +64,7 @@ def json_object(content_type: str, raw: bytes) -> dict[str, Any]:
     try:
         found = strict_json(raw)
     except BadValue as error:
-        raise Refused(str(error), param=error.place or None) from error
+        raise Refused(str(error), param=error.path or None) from error
     except ValueError as error:
         raise Refused(f"The body must be JSON ({error}).") from error
     if not isinstance(found, dict):

@@ -29,10 +29,10 @@ def schema_parts(schema: Any) -> int:
 def _bounded_schema(schema: dict[str, Any]) -> dict[str, Any]:
     if len(to_json(schema)) > MAX_GRAMMAR_CHARACTERS:
         raise ValueError(f"must have at most {MAX_GRAMMAR_CHARACTERS} bytes as JSON")
-    for number, (place, _) in enumerate(containers(schema)):
+    for number, (path, _) in enumerate(containers(schema)):
         if number == MAX_SCHEMA_PARTS:
             raise ValueError(f"must have at most {MAX_SCHEMA_PARTS} lists and objects")
-        if len(place) >= MAX_SCHEMA_DEPTH:
+        if len(path) >= MAX_SCHEMA_DEPTH:
             raise ValueError(f"must be nested at most {MAX_SCHEMA_DEPTH} lists and objects deep")
     _check_patterns(schema)
     return schema
@@ -40,14 +40,14 @@ def _bounded_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _check_patterns(schema: dict[str, Any]) -> None:
     total = 0
-    for place, part in containers(schema):
+    for path, part in containers(schema):
         for pattern in _patterns(part):
             total += len(pattern)
             try:
                 _bounded_regex(pattern)
             except ValueError as error:
-                path = ".".join(map(str, place))[:_SHOWN_CHARACTERS] or "the schema"
-                raise ValueError(f"must hold short patterns, one in {path} {error}") from error
+                shown = ".".join(map(str, path))[:_SHOWN_CHARACTERS] or "the schema"
+                raise ValueError(f"must hold short patterns, one in {shown} {error}") from error
     if total > MAX_PATTERNS_CHARACTERS:
         raise ValueError(f"must have patterns of at most {MAX_PATTERNS_CHARACTERS} characters together")
 

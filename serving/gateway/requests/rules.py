@@ -177,17 +177,17 @@ def _call_with_arguments(call: Any) -> Any:
 def _refusal(error: ValidationError) -> Refused:
     details = error.errors(include_url=False)
     sentences = [_sentence(detail) for detail in details[:_MAX_PROBLEMS]]
-    return Refused(" ".join(sentences), param=_place(details[0]) or None)
+    return Refused(" ".join(sentences), param=_field_path(details[0]) or None)
 
 
 def _sentence(detail: ErrorDetails) -> str:
     """Return `field: rule (found value).`; a rule between fields names them itself."""
-    place, rule = _place(detail), _rule(detail)
-    if not place:
+    path, rule = _field_path(detail), _rule(detail)
+    if not path:
         return f"{rule}."
     if detail["type"] == "missing":
-        return f"{place}: is required."
-    return f"{place}: {rule} (found {_shown(detail['input'])})."
+        return f"{path}: is required."
+    return f"{path}: {rule} (found {_shown(detail['input'])})."
 
 
 def _rule(detail: ErrorDetails) -> str:
@@ -199,7 +199,7 @@ def _rule(detail: ErrorDetails) -> str:
     return message
 
 
-def _place(detail: ErrorDetails) -> str:
+def _field_path(detail: ErrorDetails) -> str:
     return ".".join(str(part) for part in detail["loc"] if not str(part).startswith(TAG_MARK))
 
 

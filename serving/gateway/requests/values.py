@@ -17,15 +17,15 @@ _SHOWN_CHARACTERS = 200
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)
 _SMALLEST, _LARGEST = -(2**63), 2**64 - 1
 
-Place = tuple[str | int, ...]
+JsonPath = tuple[str | int, ...]
 
 
 class BadValue(ValueError):
-    """A value in JSON that breaks a rule; `place` is its path."""
+    """A value in JSON that breaks a rule; `path` leads to it, with dots."""
 
-    def __init__(self, place: Place, rule: str) -> None:
-        self.place = ".".join(map(str, place))[:_SHOWN_CHARACTERS]
-        super().__init__(f"{self.place}: {rule}." if self.place else f"{rule}.")
+    def __init__(self, path: JsonPath, rule: str) -> None:
+        self.path = ".".join(map(str, path))[:_SHOWN_CHARACTERS]
+        super().__init__(f"{self.path}: {rule}." if self.path else f"{rule}.")
 
 
 class _Repeated:
@@ -46,24 +46,24 @@ def strict_json(raw: bytes | str) -> Any:
     # This parser bounds the depth and refuses NaN and strings that are no Unicode; the json module finds repeated keys.
     from_json(raw, allow_inf_nan=False)
     value = json.loads(raw, object_pairs_hook=_object)
-    for place, container in containers(value):
-        _check_values(place, container)
+    for path, container in containers(value):
+        _check_values(path, container)
     return value
 
 
-def containers(value: Any) -> Iterator[tuple[Place, Any]]:
+def containers(value: Any) -> Iterator[tuple[JsonPath, Any]]:
     """Yield each list and object in `value`, itself included, with its path.
 
     Raises BadValue when there are more than MAX_CONTAINERS.
     """
-    waiting: list[tuple[Place, Any]] = [((), value)]
+    waiting: list[tuple[JsonPath, Any]] = [((), value)]
     for _ in range(MAX_CONTAINERS):
         if not waiting:
             return
-        place, container = waiting.pop()
-        yield place, container
+        path, container = waiting.pop()
+        yield path, container
         if not _kinds(container).isdisjoint(_CONTAINERS):
-            inner = (((*place, key), item) for key, item in _items(container) if isinstance(item, _CONTAINERS))
+            inner = (((*path, key), item) for key, item in _items(container) if isinstance(item, _CONTAINERS))
             waiting += islice(inner, MAX_CONTAINERS - len(waiting))
     if waiting:
         raise _too_many()
@@ -118,9 +118,9 @@ def _kinds(container: Any) -> set[type]:
     return set(map(type, _values(container)))
 
 
-def _check_values(place: Place, container: Any) -> None:
+def _check_values(path: JsonPath, container: Any) -> None:
     if isinstance(container, _Repeated):
-        raise BadValue((*place, container.key), "must be given once")
+        raise BadValue((*path, container.key), "must be given once")
     kinds = _kinds(container)
     numbers = _values(container)
     # Token ids are millions: built-in functions look at them ten times as fast as the loop below.
@@ -130,6 +130,6 @@ def _check_values(place: Place, container: Any) -> None:
         return
     for key, item in _items(container):
         if type(item) is float and not math.isfinite(item):
-            raise BadValue((*place, key), "must be a number that 64 bits can hold, this one is infinite in them")
+            raise BadValue((*path, key), "must be a number that 64 bits can hold, this one is infinite in them")
         if type(item) is int and not _SMALLEST <= item <= _LARGEST:
-            raise BadValue((*place, key), "must be a whole number of 64 bits at most")
+            raise BadValue((*path, key), "must be a whole number of 64 bits at most")

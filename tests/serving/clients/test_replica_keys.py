@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.configs.loading.loader import settings_from
+from sparktier.configs.loading.loader import load_settings, settings_from
 from sparktier.configs.rules.sglang_passthrough import passthrough_problems
 from sparktier.serving.bench.measured_replica import first_replica
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, keys_of, new_keys_file, read_keys, write_private
 from sparktier.serving.drafting.feature_client import EngineFeatures
 from sparktier.serving.supervision import replica_process as replica
-from sparktier.serving.supervision.run_dir import new_run_dir
+from sparktier.serving.supervision.deployment_dir import new_deployment_dir
 from sparktier.serving.supervision.up import _Deployment
+from support.machines import resolved_on
 
 
 def mode(path: Path) -> int:
@@ -36,13 +37,15 @@ def test_each_run_has_two_keys_of_its_own(tmp_path: Path) -> None:
 def test_what_a_run_keeps_is_its_owners(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        run = new_run_dir(tmp_path / "runs")
-        _Deployment(settings_from({"model": {"path": "some/model"}}), run)
+        run = new_deployment_dir(tmp_path / "runs")
+        _Deployment(resolved_on("cpu", settings_from({"model": {"path": "some/model"}}), "/weights"), run)
     finally:
         os.umask(old)
-    run_dir = run.path
-    assert mode(run_dir) == 0o700
-    assert [mode(run_dir / name) for name in ("settings.yaml", "keys.json")] == [0o600, 0o600]
+    deployment_dir = run.path
+    assert mode(deployment_dir) == 0o700
+    assert [mode(deployment_dir / name) for name in ("settings.yaml", "keys.json")] == [0o600, 0o600]
+    kept = load_settings(deployment_dir / "settings.yaml")
+    assert (kept.replicas.device, kept.model.path, kept.model.public_name) == ("cpu", "/weights", "model")
 
 
 def test_a_private_file_is_never_one_that_somebody_laid_there(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def refused(settings: Settings, model: ModelFacts, draft: ModelFacts | None = No
 def test_no_shipped_deployment_is_refused(file: Path) -> None:
     plan = plan_deployment(load_settings(file))
     assert plan.refusals == ()
-    notes = [row for row in plan.rows if row.name == "reserved_gib"]
+    notes = [line for line in plan.lines if line.name == "reserved_gib"]
     assert [row.note for row in notes] == [""], "leave SGLang what it estimates that it needs"
 
 
@@ -210,7 +210,7 @@ def test_lengths_beyond_the_draft_s_block_are_cut_and_said(qwen: ModelFacts) -> 
 
     def cut(**lengths: int) -> dict[str, object]:
         settings = settings_of(speculation={"method": "chain", "draft_path": QWEN, **lengths})
-        return {row.name: row.value for row in plan_of(settings, qwen, draft).rows if row.section == "speculation"}
+        return {line.name: line.value for line in plan_of(settings, qwen, draft).lines if line.section == "speculation"}
 
     assert cut(short_tokens=8) == {"short_tokens": 5}
     assert cut(block_tokens=9, short_tokens=5) == {"block_tokens": 5}

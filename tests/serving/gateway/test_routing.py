@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
-from sparktier.serving.gateway.routing import Place, Replica, ReplicaTable
+from sparktier.serving.gateway.routing import Replica, ReplicaTable, RequestInFlight
 
 REPLICAS = st.lists(st.tuples(st.sampled_from(State), st.integers(0, 3)), min_size=1, max_size=6)
 
@@ -27,7 +27,7 @@ def test_the_least_loaded_of_those_that_serve(states: list[tuple[State, int]]) -
 
 def test_requests_in_flight_are_counted_until_they_end() -> None:
     one, two = Replica(0, life=ReplicaLife(State.SERVING)), Replica(1, life=ReplicaLife(State.SERVING))
-    with closing(Place(one)), closing(Place(one)) as moved:
+    with closing(RequestInFlight(one)), closing(RequestInFlight(one)) as moved:
         assert one.in_flight == 2
         moved.move_to(two)
         assert (one.in_flight, two.in_flight) == (1, 1)

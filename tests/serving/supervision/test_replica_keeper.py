@@ -19,8 +19,8 @@ from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.supervision import processes, replica_keeper
+from sparktier.serving.supervision.deployment_dir import new_deployment_dir
 from sparktier.serving.supervision.replica_keeper import ReplicaEnvironment, ReplicaKeeper
-from sparktier.serving.supervision.run_dir import new_run_dir
 
 RANK = {
     "rank": 0,
@@ -61,7 +61,7 @@ class World:
         self.answer = ranks(json.dumps([RANK]).encode())
         self.replica = Replica(0)
         self.table = ReplicaTable((self.replica,))
-        self.run = new_run_dir(folder / "runs")
+        self.run = new_deployment_dir(folder / "runs")
         self.settings = self.run.path / "settings.yaml"
         self.settings.write_text("model: {path: demo}")
         self.run.keep(self.settings)
@@ -81,7 +81,7 @@ class World:
 
         environment = ReplicaEnvironment(
             settings_file=self.settings,
-            run_dir=self.run,
+            deployment_dir=self.run,
             env=dict,
             cluster_ready=ready,
             table=self.table,
@@ -166,7 +166,7 @@ async def test_an_unforeseen_error_ends_a_life_of_the_replica_alone(
     ]
 
 
-async def test_a_run_directory_that_was_removed_is_made_again_and_that_is_said(world: World) -> None:
+async def test_a_deployment_directory_that_was_removed_is_made_again_and_that_is_said(world: World) -> None:
     async with world.kept():
         await world.until(lambda: world.replica.state is State.SERVING)
         shutil.rmtree(world.run.path)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from sparktier.serving.deployment.plan import DeploymentPlan, Row
+from sparktier.serving.deployment.plan import DeploymentPlan, PlanLine
 from sparktier.serving.doctor.checks import Finding
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
@@ -24,21 +24,20 @@ def show_findings(findings: Sequence[Finding], console: Console) -> None:
 
 def show_plan(plan: DeploymentPlan, console: Console) -> None:
     """Print a table for each section of `plan`, refusals last."""
-    rows = (*plan.rows, *plan.refusals)
-    for section in dict.fromkeys(row.section for row in rows):
+    lines = (*plan.lines, *plan.refusals)
+    for section in dict.fromkeys(line.section for line in lines):
         table = Table(title=section, title_justify="left", show_header=False)
-        for row in rows:
-            if row.section == section:
-                table.add_row(row.name, _value(row), _plain(row.note))
+        for line in lines:
+            if line.section == section:
+                table.add_row(line.name, _value(line), _plain(line.note))
         console.print(table)
     if not plan.refusals:
         console.print("Nothing is refused. Every figure here is computed, none was measured on a GPU.")
 
 
-def _value(row: Row) -> str:
-    return (
-        f"{row.value:,}" if isinstance(row.value, int) and not isinstance(row.value, bool) else _plain(str(row.value))
-    )
+def _value(line: PlanLine) -> str:
+    is_count = isinstance(line.value, int) and not isinstance(line.value, bool)
+    return f"{line.value:,}" if is_count else _plain(str(line.value))
 
 
 def _plain(text: str) -> str:

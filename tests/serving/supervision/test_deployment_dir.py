@@ -12,12 +12,18 @@ from pathlib import Path
 import pytest
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.serving.supervision import run_dir
-from sparktier.serving.supervision.run_dir import METRICS_DIR_ENV, RunDir, fresh_metrics_env, new_run_dir, runs_folder
+from sparktier.serving.supervision import deployment_dir
+from sparktier.serving.supervision.deployment_dir import (
+    METRICS_DIR_ENV,
+    DeploymentDir,
+    fresh_metrics_env,
+    new_deployment_dir,
+    runs_folder,
+)
 
 HOLDER = (
-    "import sys, pathlib; from sparktier.serving.supervision.run_dir import RunDir; "
-    "run = RunDir(pathlib.Path(sys.argv[1])); "
+    "import sys, pathlib; from sparktier.serving.supervision.deployment_dir import DeploymentDir; "
+    "run = DeploymentDir(pathlib.Path(sys.argv[1])); "
 )
 
 
@@ -33,7 +39,7 @@ def test_only_the_last_few_ended_runs_are_kept(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        made = new_run_dir(tmp_path / ".")
+        made = new_deployment_dir(tmp_path / ".")
         kept = sorted(path.name.split("-")[0] for path in tmp_path.iterdir() if path not in (living, made.path))
         assert kept == [f"202601{day}" for day in range(20, 40)]
         assert living.is_dir()
@@ -52,7 +58,7 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
     for day in range(10, 40):
         (tmp_path / f"202601{day}-000000-1").mkdir()
     before = {path for path in tmp_path.iterdir() if not path.name.startswith("202601")}
-    new_run_dir(tmp_path)
+    new_deployment_dir(tmp_path)
     assert before <= set(tmp_path.iterdir())
     assert len(list(tmp_path.glob("202601*-000000-1"))) == 20
 
@@ -61,13 +67,13 @@ def test_two_containers_may_have_the_same_pid_in_the_same_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "strftime", lambda _: "20260101-000000")
-    runs = {new_run_dir(tmp_path).path for _ in range(3)}
+    runs = {new_deployment_dir(tmp_path).path for _ in range(3)}
     assert len(runs) == 3
-    assert all(run_dir._NAME.fullmatch(path.name) for path in runs)
+    assert all(deployment_dir._NAME.fullmatch(path.name) for path in runs)
 
 
 def test_a_removed_run_is_made_again_and_is_held_again(tmp_path: Path) -> None:
-    run = new_run_dir(tmp_path / "runs")
+    run = new_deployment_dir(tmp_path / "runs")
     settings = run.path / "settings.yaml"
     settings.write_text("model: demo")
     run.keep(settings)
@@ -76,14 +82,14 @@ def test_a_removed_run_is_made_again_and_is_held_again(tmp_path: Path) -> None:
     assert run.restore() == [settings]
     assert settings.read_text() == "model: demo"
     assert stat.S_IMODE(settings.stat().st_mode) == 0o600
-    assert not run_dir._has_ended(run.path)
+    assert not deployment_dir._has_ended(run.path)
 
 
 def test_a_run_whose_process_has_gone_has_ended(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", HOLDER, str(tmp_path)], check=True)
-    assert run_dir._has_ended(tmp_path)
-    held = RunDir(tmp_path)
-    assert not run_dir._has_ended(held.path)
+    assert deployment_dir._has_ended(tmp_path)
+    held = DeploymentDir(tmp_path)
+    assert not deployment_dir._has_ended(held.path)
 
 
 def test_runs_go_elsewhere_when_the_cache_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

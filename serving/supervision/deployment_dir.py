@@ -1,7 +1,7 @@
-"""The directory of one run of `sparktier up`: logs, resolved settings, metrics; where it is, and which ones may go.
+"""The directory of one run of `sparktier up`, with its logs, settings file and metrics, and the removal of old ones.
 
-A run holds a lock file for as long as its process lives. Pids would not do: a cache may be shared by containers, each
-of which counts its own.
+A run holds a lock file for as long as its process lives. A pid would not do: containers that share a cache count pids
+each for itself.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from sparktier.configs.files import require_room
 from sparktier.serving.demo_model import default_cache_dir
 
 _KEPT_RUNS = 20
-# When a run began, and the pid of its process; a number more where two containers made the same.
+# When a run began and the pid of its process, and a number where two containers made the same name.
 _NAME = re.compile(r"\d{8}-\d{6}-\d+(-\d+)?")
 _LOCK = "lock"
-# What a run writes may tell what users asked.
+# Logs may hold what users asked.
 _MODE = 0o700
-# The name is the Prometheus client's: where the processes of a replica share what they count.
+# The Prometheus client reads it: the folder in which the processes of a replica share their counts.
 METRICS_DIR_ENV = "PROMETHEUS_MULTIPROC_DIR"
 
 
-class RunDir:
+class DeploymentDir:
     """The directory at `path`, which this process holds until it ends."""
 
     def __init__(self, path: Path) -> None:
@@ -42,10 +42,10 @@ class RunDir:
         self._kept |= {file: file.read_bytes() for file in files}
 
     def restore(self) -> list[Path]:
-        """Make what was removed since, and return which of the kept files that was.
+        """Write again what was removed, and return which of the kept files that was.
 
         Raises:
-            OSError: it can't be made.
+            OSError: it can't be written.
         """
         self.path.mkdir(mode=_MODE, parents=True, exist_ok=True)
         if not (self.path / _LOCK).exists():
@@ -80,14 +80,14 @@ def _candidates() -> Iterator[Path]:
     yield default_cache_dir() / "runs"
     try:
         own = Path(tempfile.gettempdir()) / f"sparktier-{os.getuid()}"
-        # Made by another user, it would be theirs to read.
+        # Another user could read a folder of theirs.
         if not own.exists() or own.lstat().st_uid == os.getuid():
             yield own / "runs"
     except OSError:
         return
 
 
-def new_run_dir(parent: Path) -> RunDir:
+def new_deployment_dir(parent: Path) -> DeploymentDir:
     """Return a new directory under `parent`, named by time and pid, and remove all but the last few ended runs."""
     parent.mkdir(mode=_MODE, parents=True, exist_ok=True)
     ended = sorted(path for path in parent.iterdir() if _NAME.fullmatch(path.name) and _has_ended(path))
@@ -99,13 +99,13 @@ def new_run_dir(parent: Path) -> RunDir:
         path = parent / (f"{name}-{number}" if number else name)
         try:
             path.mkdir(mode=_MODE)
-            return RunDir(path)
+            return DeploymentDir(path)
         except FileExistsError:
             number += 1
 
 
 def _has_ended(run: Path) -> bool:
-    """Return whether nothing holds `run`; what can't be told is left alone."""
+    """Return whether no process holds `run`; False where that can't be told."""
     if run.is_symlink() or not run.is_dir():
         return False
     try:
@@ -120,15 +120,15 @@ def _has_ended(run: Path) -> bool:
 
 def _locked(path: Path) -> IO[bytes]:
     lock = path.open("ab")
-    # Where a file system has no locks no other run can tell that this one lives, so none removes it.
+    # On a file system without locks no run can tell whether another lives, so none is removed.
     with contextlib.suppress(OSError):
         fcntl.flock(lock, fcntl.LOCK_EX)
     return lock
 
 
-def fresh_metrics_env(run_dir: Path, replica: int) -> dict[str, str]:
-    """Return what tells a replica's process where to count: in an empty directory, else its last life's counts stay."""
-    path = run_dir / f"metrics-{replica}"
+def fresh_metrics_env(deployment_dir: Path, replica: int) -> dict[str, str]:
+    """Return the environment that sends a replica's counts to an empty folder; in a used one old counts would stay."""
+    path = deployment_dir / f"metrics-{replica}"
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(exist_ok=True)
     return {METRICS_DIR_ENV: str(path)}
