@@ -17,6 +17,10 @@ A message states the rule, the value that broke it, and the cure.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+"""Exit codes of our commands, see the tree above."""
+
 REQUEST_ENDED = "This request was ended alone: "
 """How an engine's message begins that says why one request could not go on."""
 

@@ -5,13 +5,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sparktier.configs.errors import EXIT_FAILED
 from sparktier.configs.report import report_meta, write_report
 from sparktier.configs.settings.settings import Settings
 from sparktier.serving.deployment.plan import plan_deployment
 from sparktier.serving.doctor import checks as doctor
 from sparktier.serving.doctor.tables import show_findings, show_plan
-
-EXIT_FAILED = 1
 
 
 def examine(settings: Settings, *, report: Path | None) -> int:

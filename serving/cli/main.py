@@ -13,15 +13,20 @@ from importlib import resources
 from pathlib import Path
 from typing import NoReturn
 
-from sparktier.configs.errors import ArtifactError, ConfigError, SparktierError, UpstreamError
+from sparktier.configs.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    ArtifactError,
+    ConfigError,
+    SparktierError,
+    UpstreamError,
+)
 from sparktier.configs.settings.settings import Settings
 from sparktier.serving.cli import bench as bench_cli
 from sparktier.serving.cli import drafter as drafter_cli
 from sparktier.serving.cli.options import add_config, add_json, configured, whole_number
 from sparktier.serving.engine.upstream.check import require_version
 
-EXIT_FAILED = 1
-EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 _BAD_INPUT = (ConfigError, UpstreamError, ArtifactError)
 

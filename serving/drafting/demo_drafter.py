@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from sparktier.configs.errors import SparktierError
+from sparktier.configs.errors import EXIT_BAD_INPUT, SparktierError
 from sparktier.configs.report import report_meta
 from sparktier.drafter.calibration.calibrate import calibrate
 from sparktier.drafter.data.answers import MIN_ANSWER_TOKENS
@@ -34,7 +34,6 @@ DEMO_LAYERS = (1, 7, 14, 20, 27)
 # <jupyter_script> in the demo model's vocabulary: never written in a chat.
 DEMO_MASK_TOKEN = 15
 SEED = 1
-EXIT_BAD_INPUT = 2
 
 
 def make(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparktier.configs.errors import ArtifactError, ReplicaError, ReplicaLost
+from sparktier.configs.errors import EXIT_BAD_INPUT, ArtifactError, ReplicaError, ReplicaLost
 from sparktier.configs.settings.settings import SupervisionSettings
 from sparktier.serving.clients.addresses import http_url
 from sparktier.serving.clients.rank_facts import RankFacts, read_ranks
@@ -27,7 +27,6 @@ from sparktier.serving.supervision.processes import held_port, spawn, stop
 # Starts of each replica that may fail before any has served. More failures than that are the fault of the settings or
 # the machine, and going on would hide it from the user who waits for `ready`.
 FIRST_STARTS = 3
-EXIT_BAD_INPUT = 2
 # A probe is one generated token; several must fail, because a long prefill can make one late.
 _FAILED_PROBES = 3
 _POLL_S = 0.5

@@ -19,13 +19,12 @@ from typing import Literal
 
 from rich.console import Console
 
-from sparktier.configs.errors import UpstreamError
+from sparktier.configs.errors import EXIT_BAD_INPUT, UpstreamError
 from sparktier.serving.engine.upstream.manifest import USES, Use
 from sparktier.serving.engine.upstream.source import installed_root, symbol_hash
 
 LOCK_FILE = Path(__file__).with_name("upstream.lock.json")
 EXIT_DIFFERS = 1
-EXIT_BAD_INPUT = 2
 
 State = Literal["same", "changed", "missing", "unrecorded"]
 

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sparktier.serving.gateway.metrics_page import merged
+from sparktier.serving.clients.replica import AsyncReplicaClient
+from sparktier.serving.gateway.metrics_page import MetricsPage, merged
+from sparktier.serving.gateway.replica_life import ReplicaLife, State
+from sparktier.serving.gateway.routing import Replica, ReplicaTable
 
 
 def page(amount: int) -> str:
@@ -82,3 +86,12 @@ def test_a_label_may_hold_what_ends_lines_elsewhere() -> None:
 def test_no_page_of_a_replica_spoils_the_whole(text: str) -> None:
     page = merged({0: text, 1: "good 1\n"})
     assert samples(page)["good", frozenset({("replica", "1")})] == 1.0
+
+
+async def test_a_replica_is_on_the_page_while_it_runs_requests() -> None:
+    replicas = tuple(Replica(n, "http://replica", ReplicaLife(state)) for n, state in enumerate(State))
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=page(1)))
+    async with AsyncReplicaClient(transport=transport) as client:
+        text = await MetricsPage(ReplicaTable(replicas), client).text()
+    shown = {int(dict(labels)["replica"]) for _, labels in samples(text)}
+    assert {replicas[number].state for number in shown} == {State.SERVING, State.DRAINING}

@@ -16,7 +16,7 @@ import pytest
 from sparktier.configs.errors import ArtifactError, ReplicaError
 from sparktier.configs.settings.settings import SupervisionSettings
 from sparktier.serving.clients.replica import AsyncReplicaClient
-from sparktier.serving.gateway.replica_life import State
+from sparktier.serving.gateway.replica_life import Event, IllegalTransition, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.supervision import processes, replica_keeper
 from sparktier.serving.supervision.deployment_dir import new_deployment_dir
@@ -209,3 +209,11 @@ async def test_a_replica_that_never_starts_waits_for_one_that_may(world: World) 
         other.failed_starts = replica_keeper.FIRST_STARTS
         with pytest.raises(ReplicaError):
             await asyncio.wait_for(keeping, timeout=60)
+
+
+async def test_what_the_table_of_a_life_forbids_ends_the_deployment_and_starts_nothing_again(world: World) -> None:
+    world.replica.life.happened(Event.START)
+    async with world.kept() as keeping:
+        with pytest.raises(IllegalTransition, match=r"starting must meet one of .* \(found start\)"):
+            await asyncio.wait_for(keeping, timeout=60)
+    assert world.starts == 0
