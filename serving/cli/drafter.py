@@ -1,6 +1,6 @@
-"""The commands about drafters: their arguments, and the hand-over to train, evaluate and calibrate.
+"""The arguments of `train`, `evaluate` and `calibrate`.
 
-Each imports its work when it runs: torch takes seconds.
+Each command imports its work when it runs: torch takes seconds to load.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""The `sparktier` command: parses arguments, loads settings, and hands over. Owns exit codes and how errors look.
+"""The `sparktier` command: parses arguments, loads settings, runs a command, and prints its errors.
 
-Each command imports its work when it runs, so `--help` and a wrong file cost no time.
+Each command imports its work when it runs, so that `--help` and a wrong file are answered at once.
 
 Exit codes: 0 done, 1 a check or a replica failed, 2 bad input, 130 interrupted.
 """
@@ -34,7 +34,7 @@ Command = Callable[[argparse.Namespace], int]
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that complains in one line, as every other error of ours does."""
+    """argparse with errors in one line, like all our errors."""
 
     def error(self, message: str) -> NoReturn:
         """Print `message` and exit."""
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return EXIT_BAD_INPUT if isinstance(error, _BAD_INPUT) else EXIT_FAILED
     except BrokenPipeError:
-        # The reader of our output has gone; without this, Python complains of that when it ends.
+        # The reader of our output has gone. Without this, Python would print an error of that at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and what their values must look like."""
+"""Arguments that several commands share, and the parsers of their values."""
 
 import argparse
 import math
@@ -34,7 +34,7 @@ def configured(options: argparse.Namespace) -> Settings:
 
 
 def _report_path(text: str) -> Path:
-    """Return the path of a report that can be written: known before the work, whose outcome would be lost after it."""
+    """Return the path of a report. That it can be written is checked now, because later the work would be lost."""
     path = Path(text)
     try:
         if path.exists() and not path.is_file():

@@ -1,4 +1,4 @@
-"""Host and port as text, IPv6 in brackets; listening there; the environment that keeps local calls off proxies."""
+"""Host and port as text, a listening socket, and the environment that keeps local calls off proxies."""
 
 import errno
 import socket
@@ -10,7 +10,7 @@ _NO_PROXY_NAMES = ("NO_PROXY", "no_proxy")
 
 
 def host_port(host: str, port: int) -> str:
-    """Return `host:port`; an IPv6 address gets brackets, else its end can't be told from the port."""
+    """Return `host:port`; an IPv6 address gets brackets, which separate it from the port."""
     bare = host.removeprefix("[").removesuffix("]")
     return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
 
@@ -39,9 +39,9 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def no_proxy_env(env: Mapping[str, str]) -> dict[str, str]:
-    """Return what `env` needs more so that no library calls this machine through a proxy that `env` names.
+    """Return what to add to `env` so that no library calls this machine through a proxy that `env` names.
 
-    Libraries of others read proxies from the environment whatever they call; ours are told not to.
+    Third-party libraries read proxies from the environment for every call; our own clients are told not to.
     """
     listed = [entry.strip() for name in _NO_PROXY_NAMES for entry in env.get(name, "").split(",")]
     # An asterisk means every host only where it is alone.

@@ -1,4 +1,4 @@
-"""What the ranks of a replica say of themselves when they have started, as the process that watches them reads it."""
+"""What the ranks of a replica report once they have started, as their keeper reads it."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,9 +10,9 @@ Positive = Annotated[int, Field(gt=0)]
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """What an engine says of the model it holds; `token_characters` is the length of its longest token.
+    """What requests are checked against; `token_characters` is the length of the model's longest token.
 
-    `template_reads` are the names that its chat template takes from outside; None where that isn't known.
+    `template_reads` are the variables that its chat template reads; None where they aren't known.
     """
 
     vocab_size: int
@@ -74,5 +74,5 @@ _RANKS = TypeAdapter(Annotated[list[RankFacts], Field(min_length=1)])
 
 
 def read_ranks(answer: bytes) -> list[RankFacts]:
-    """Return what an answer of `/sparktier/ranks` says of one rank or more. Raises ValueError when it says no such."""
+    """Return the ranks in an answer of `/sparktier/ranks`. Raises ValueError when it has none, or one that is odd."""
     return _RANKS.validate_json(answer)

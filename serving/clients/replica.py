@@ -1,7 +1,6 @@
 """The one client of replicas: keys, timeouts, connections, and the map from transport errors to ours.
 
-Nothing else in sparktier imports an HTTP client library. Tests give a transport of their own, which takes the place of
-the network.
+No other module imports an HTTP client library. Tests replace the network by a transport of their own.
 """
 
 import asyncio
@@ -15,9 +14,9 @@ import httpx
 from sparktier.configs.errors import ReplicaLost, ReplicaUnreachable
 
 OK, UNAUTHORIZED = 200, 401
-# Replicas are on this machine or a network away: one that hasn't taken a connection by then won't.
+# Replicas are on this machine or one network hop away: a connection that takes longer never comes.
 CONNECT_TIMEOUT_S = 3.0
-# A connection a request: a kept one can be closed by the replica just as the next request is sent on it.
+# One connection for each request: a replica can close a kept one just as the next request is sent on it.
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 _FAILURES = (httpx.HTTPError, httpx.InvalidURL)
 
@@ -31,7 +30,7 @@ class ReplicaAnswer:
 
     @property
     def text(self) -> str:
-        """The content as text; what is no UTF-8 is replaced."""
+        """The content as text; bytes that are no UTF-8 are replaced."""
         return self.content.decode(errors="replace")
 
 
@@ -109,7 +108,7 @@ class AsyncReplicaClient:
             ReplicaLost: it broke off, or took longer.
         """
         try:
-            # httpx limits each wait for bytes, which a trickle of them meets for ever.
+            # httpx limits each wait for bytes, and a slow trickle never exceeds that.
             async with asyncio.timeout(timeout_s):
                 response = await self._client.request(method, url, json=json, timeout=_timeout(timeout_s))
         except (*_FAILURES, TimeoutError) as error:
@@ -118,7 +117,7 @@ class AsyncReplicaClient:
 
 
 class ReplicaClient:
-    """Asks one replica, at `url`, from a thread that may wait; the replica's own port, so `headers` show a key."""
+    """Asks one replica at `url`, its own port, from a thread that may block. `headers` show a key."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ _KEY_BYTES = 32
 
 @dataclass(frozen=True)
 class Keys:
-    """`requests` opens what a front needs of a replica; `admin` opens everything."""
+    """`requests` opens the routes that a front needs; `admin` opens every route."""
 
     requests: str = field(repr=False)
     admin: str = field(repr=False)

@@ -1,7 +1,7 @@
 """Keeps one built demo model per recipe in the user's cache.
 
-Built in a temporary folder beside the target and renamed: a reader sees a whole model or none, and needs to write
-nothing. A file lock lets the second of two builders wait and find the first one's work.
+A model is built in a temporary folder beside its target and renamed, so that a reader sees a whole model or none and
+writes nothing. Of two builders the second waits at a file lock, and then uses the model of the first.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""What the demo model is made of and made into: names, checksums, numbers. Imports nothing heavy, does nothing."""
+"""The recipe of the demo model: names, checksums and numbers."""
 
 from dataclasses import dataclass
 

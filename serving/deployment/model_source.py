@@ -1,5 +1,5 @@
-"""From `model.path` and `speculation.draft_path` to weights that SGLang can load: builds the demo model where that is
-meant, and refuses a drafter made for another target.
+"""From `model.path` and `speculation.draft_path` to weights that SGLang can load: builds the demo model where it is
+named, and refuses a drafter that was made for another target.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def _draft_folder(settings: Settings) -> Path | None:
 
 
 def _fitting_draft(settings: Settings, folder: Path | None, model: Path) -> str | None:
-    """Return the drafter as SGLang takes it, once it is known to be this model's."""
+    """Return the drafter's path for SGLang. Raises ArtifactError where it was made for another model."""
     if folder is None:
         return settings.speculation.draft_path
     from sparktier.drafter.data.target import read_target
@@ -87,7 +87,7 @@ def local_checkpoint(path: str, key: str) -> Path:
     try:
         directory = local_path(path).resolve()
         if (directory / "config.json").is_file():
-            # One that can't be read would stop every replica, one after the other.
+            # Otherwise every replica would start and stop at a file that can't be read.
             (directory / "config.json").open("rb").close()
             return directory
         found = f"none in {directory}"

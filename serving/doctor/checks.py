@@ -1,4 +1,4 @@
-"""Checks of this machine for one configuration, each with what was found and, unless it is fine, the cure.
+"""Checks of this machine for one configuration. Each gives what was found and, unless that is fine, the cure.
 
 Reads the machine and changes nothing. `Finding.fails` decides the exit code.
 """
@@ -62,14 +62,14 @@ def examine(settings: Settings) -> list[Finding]:
 
 
 def check_python(_: Settings) -> Iterator[Finding]:
-    """The interpreter is the one everything is locked for."""
+    """The interpreter is the version that the lock file is made for."""
     version = ".".join(map(str, sys.version_info[:3]))
     right = sys.version_info[:2] == (3, 11)
     yield _finding("python", right, version, "Use Python 3.11: make env makes an environment of it.")
 
 
 def check_packages(_: Settings) -> Iterator[Finding]:
-    """Packages that matter are those that sparktier and SGLang ask for."""
+    """The main packages have the versions that sparktier and SGLang ask for."""
     wanted = _requirements("sparktier") | _requirements("sglang")
     for name in _WATCHED:
         requirement = wanted.get(name)

@@ -1,4 +1,4 @@
-"""What is changed in an engine's answer, whole or streamed, so that it holds what the request's fields promise.
+"""Edits of an engine's answer, whole or streamed, that make it keep what the request's fields promise.
 
 SGLang gives -1 for every `text_offset`, and binds parallel calls of tools only where a grammar binds the calls.
 """
@@ -14,7 +14,7 @@ _DATA = b"data: "
 
 
 def edits_for(body: Mapping[str, Any]) -> tuple[Edit, ...]:
-    """Return the edits that the answer to the request `body` needs, for one answer alone."""
+    """Return new edits for the answer to the request `body`; they keep state, so they serve one answer."""
     edits: list[Edit] = []
     if "prompt" in body and body.get("logprobs") is not None:
         edits.append(TextOffsets().fill)
@@ -47,7 +47,7 @@ def _edited_event(event: bytes, edits: Sequence[Edit]) -> bytes:
 
 
 def first_call_alone(message: dict[str, Any]) -> None:
-    """Leave of each choice's calls the first."""
+    """Keep only the first call of each choice."""
     for choice in message.get("choices", ()):
         said = choice.get("message") or choice.get("delta") or {}
         if calls := said.get("tool_calls"):
@@ -64,7 +64,7 @@ def no_space_beside_calls(message: dict[str, Any]) -> None:
 
 @dataclass
 class _TextPosition:
-    """How far the tokens of a choice have been found in its text; `behind`: characters that unfound ones may have."""
+    """How far the tokens of a choice have been found in its text; tokens not found may have `behind` characters."""
 
     text: str = ""
     offset: int = 0

@@ -1,5 +1,5 @@
-"""What SGLang says when it refuses a request, in the words, codes and fields of OpenAI's API: no file of its
-installation, no flag of its command line, no Python object.
+"""Translates SGLang's refusals of requests into the words, codes and fields of OpenAI's API, without the file names,
+command-line flags and Python objects in them.
 """
 
 import re
@@ -25,7 +25,7 @@ _PATH = re.compile(r"(?<![\w:/])/(?:[\w.~-]+/)+[\w.~-]*")
 _FAILED_GRAMMAR = re.compile(r"^Failed to compile \w+ grammar: ")
 # The fields that bind the output; one of them at most is in force.
 _GRAMMAR_FIELDS = ("response_format", "json_schema", "regex", "ebnf", "tools")
-# A sentence that tells an operator what to do.
+# A sentence with advice for an operator.
 _FLAG = re.compile(r"(?:^|(?<=[.!?;] ))[^.!?;]*(?:(?<![\w-])--[a-z][\w-]+|\bSGLANG_\w+)[^.!?;]*[.!?;]?\s*")
 # Beginnings of messages, with the field at fault and a code.
 _KNOWN = (
@@ -42,7 +42,7 @@ _KNOWN = (
 
 @dataclass(frozen=True)
 class Refusal:
-    """A refusal as clients get it; `param` is the field at fault, where SGLang tells it."""
+    """A refusal as clients get it; `param` is the field at fault, where it is known."""
 
     message: str
     code: str
@@ -60,7 +60,7 @@ def too_long(context_tokens: int, *, prompt_tokens: int, output_tokens: int, par
 
 
 def refusal(said: str, *, asked: Mapping[str, Any]) -> Refusal | None:
-    """Return what SGLang `said` of the request `asked`, or None where nothing of it is fit for a client."""
+    """Return the refusal that SGLang `said` for the request `asked`, or None where no part of it is for clients."""
     grammar = next((name for name in _GRAMMAR_FIELDS if name in asked), None)
     if grammar and (said.startswith(REQUEST_ENDED) or _FAILED_GRAMMAR.match(said)):
         cause = _FAILED_GRAMMAR.sub("", said.removeprefix(REQUEST_ENDED))
@@ -87,7 +87,7 @@ def refusal(said: str, *, asked: Mapping[str, Any]) -> Refusal | None:
 
 
 def _for_clients(said: str) -> str:
-    """Return the first paragraph of `said` without what is an operator's."""
+    """Return the first paragraph of `said` without the parts that are for operators."""
     paragraph = " ".join(_GRAMMAR_SOURCE.sub("", said).split("\n\n")[0].split())
     return _PATH.sub("...", _FLAG.sub("", paragraph)).strip()
 

@@ -1,6 +1,6 @@
-"""Passing a replica's answer on while watching whether the client is still there.
+"""Passes a replica's answer on and watches whether the client is still there.
 
-Closing the connection to the replica is what aborts the request in its engine.
+The engine aborts a request when the connection to its replica is closed.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ STOPPING = "The server stops, and this request was not finished in time. Send it
 async def whole_events(answer: OpenAnswer) -> AsyncGenerator[bytes, None]:
     """Yield the server-sent events of `answer` as they come, one or several whole ones at a time.
 
-    A replica can die in the middle of an event; what then follows must not be glued to half of one.
+    A replica can die in the middle of an event; the half is dropped, so that no later event is glued to it.
     """
     held = b""
     async for chunk in answer.chunks():
@@ -61,7 +61,7 @@ class EventRelay(Response):
         try:
             await cancel_on_disconnect(receive, self._relay(send))
         except asyncio.CancelledError:
-            # Only uvicorn cancels us, when its grace after a stop signal is over; the connection is still there.
+            # Only uvicorn cancels us, at the end of its grace after a stop signal; the connection is still open.
             await send({"type": "http.response.body", "body": errors.event(STOPPING, code="stopping")})
 
     async def _relay(self, send: Send) -> None:

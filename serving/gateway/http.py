@@ -1,7 +1,7 @@
 """The thin HTTP front: bounds and checks a request, sends it to a serving replica, and streams the answer back.
 
-SGLang's OpenAI server does the rest, as it is. Only the routes listed here reach a replica: its admin endpoints are out
-of clients' reach.
+SGLang's OpenAI server, unchanged, does the rest. Only the routes listed here reach a replica: clients can't reach its
+admin endpoints.
 """
 
 import asyncio
@@ -82,7 +82,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 class _Catalogue:
-    """What is served, and whether it is. Not SGLang's list of models: that tells where on disk the weights are."""
+    """The model that is served, and readiness. SGLang's own list of models shows where the weights are on disk."""
 
     def __init__(self, table: ReplicaTable, model: str) -> None:
         self._table = table
@@ -113,14 +113,14 @@ class _Generate:
         self._model = model
         self._tier = tier
         self._in_flight = 0
-        # Only what has arrived in full holds one of the places for requests.
+        # Only requests that have arrived in full count as in flight.
         self._intake = BodyIntake(
             max_bytes=server.max_body_bytes, timeout_s=server.body_timeout_s, most=server.max_concurrent_requests
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        # What a request holds is let go only when its answer has been sent.
+        # What a request holds is released only when its answer has been sent.
         async with AsyncExitStack() as held:
             response = await self._answer(Request(scope, receive), held)
             await response(scope, receive, send)
@@ -150,7 +150,7 @@ class _Generate:
         except ReplicaLost:
             return errors.answer(502, LOST, kind=errors.SERVER, code="replica_lost")
         except asyncio.CancelledError:
-            # Only uvicorn cancels us, when its grace after a stop signal is over; the connection is still there.
+            # Only uvicorn cancels us, at the end of its grace after a stop signal; the connection is still open.
             return errors.answer(503, STOPPING, kind=errors.SERVER, code="stopping", retry_after_s=_RETRY_AFTER_S)
 
     async def _forward(
@@ -164,10 +164,10 @@ class _Generate:
             events = whole_events(upstream)
             held.push_async_callback(events.aclose)
             first = await anext(events, b"")
-            tell = usage.UsageStream(tier=self._tier).events
+            with_usage = usage.UsageStream(tier=self._tier).events
 
             def restate(events: bytes) -> bytes:
-                return edited_events(tell(events), edits)
+                return edited_events(with_usage(events), edits)
 
             refusal = errors.first_error(first, asked=body)
             return refusal or EventRelay(first, events, deadline=deadline, restate=restate)
@@ -184,7 +184,7 @@ class _Generate:
             try:
                 return await self._client.open(sent.replica.url + path, content)
             except ReplicaUnreachable:
-                # Nothing was sent, so that another may be asked.
+                # Nothing was sent, so another replica can take it.
                 tried.append(sent.replica)
                 following = self._table.pick(besides=tried)
                 if following is None:

@@ -26,7 +26,7 @@ _PARTS = ("_bucket", "_count", "_created", "_sum", "_total")
 
 
 class MetricsPage:
-    """The page, made anew when it is asked for and old."""
+    """The page; a request makes it anew once it is older than `_FRESH_S`."""
 
     def __init__(self, table: ReplicaTable, client: AsyncReplicaClient) -> None:
         self._table = table

@@ -1,6 +1,6 @@
-"""Errors as OpenAI's clients expect them: `{"error": {message, type, param, code}}`, and as the last event of a stream.
+"""Errors in the form that OpenAI's clients expect, `{"error": {message, type, param, code}}`, ours and SGLang's.
 
-Turns what SGLang says into the same form.
+In a stream they are the last event.
 """
 
 import json
@@ -23,7 +23,7 @@ _EVENT_OF_ERROR = b'data: {"error"'
 class Refused(RequestError):
     """A request that is answered with a 4xx; `param` is the field at fault.
 
-    `close` ends the connection too, for a client that sends nothing; one that is still sending would lose the answer.
+    `close` also ends the connection, for a client that sends nothing. One that is still sending would lose the answer.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ def event(message: str, *, code: str) -> bytes:
 def from_engine(status: int, content: bytes, *, asked: Mapping[str, Any]) -> JSONResponse:
     """Return SGLang's error `content` in OpenAI's form; it has the message at the top level, or FastAPI's `detail`.
 
-    `asked` is the request, whose fields it may be of.
+    `asked` is the request that it refuses.
     """
     try:
         parsed = json.loads(content)

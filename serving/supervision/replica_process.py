@@ -23,7 +23,7 @@ from sparktier.serving.deployment.resolved import Resolved, resolve
 from sparktier.serving.supervision.deployment_dir import METRICS_DIR_ENV
 
 EXIT_NOT_STARTED = 69
-# The ranks of a replica that died give their GPUs back within seconds; a cluster that is too small never will.
+# The ranks of a dead replica give their GPUs back within seconds; in a cluster that is too small none come free.
 _RESERVE_TIMEOUT_S = 60.0
 _MODEL_PACKAGE = "sparktier.serving.engine.models"
 
@@ -56,7 +56,7 @@ def run(settings: Settings, *, replica: int, port: int) -> int:
         )
     except (ReplicaError, OSError) as error:
         if isinstance(error, OSError):
-            # A full disk, too many files, a rank that was late: another start may succeed, as with no bad setting.
+            # A full disk, too many open files, a late rank: unlike after a bad setting, another start may succeed.
             logging.exception("the system refused what this replica needs")
         print(f"replica {replica}: {error}", file=sys.stderr)  # noqa: T201 - the last line of this process's log
         return EXIT_NOT_STARTED
@@ -85,8 +85,8 @@ def rank_env(resolved: Resolved) -> dict[str, str]:
     if settings.telemetry.otlp_endpoint is not None:
         env[OTEL_EXPORTER_OTLP_TRACES_ENDPOINT] = settings.telemetry.otlp_endpoint
     if resolved.device == "cpu":
-        # SGLang compiles a few small functions; on a CPU that takes 30 s of every start, needs a C++ compiler, and
-        # gains nothing that shows in a step.
+        # SGLang compiles a few small functions. On a CPU that takes 30 s of every start, needs a C++ compiler, and
+        # makes no step measurably faster.
         env["TORCHDYNAMO_DISABLE"] = "1"
         env["SPARKTIER_RANKS_ON_NODE"] = str(_ranks_on_node(settings))
     return env

@@ -28,7 +28,7 @@ from sparktier.serving.supervision.processes import adopt_orphans, end_descendan
 from sparktier.serving.supervision.ray_keeper import RayKeeper
 from sparktier.serving.supervision.replica_keeper import ReplicaEnvironment, ReplicaKeeper
 
-# A terminal or a pod waits 15 s: the longest grace for requests, then this, then what is left is killed.
+# A terminal or a pod waits 15 s. That covers the longest grace for requests, then this one; the rest is killed.
 _PROCESS_GRACE_S = 2.0
 _KILL_TIMEOUT_S = 2.0
 _TICK_S = 0.2
@@ -177,6 +177,6 @@ def _listener(settings: Settings) -> socket.socket:
 
 
 def _log(text: str) -> None:
-    # A full disk or a reader that has gone is no reason to stop serving.
+    # Serving goes on when the disk is full or the reader has gone.
     with contextlib.suppress(OSError):
         print(text, file=sys.stdout, flush=True)  # noqa: T201 - this is the command's output

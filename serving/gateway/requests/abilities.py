@@ -1,5 +1,5 @@
-"""What a request may ask of the one model that is served: as many tokens as its context has, tools that its answers can
-call, reasoning and template arguments that its chat template knows.
+"""Refuses what the served model can't do: more tokens than its context has, tools that can't be read from its answers,
+reasoning and template arguments that its chat template doesn't read.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from sparktier.serving.gateway.requests.schema import Completion, Generation
 
 UNSUPPORTED = "unsupported_parameter"
 _REASONING_NAMES = frozenset({"enable_thinking", "reasoning_effort", "thinking"})
-# Taken from the template's arguments by SGLang, whether or not the template reads them.
+# SGLang takes these from the template's arguments, whether or not the template reads them.
 _READ_BY_SGLANG = frozenset({"reasoning_effort", "spaces_between_special_tokens"})
 
 
 def require_room(request: Generation, limits: EngineLimits) -> None:
-    """Raise Refused where a prompt of token ids and the output asked for exceed the context; of texts engines tell."""
+    """Raise Refused where a prompt of token ids and its output exceed the context. The engine checks texts."""
     prompt = request.prompt if isinstance(request, Completion) else ""
     output_tokens = request.longest_output
     if output_tokens is None or isinstance(prompt, str) or isinstance(prompt[0], str):
@@ -52,7 +52,7 @@ def require_abilities(chat: Mapping[str, Any], limits: EngineLimits) -> None:
 
 
 def _require_no_reasoning(chat: Mapping[str, Any]) -> None:
-    """Of a model that never reasons it may be asked not to."""
+    """Raise Refused where `chat` asks for reasoning. Asking a model that never reasons not to do so is allowed."""
     reason = "this model's chat template has no reasoning to turn on"
     if chat.get("reasoning_effort", "none") != "none":
         raise _unsupported("reasoning_effort", reason)

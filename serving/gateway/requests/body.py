@@ -12,9 +12,9 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class BodyIntake:
-    """Receives the bodies of requests, `most` at once: one more ends the one that has been on its way longest.
+    """Receives the bodies of requests, `most` at once; one more ends the oldest that is still arriving.
 
-    So clients that send nothing hold neither memory nor the place of those that send at once.
+    So a client that sends nothing can hold no memory for long, and can't keep out clients that send.
     """
 
     def __init__(self, *, max_bytes: int, timeout_s: float, most: int) -> None:

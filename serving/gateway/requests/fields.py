@@ -17,7 +17,7 @@ MAX_BIASES = 1024
 MAX_CACHE_KEY_CHARACTERS = 256
 # Logits are divided by the penalty: a vanishing one makes them infinite.
 MIN_REPETITION_PENALTY = 0.01
-# In the 32 bits that the engine has for it, less would be 0.
+# A smaller value would be 0 in the 32 bits that the engine has for it.
 MIN_TOP_P = 1e-30
 # Begins the parts of a pydantic location that name a form instead of a field.
 TAG_MARK = "~"
@@ -97,7 +97,7 @@ def _not_vanishing(top_p: float) -> float:
 
 
 def _whole(value: Any) -> Any:
-    # Clients whose language has floats alone send 10.0, which SGLang takes too.
+    # Clients in languages that have only floats send 10.0, which SGLang accepts too.
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -106,7 +106,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _kind_of_prompt(prompt: Any) -> str | None:
-    """Return the tag of the form that `prompt` means to have; pydantic then checks that it has."""
+    """Return the tag of the form that `prompt` seems to have; pydantic then checks it against that form."""
     if isinstance(prompt, str):
         return "~text"
     if not isinstance(prompt, list):

@@ -32,7 +32,7 @@ MAX_LOGPROBS = 20
 DEFAULT_MAX_TOKENS = 16  # SGLang's and OpenAI's, of completions alone
 MAX_TOOLS = 128
 MAX_STOP_IDS = 32
-# What chat templates and the tokenizer get, besides what is bounded by itself.
+# Fields that chat templates and the tokenizer read, which are bounded together.
 _TEMPLATE_FIELDS = (
     "messages", "tools", "tool_choice", "chat_template_kwargs", "reasoning", "reasoning_effort",
 )  # fmt: skip
@@ -40,7 +40,7 @@ _OUTPUT_RULES = ("regex", "ebnf", "json_schema")
 
 
 class Part(BaseModel):
-    """Fields beyond these pass the schema; of a request itself request_rules.py lets through only those it knows."""
+    """The schema ignores other fields; rules.py refuses unknown fields of the request itself."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
