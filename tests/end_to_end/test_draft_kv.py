@@ -76,7 +76,7 @@ def test_mid_run_is_like_a_fresh_prefill(checkpoints: tuple[Path, Path], tmp_pat
     assert heads == {KV_HEADS}, "each rank holds its share"
 
 
-@pytest.mark.parametrize("broken", ["injection", "release"])
+@pytest.mark.parametrize("broken", ["injection", "flush"])
 def test_rows_that_were_not_injected_are_seen(checkpoints: tuple[Path, Path], tmp_path: Path, broken: str) -> None:
     (pairs,) = probed(checkpoints, tmp_path / "pairs", broken)
     assert furthest(pairs, "target") < TOLERANCE

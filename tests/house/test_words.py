@@ -23,10 +23,6 @@ OPEN = (
     "serving/engine/cpu/moe.py",
     "serving/engine/features/capture.py",
     "serving/engine/sampling/keyed_sampler.py",
-    "serving/engine/speculation/deferred_injection.py",
-    "serving/engine/speculation/penalty_table.py",
-    "serving/engine/speculation/verify_pass.py",
-    "serving/engine/speculation/worker.py",
     "serving/engine/telemetry/metric_files.py",
     "serving/engine/telemetry/spec_stats.py",
 )

@@ -20,7 +20,7 @@ from support.stepped_engine import Place, SteppedEngine
 NEW_TOKENS = 48
 # A snapshot at every third step that drafts.
 _EVERY = 3
-# Longer than features are held back.
+# Longer than features are deferred.
 _OFF_STEPS = MOST_STEPS + 3
 
 
@@ -55,7 +55,7 @@ class Probe:
         self.taken: list[Snapshot] = []
         self.every = _EVERY
         self._steps = 0
-        step = engine.worker._draft_step
+        step = engine.worker.decode_step.drafter
         self._stock, step._block = step._block, self._block
 
     def _block(self, batch: Any, window: Any) -> tuple[Tensor, Tensor]:
@@ -130,10 +130,11 @@ def fresh(engine: SteppedEngine, probe: Probe, snapshots: list[Snapshot]) -> lis
 
 def leave_out(worker: Any, broken: str) -> None:
     """Make the worker skip what it does with rows that were accepted."""
+    step = worker.decode_step
     owner, skipped = {
-        "injection": (worker, "_inject"),
-        "compaction": (worker, "_move_kv"),
-        "release": (worker._held, "release"),
+        "injection": (type(step.features), "inject"),
+        "compaction": (type(step), "_compact"),
+        "flush": (type(step.features), "flush"),
     }[broken]
     setattr(owner, skipped, lambda *_: None)
 

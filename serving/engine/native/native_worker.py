@@ -18,7 +18,7 @@ from torch import Tensor
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.plan_keys import Plan, Rung
 from sparktier.serving.engine.rank_options import rank_options
-from sparktier.serving.engine.speculation.request_slots import SlotTable
+from sparktier.serving.engine.slots.request_slots import SlotTable
 from sparktier.serving.engine.speculation.row_budget import row_counts, rung_tokens, tier_caps
 
 SHORT_TOKENS = 2
@@ -102,7 +102,7 @@ class NativeWorker(DSparkWorkerV2):
 
     def _forward_prefill(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if not batch.forward_mode.is_idle():
-            self.slots.enter(batch.reqs, batch.req_pool_indices)
+            self.slots.add_requests(batch.reqs, batch.req_pool_indices)
         return super()._forward_prefill(batch, *args, **kwargs)
 
 

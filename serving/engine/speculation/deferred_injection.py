@@ -1,7 +1,7 @@
-"""Features of steps that drafted nothing, held back and put into the draft's KV several steps at a time.
+"""The target's features of accepted rows on their way into the draft's KV: at once, or some steps later.
 
-Nobody reads them until something is drafted, and projecting several rows at once costs little more than one: most of it
-is reading the projection's weights.
+Only a draft forward reads them. Steps that draft nothing defer theirs, as projecting several rows at once costs little
+more than one: most of the cost is reading the projection's weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Bounds what is held and how long the one step takes that puts it all away.
+from sparktier.kernels.accept_tree import TreeAcceptance
+from sparktier.serving.engine.speculation.verify_pass import Verified
+
+# Bounds the memory, and how long the one step takes that writes it all.
 MOST_STEPS = 16
 
 # hidden [n, features], slots [n], positions [n]
 Inject = Callable[[Tensor, Tensor, Tensor], None]
 
 
-class HeldFeatures:
+class DeferredFeatures:
     """One row a request and step, in the order of the steps."""
 
     def __init__(self, inject: Inject) -> None:
@@ -25,19 +28,58 @@ class HeldFeatures:
         self._requests: list[Any] = []
         self._steps: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def hold(self, requests: Sequence[Any], hidden: Tensor, slots: Tensor, positions: Tensor) -> None:
+    def defer(self, requests: Sequence[Any], hidden: Tensor, slots: Tensor, positions: Tensor) -> None:
         """Take one row of each request; tensors as `Inject` has them, which the caller may not write to afterwards."""
-        # Slots of a request that has left may be another's by now, and a slot is written only once in a release.
+        # Slots of a request that has left may be another's by now, and one flush must write a slot only once.
         if requests != self._requests:
-            self.release()
+            self.flush()
             self._requests = list(requests)
         self._steps.append((hidden, slots, positions))
         if len(self._steps) == MOST_STEPS:
-            self.release()
+            self.flush()
 
-    def release(self) -> None:
-        """Put away all that is held; due before anything reads the draft's KV or takes a slot for another request."""
+    def flush(self) -> None:
+        """Write all deferred features; due before a draft forward and before a prefill takes a slot."""
         if self._steps:
             hidden, slots, positions = (torch.cat(column) for column in zip(*self._steps, strict=True))
             self._requests, self._steps = [], []
             self._inject(hidden, slots, positions)
+
+
+class FeatureInjection:
+    """Feeds the draft through `injector`, SGLang's `TargetHiddenKvInjector`."""
+
+    def __init__(self, injector: Any) -> None:
+        self._injector = injector
+        self._deferred = DeferredFeatures(self._write)
+
+    def flush(self) -> None:
+        """Write all deferred features; due before a draft forward and before a prefill takes a slot."""
+        self._deferred.flush()
+
+    def inject(self, batch: Any, window: Any, verified: Verified, accepted: TreeAcceptance) -> None:
+        """Write the features of accepted rows, whose KV is at the front of `window`; where nothing was drafted, defer.
+
+        Args:
+            batch: SGLang's, whose requests own the rows.
+            window: SGLang's KV slots and positions of the step.
+            verified: the pass that made the features.
+            accepted: of that pass.
+        """
+        levels = accepted.path.shape[1]
+        slots = self._injector.ids_for(window.kv_loc_plan).view(len(accepted.path), -1)[:, :levels]
+        if levels == 1:
+            # The window's tensors may be written again by the next step.
+            positions = window.positions_2d[:, 0].clone()
+            self._deferred.defer(batch.reqs, verified.hidden[verified.first], slots.flatten().clone(), positions)
+            return
+        self._injector.inject_target_hidden(
+            target_hidden=verified.hidden[verified.places(accepted.path).flatten()],
+            cache_loc=slots.flatten(),
+            cache_loc_2d=slots,
+            positions=window.positions_2d[:, :levels].flatten(),
+            commit_lens=accepted.accepted + 1,
+        )
+
+    def _write(self, hidden: Tensor, slots: Tensor, positions: Tensor) -> None:
+        self._injector.inject_target_hidden(target_hidden=hidden, cache_loc=slots, positions=positions)

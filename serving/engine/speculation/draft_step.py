@@ -12,10 +12,11 @@ from torch import Tensor
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.kernels.accept_tree import RowReader
-from sparktier.kernels.draft_tree import DraftTree, chain_tree
-from sparktier.kernels.expand import Candidates, MarkovHead, Shape, expand_drawn, expand_top
+from sparktier.kernels.draft_tree import DraftTree, anchors_alone, chain_tree
+from sparktier.kernels.expand import Candidates, MarkovHead, expand_drawn, expand_top
 from sparktier.kernels.select import Selection, select_rows
 from sparktier.serving.engine.speculation.edge_acceptance import EdgeTable, slot_acceptance
+from sparktier.serving.engine.speculation.row_budget import StepBudget
 
 # Conditioning tens of thousands of tokens on every parent costs as much as a verify pass of the demo model.
 # Fewer are conditioned all: a list made before any parent is known misses what a parent alone suggests.
@@ -33,15 +34,6 @@ class Drafted(NamedTuple):
     draft_probs: RowReader | None = None
 
 
-class Bounds(NamedTuple):
-    """What a tree may be. row_counts [batch]: rows; useful [batch]: depth; width: a bound on row_counts."""
-
-    shape: Shape
-    row_counts: Tensor
-    useful: Tensor
-    width: int
-
-
 class DraftStep:
     """Drafting with the model of `worker`, a `DSparkWorkerV2`."""
 
@@ -50,25 +42,33 @@ class DraftStep:
         self._head = _markov_head(worker.draft_model) if needs_trees else None
         self._lists = self._head is not None and len(self._head.w2) > _SMALL_VOCABULARY
 
-    def chain(self, batch: Any, window: Any, *, drafted: int, row_counts: Tensor) -> Drafted:
-        """Greedy chains of `drafted` tokens, at least 1, each request's cut to its `row_counts` [batch]."""
+    def run(self, batch: Any, window: Any, budget: StepBudget, *, drawn: bool) -> Drafted:
+        """Draft within `budget`. `drawn`: children are drawn, as the ratio rule needs, instead of the likeliest."""
+        if budget.draft_tokens == 0:
+            return Drafted(anchors_alone(batch.spec_info.bonus_tokens.view(-1)))
+        if drawn:
+            return self._drawn_tree(batch, window, budget)
+        return self._top_tree(batch, window, budget) if budget.branching else self._chain(batch, window, budget)
+
+    def _chain(self, batch: Any, window: Any, budget: StepBudget) -> Drafted:
+        """Greedy chains, each cut to its request's rows."""
         worker, anchors = self._worker, batch.spec_info.bonus_tokens.view(-1)
         with worker._draft_context():
             base, hidden = self._block(batch, window)
-            # No wider than drafted: the draft's context is fed for every column, accepted or not.
+            # Of no more columns than are drafted: each is fed to the draft's context, accepted or not.
             drafts, _ = draft_markov_block(
                 markov_head=worker.draft_model.markov_head,
-                base_logits=base[:, :drafted],
+                base_logits=base[:, : budget.draft_tokens],
                 anchor_tokens=anchors,
-                draft_hidden=hidden[:, :drafted],
+                draft_hidden=hidden[:, : budget.draft_tokens],
                 step_temperatures=torch.zeros(len(anchors), device=anchors.device),
                 noise=worker._proposer.noise,
                 tp_sync=worker._tp_sync,
                 greedy_draft=True,
             )
-        return Drafted(chain_tree(anchors=anchors, drafts=drafts, row_counts=row_counts))
+        return Drafted(chain_tree(anchors=anchors, drafts=drafts, row_counts=budget.row_counts))
 
-    def top_tree(self, batch: Any, window: Any, bounds: Bounds) -> Drafted:
+    def _top_tree(self, batch: Any, window: Any, budget: StepBudget) -> Drafted:
         """The likeliest rows of a tree."""
         info = batch.sampling_info
         temperatures = info.temperatures.view(-1)
@@ -80,13 +80,13 @@ class DraftStep:
             block_logits=base,
             head=self._head,
             temperatures=temperatures,
-            shape=bounds.shape,
+            shape=budget.shape,
             edge_acceptance=self._edges.of(temperatures, greedy=info.top_ks.view(-1) <= 1),
             shortlist=_SHORTLIST_TOKENS if self._lists else None,
         )
-        return Drafted(self._agreed(_selected(candidates, bounds))[0])
+        return Drafted(self._agreed(_selected(candidates, budget))[0])
 
-    def drawn_tree(self, batch: Any, window: Any, bounds: Bounds) -> Drafted:
+    def _drawn_tree(self, batch: Any, window: Any, budget: StepBudget) -> Drafted:
         """A tree (a chain with one parent and child per level) whose children are drawn, for ratio acceptance."""
         info = batch.sampling_info
         assert self._head is not None, "made with needs_trees"
@@ -97,14 +97,14 @@ class DraftStep:
             block_logits=base,
             head=self._head,
             temperatures=info.temperatures.view(-1),
-            shape=bounds.shape,
-            slot_acceptance=lambda q, _depth: slot_acceptance(q, bounds.shape.children),
+            shape=budget.shape,
+            slot_acceptance=lambda q, _depth: slot_acceptance(q, budget.shape.children),
             seeds=info.sampling_seed,
             anchor_positions=batch.seq_lens,
             shortlist=_DRAWN_SHORTLIST_TOKENS if self._lists else None,
         )
         # The probabilities stay each rank's own: only rank 0's verdict counts.
-        tree, distributions = self._agreed(_selected(candidates, bounds))
+        tree, distributions = self._agreed(_selected(candidates, budget))
         # Rows without children have no distribution of their own; theirs is not read.
         return Drafted(
             tree, lambda requests, rows: draft_distributions.dense(requests, distributions[requests, rows].clamp(min=0))
@@ -138,11 +138,11 @@ class DraftStep:
         return DraftTree(tokens, parents, depths, counts.squeeze(1)), distributions
 
 
-def _selected(candidates: Candidates, bounds: Bounds) -> Selection:
-    """The rows to verify, without what lies deeper than a request may still emit."""
-    beyond = candidates.depths > bounds.useful.clamp(min=0).unsqueeze(1)
+def _selected(candidates: Candidates, budget: StepBudget) -> Selection:
+    """The rows to verify: the likeliest of each request within its budget, none deeper than it may still emit."""
+    beyond = candidates.depths > budget.useful.clamp(min=0).unsqueeze(1)
     reachable = candidates._replace(survival=candidates.survival.masked_fill(beyond, 0.0))
-    return select_rows(candidates=reachable, row_budgets=bounds.row_counts, width=bounds.width)
+    return select_rows(candidates=reachable, row_budgets=budget.row_counts, width=budget.width)
 
 
 def _markov_head(draft_model: Any) -> MarkovHead:

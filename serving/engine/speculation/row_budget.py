@@ -1,12 +1,64 @@
-"""How many rows each request of a batch verifies in the coming step: the rung, caps, budget and room it has left.
+"""The budget of a step: what may be drafted, and how many rows each request verifies, by rung, caps and room left.
 
 Pure tensor maths over a batch; no loop over requests. A row is one token in the verify pass, the anchor's included.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparktier.configs.plan_keys import MAX_TIERS, NO_CAP, Plan, Rung
+from sparktier.kernels.expand import Shape
+from sparktier.serving.engine.rank_options import LadderOptions
+
+
+class StepBudget(NamedTuple):
+    """What one step may draft and verify, decided before anything is drafted.
+
+    draft_tokens: most drafted tokens of one request, 0 for none. branching: whether a tree may have more than one
+    branch. shape: bounds of what is drafted. row_counts [batch] int64: rows that each request verifies. useful [batch]
+    int64: drafted tokens in a row that each request has a use for, 0 or less for none.
+    """
+
+    draft_tokens: int
+    branching: bool
+    shape: Shape
+    row_counts: Tensor
+    useful: Tensor
+
+    @property
+    def width(self) -> int:
+        """A bound on `row_counts` that the host knows."""
+        return self.draft_tokens + 1
+
+
+def step_budget(plan: Plan, options: LadderOptions, *, block_tokens: int, caps: Tensor, room: Tensor) -> StepBudget:
+    """Return the budget of a step under `plan`.
+
+    Args:
+        plan: in force.
+        options: of the ladder.
+        block_tokens: what the draft model drafts at once.
+        caps: [batch] int64, drafted tokens that each request's tier allows.
+        room: [batch] int64, tokens that each request may still emit.
+    """
+    rows = options.tree.rows if options.tree else 1
+    tokens = rung_tokens(plan.rung, block_tokens=block_tokens, short_tokens=options.short_tokens, tree_rows=rows)
+    useful = room - 1
+    if tokens == 0:
+        return StepBudget(0, False, Shape(0, 1, 1), torch.ones_like(room), useful)
+    tree = options.tree if plan.rung == Rung.TREE else None
+    depth = min(tokens, block_tokens)
+    counts = row_counts(
+        draft_tokens=tokens,
+        row_budget=plan.rows,
+        caps=caps,
+        # A tree may have more rows than levels; a request that is about to end gets none.
+        useful=torch.where(useful > 0, tokens, 0) if tree else useful,
+    )
+    shape = Shape(depth, tree.parents, tree.children) if tree else Shape(depth, 1, 1)
+    return StepBudget(tokens, tree is not None, shape, counts, useful)
 
 
 def rung_tokens(rung: Rung, *, block_tokens: int, short_tokens: int, tree_rows: int = 1) -> int:
@@ -33,7 +85,7 @@ def row_counts(*, draft_tokens: int, row_budget: int, caps: Tensor, useful: Tens
 
     `caps` [batch]: drafted tokens that each request's tier allows. `useful` [batch]: drafted tokens that each request
     has a use for, negative counting as none. A budget of `row_budget` rows (0: none) is shared out evenly: rows beyond
-    the anchors go round by rank, so that the first drafted token of everybody comes before anyone's second.
+    the anchors go round by rank, so that every request gets its first drafted token before any gets its second.
     """
     wanted = torch.minimum(caps, useful).clamp(min=0, max=draft_tokens)
     if row_budget > 0 and draft_tokens > 0:

@@ -7,13 +7,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from sglang.srt.speculative.spec_utils import GrammarTree, build_grammar_vocab_mask
 from torch import Tensor
 
-from sparktier.kernels.draft_tree import DraftTree
+from sparktier.kernels.draft_tree import DraftTree, row_links
 from sparktier.kernels.noise import draw
 from sparktier.kernels.target_probs import SamplingRows, greedy_tokens, target_probs
 from sparktier.serving.engine.sampling.keyed_sampler import sampling_rows
-from sparktier.serving.engine.speculation.penalty_table import PenaltyTable
+from sparktier.serving.engine.slots.penalty_table import PenaltyTable
 from sparktier.serving.engine.speculation.verify_pass import Verified
 
 
@@ -112,3 +113,22 @@ class TargetDistribution:
         penalised = logits[own]
         self._penalties.apply(penalised, slots=self._slots[requests], seen=seen[places], emitted=emitted)
         logits[own] = penalised
+
+
+def grammar_tree(batch: Any, tree: DraftTree, *, branching: bool) -> Any:
+    """Return `tree` in SGLang's form, None where no request has a grammar. Copies to the host without waiting."""
+    if not batch.has_grammar:
+        return None
+    if not branching:
+        return GrammarTree.from_linear_chain(tree.tokens)
+    links = row_links(tree=tree)
+    return GrammarTree.from_device(links.next_token, links.next_sibling, tree.tokens)
+
+
+def grammar_mask(batch: Any, tree: Any, barrier: Any, *, device: torch.device) -> Any:
+    """Return SGLang's mask over the rows of its `tree`, None for None."""
+    if tree is None:
+        return None
+    return build_grammar_vocab_mask(
+        reqs=batch.reqs, tree=tree, sampling_info=batch.sampling_info, device=device, barrier=barrier
+    )

@@ -1,7 +1,4 @@
-"""One forward of the target over ragged rows of chains or trees, in SGLang's verify mode.
-
-Owns what SGLang's attention is told.
-"""
+"""One forward of the target over ragged rows of chains or trees in SGLang's verify mode: what its attention is told."""
 
 import functools
 from dataclasses import dataclass
@@ -57,9 +54,13 @@ class Verified(NamedTuple):
     requests: Tensor
     rows: Tensor
 
+    def places(self, path: Tensor) -> Tensor:
+        """Where the rows of `path` [batch, levels] are among the packed rows; below its end, the anchor's again."""
+        return self.first.unsqueeze(1) + path.clamp(min=0)
+
 
 class _Packing(NamedTuple):
-    """Where every live row is, as in `Verified`; shared between steps, so nobody may write to it."""
+    """Where every live row is, as in `Verified`; steps share it, so it must not be written to."""
 
     layout: RaggedVerifyLayout
     requests: Tensor
@@ -70,8 +71,8 @@ class _Packing(NamedTuple):
 def run(*, executor: Any, batch: Any, window: Any, tree: DraftTree, branching: bool) -> Verified:
     """Verify `tree`, whose rows take the first slots of each request's `window`.
 
-    Source of the sequence: `_run_ragged` and `run_compact` of SGLang's `dspark_components/dspark_verify.py`, which
-    knows chains only. `branching` says whether the tree may have more than one branch.
+    `branching` says whether the tree may have more than one branch. Source of the sequence: `_run_ragged` and
+    `run_compact` of SGLang's `dspark_components/dspark_verify.py`, which verifies chains only.
     """
     counts = tree.row_counts.tolist()
     total = graph_rows(executor.target_worker.model_runner, requests=len(counts), rows=sum(counts))
@@ -90,7 +91,7 @@ def run(*, executor: Any, batch: Any, window: Any, tree: DraftTree, branching: b
         kv_loc_cols=_filled(requests * width + rows, spare, NO_ROW),
         ancestor_words=ancestor_words(tree=tree) if branching else None,
     )
-    # Slot 0 is SGLang's for what nobody reads.
+    # Slot 0 is SGLang's scratch slot, here for padding rows.
     batch.out_cache_loc = _filled(window.verify_cache_loc_2d[requests, rows], spare)
     epilogue = executor.verify_epilogue
     if epilogue is not None:

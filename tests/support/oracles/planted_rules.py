@@ -29,15 +29,15 @@ def _flatter(probs: Any) -> Any:
 def register() -> None:
     """Plant the rules in this process; SGLang's loader calls it."""
     from sparktier.kernels import expand
-    from sparktier.serving.engine.speculation import worker
+    from sparktier.serving.engine.speculation import accept_step, decode_step
 
     chosen = [0]
-    draft, draw, walk = worker.LadderWorker._draft, expand.draw_distinct, worker.walk_drawn
+    run, draw, walk = decode_step.DecodeStep.run, expand.draw_distinct, accept_step.walk_drawn
 
-    def drafting(self: Any, batch: Any, window: Any) -> Any:
-        shares = self.plan.tiers
+    def running(self: Any, inputs: Any) -> Any:
+        shares = inputs.plan.tiers
         chosen[0] = shares[0].floor if 0 in shares else 0
-        return draft(self, batch, window)
+        return run(self, inputs)
 
     def children(**arguments: Any) -> Any:
         if chosen[0] == LIKELIEST:
@@ -50,6 +50,6 @@ def register() -> None:
             arguments["draft_probs"] = lambda requests, rows: _flatter(sampled(requests, rows))
         return walk(**arguments)
 
-    worker.LadderWorker._draft = drafting
+    decode_step.DecodeStep.run = running
     expand.draw_distinct = children
-    worker.walk_drawn = walking
+    accept_step.walk_drawn = walking

@@ -98,18 +98,18 @@ def test_a_tier_s_cap_bounds_its_requests_alone(planner: Any) -> None:
 
 def test_a_draft_without_a_confidence_head_starts_where_rows_differ_by_request(context: None) -> None:
     """On CPUs it starts anyway; on GPUs SGLang's own planner refuses it, though a ladder reads no confidence."""
+    from sglang.srt.speculative.dspark_components import dspark_worker_v2
     from sglang.srt.speculative.dspark_components.dspark_planner import DSparkVerifyPlanner
 
-    from sparktier.serving.engine.speculation import worker
-    from sparktier.serving.engine.speculation.headless_planner import HeadlessPlanner
+    from sparktier.serving.engine.speculation.worker_setup import HeadlessPlanner, headless
 
     with pytest.raises(ValueError, match="no confidence head"):
         make_planner(DSparkVerifyPlanner, head=None)
     planner = make_planner(HeadlessPlanner, head=None)
     assert (planner.is_compact_mode, planner.mode_value) == (True, "compact")
-    with worker._headless():
-        assert worker.dspark_worker_v2.DSparkVerifyPlanner is HeadlessPlanner
-    assert worker.dspark_worker_v2.DSparkVerifyPlanner is DSparkVerifyPlanner
+    with headless():
+        assert dspark_worker_v2.DSparkVerifyPlanner is HeadlessPlanner
+    assert dspark_worker_v2.DSparkVerifyPlanner is DSparkVerifyPlanner
 
 
 @pytest.mark.parametrize(

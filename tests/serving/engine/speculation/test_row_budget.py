@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from transformers import PretrainedConfig
 
 from sparktier.configs.plan_keys import Plan, Rung, TierShare
-from sparktier.serving.engine.rank_options import LadderOptions
-from sparktier.serving.engine.speculation.row_budget import row_counts, rung_tokens, tier_caps
+from sparktier.kernels.expand import Shape
+from sparktier.serving.engine.rank_options import LadderOptions, TreeBounds
+from sparktier.serving.engine.speculation.row_budget import row_counts, rung_tokens, step_budget, tier_caps
 
 
 def one_by_one(draft_tokens: int, row_budget: int, caps: list[int], useful: list[int]) -> list[int]:
@@ -67,13 +68,42 @@ def test_no_block_is_longer_than_the_draft_was_trained_for(
 def test_a_worker_draws_the_trained_block_and_says_what_it_cut(caplog: pytest.LogCaptureFixture) -> None:
     from sglang.srt.speculative.dspark_components import dspark_worker_v2
 
-    from sparktier.serving.engine.speculation.worker import _wide_window
+    from sparktier.serving.engine.speculation.worker_setup import wide_window
 
     draft = {"num_hidden_layers": 2, "block_size": 5, "mask_token_id": 3, "markov_rank": 4}
     config = PretrainedConfig(**draft, markov_head_type="vanilla", dflash_config={})
-    with _wide_window(LadderOptions(short_tokens=2, block_tokens=9)):
+    with wide_window(LadderOptions(short_tokens=2, block_tokens=9)):
         found = dspark_worker_v2.resolve_runtime_config(
             draft_hf_config=config, speculative_num_draft_tokens=10, target_vocab_size=256
         )
     assert (found.gamma, found.verify_num_draft_tokens) == (5, 6)
     assert "block_tokens 9 is cut to the draft's block of 5" in caplog.text
+
+
+LADDER = LadderOptions(short_tokens=2, tree=TreeBounds(rows=12, parents=4, children=3))
+
+
+@pytest.mark.parametrize(
+    ("rung", "shape", "rows", "width", "branching"),
+    [
+        (Rung.OFF, Shape(0, 1, 1), [1, 1, 1, 1], 1, False),
+        (Rung.CHAIN_SHORT, Shape(2, 1, 1), [3, 1, 2, 2], 3, False),
+        (Rung.CHAIN, Shape(5, 1, 1), [6, 1, 2, 2], 6, False),
+        (Rung.TREE, Shape(5, 4, 3), [12, 1, 12, 2], 12, True),
+    ],
+)
+def test_a_step_s_budget_follows_rung_room_and_caps(
+    rung: Rung, shape: Shape, rows: list[int], width: int, branching: bool
+) -> None:
+    """A request with much room, one at its end, one that may emit two tokens more, and one whose tier is capped."""
+    room, caps = torch.tensor([99, 1, 2, 99]), torch.tensor([99, 99, 99, 1])
+    budget = step_budget(Plan(rung=rung), LADDER, block_tokens=5, caps=caps, room=room)
+    assert (budget.shape, budget.width, budget.branching) == (shape, width, branching)
+    assert budget.row_counts.tolist() == rows
+    assert budget.useful.tolist() == [98, 0, 1, 98]
+
+
+def test_a_step_s_rows_stay_within_the_plan_s() -> None:
+    room = torch.tensor([99, 99, 99])
+    budget = step_budget(Plan(rung=Rung.TREE, rows=10), LADDER, block_tokens=5, caps=room, room=room)
+    assert budget.row_counts.tolist() == [4, 3, 3]

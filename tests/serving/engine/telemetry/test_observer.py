@@ -11,7 +11,7 @@ import torch
 
 from sparktier.configs.plan_keys import Plan, Rung
 from sparktier.serving.engine.rank_options import Tiers
-from sparktier.serving.engine.speculation.step_record import CountedResult, StepRecord
+from sparktier.serving.engine.speculation.step_result import CountedResult, StepRecord
 from sparktier.serving.engine.speculation.worker import LadderWorker
 from sparktier.serving.engine.telemetry.observer import Observer
 from sparktier.serving.engine.telemetry.spec_stats import Figures

@@ -18,7 +18,7 @@ from sparktier.serving.engine.requests.least_length import EARLY_STOP
 
 
 def is_penalised(params: Any) -> bool:
-    """Whether SGLang's sampling parameters of a request make its law depend on what it has emitted."""
+    """Whether SGLang's sampling parameters of a request make its distribution depend on what it has emitted."""
     return bool(
         params.frequency_penalty
         or params.presence_penalty
@@ -57,18 +57,18 @@ class PenaltyTable:
         found = [place for place, request in enumerate(requests) if request.rid in self._active]
         return torch.tensor(found, device=self._counts.device) if found else None
 
-    def enter(self, requests: Sequence[Any], slots: Sequence[int]) -> None:
+    def add_requests(self, requests: Sequence[Any], slots: Sequence[int]) -> None:
         """Take in `requests`, SGLang's `Req`s, that are being prefilled into `slots`."""
         for request, slot in zip(requests, slots, strict=True):
             if is_penalised(request.sampling_params):
                 self._active[request.rid] = request
                 self._fill(slot, request)
 
-    def leave(self, request_id: str) -> None:
+    def remove_request(self, request_id: str) -> None:
         """Forget a request that has ended."""
         self._active.pop(request_id, None)
 
-    def add(self, requests: Sequence[Any], slots: Tensor, tokens: Tensor, valid: Tensor) -> None:
+    def count(self, requests: Sequence[Any], slots: Tensor, tokens: Tensor, valid: Tensor) -> None:
         """Count `tokens` [batch, width] of `requests` in `slots` [batch] where `valid` [batch, width]."""
         places = self.places(requests)
         if places is None:

@@ -1,7 +1,6 @@
-"""What the worker must know of each request without asking the host: tier, seed, room left, penalties.
+"""Facts of running requests on the device: tier, end, prompt length.
 
-One entry per request slot of SGLang's pool, written when a prompt is prefilled, read by index in every step. Knows
-nothing of plans or drafts.
+One entry per request slot of SGLang's pool, written when a prompt is prefilled, read by index in every step.
 """
 
 from typing import Any
@@ -21,7 +20,7 @@ class SlotTable:
         self.end = torch.zeros(slots, dtype=torch.int64, device=device)
         self.prompt = torch.zeros(slots, dtype=torch.int64, device=device)
 
-    def enter(self, requests: list[Any], slots: Tensor) -> None:
+    def add_requests(self, requests: list[Any], slots: Tensor) -> None:
         """Record `requests`, SGLang's `Req`s, that are being prefilled into `slots` [len(requests)]."""
         facts = []
         for request in requests:

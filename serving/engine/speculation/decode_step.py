@@ -1,0 +1,93 @@
+"""One decode step: budget, draft, verify, accept, compact, inject, result."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sparktier.kernels.accept_tree import TreeAcceptance
+from sparktier.kernels.draft_tree import compaction_plan
+from sparktier.serving.engine.rank_options import LadderOptions
+from sparktier.serving.engine.slots.penalty_table import PenaltyTable
+from sparktier.serving.engine.speculation import verify_pass
+from sparktier.serving.engine.speculation.accept_step import accept, agreed
+from sparktier.serving.engine.speculation.deferred_injection import FeatureInjection
+from sparktier.serving.engine.speculation.draft_step import Drafted, DraftStep
+from sparktier.serving.engine.speculation.row_budget import StepBudget, step_budget
+from sparktier.serving.engine.speculation.step_inputs import StepInputs
+from sparktier.serving.engine.speculation.step_result import CountedResult, StepRecord, step_result
+from sparktier.serving.engine.speculation.target_distribution import TargetDistribution, grammar_mask, grammar_tree
+from sparktier.serving.engine.speculation.verify_pass import Verified
+from sparktier.serving.engine.telemetry.step_phases import Phases
+
+
+@dataclass(frozen=True)
+class DecodeStep:
+    """The step of one rank, and what stays the same from step to step.
+
+    executor, sync, model_runner: SGLang's verify pass, agreement of ranks, and target. block_tokens: what the draft
+    drafts at once. window_rows: most rows that one request may verify.
+    """
+
+    options: LadderOptions
+    block_tokens: int
+    window_rows: int
+    drafter: DraftStep
+    features: FeatureInjection
+    penalties: PenaltyTable
+    executor: Any
+    sync: Any
+    model_runner: Any
+
+    def run(self, inputs: StepInputs) -> CountedResult:
+        """Draft, verify and commit tokens for every request of the batch."""
+        batch, window = inputs.batch, inputs.window
+        phases = Phases(inputs.room.device)
+        with phases.of("draft"):
+            budget = self._budget(inputs)
+            drafted = self._draft(batch, window, budget)
+        tree = drafted.tree
+        grammar = grammar_tree(batch, tree, branching=budget.branching)
+        with phases.of("verify"):
+            verified = verify_pass.run(
+                executor=self.executor, batch=batch, window=window, tree=tree, branching=budget.branching
+            )
+        accepted = self._accept(inputs, budget, drafted, verified, grammar)
+        if budget.branching:
+            self._compact(window, accepted.path)
+        with phases.of("inject"):
+            self.features.inject(batch, window, verified, accepted)
+        record = StepRecord(phases, int(inputs.plan.rung), inputs.tiers, tree.row_counts, tree.depths.amax(dim=1))
+        return step_result(inputs, verified, accepted, record, penalties=self.penalties, window_rows=self.window_rows)
+
+    def _budget(self, inputs: StepInputs) -> StepBudget:
+        return step_budget(
+            inputs.plan, self.options, block_tokens=self.block_tokens, caps=inputs.caps, room=inputs.room
+        )
+
+    def _draft(self, batch: Any, window: Any, budget: StepBudget) -> Drafted:
+        if budget.draft_tokens > 0:
+            self.features.flush()
+        # A greedy batch is served as well by the likeliest drafts, which cost less than draws.
+        drawn = self.options.accept_rule == "ratio" and not batch.sampling_info.is_all_greedy
+        return self.drafter.run(batch, window, budget, drawn=drawn)
+
+    def _accept(
+        self, inputs: StepInputs, budget: StepBudget, drafted: Drafted, verified: Verified, grammar: Any
+    ) -> TreeAcceptance:
+        batch = inputs.batch
+        distribution = TargetDistribution(
+            verified,
+            batch=batch,
+            tree=drafted.tree,
+            prompt_lens=inputs.prompt_lens,
+            penalties=self.penalties,
+            grammar=grammar_mask(batch, grammar, inputs.grammar_barrier, device=verified.logits.device),
+        )
+        accepted = accept(distribution, batch, budget, drafted, verified, block_tokens=self.block_tokens)
+        return agreed(self.sync, accepted)
+
+    def _compact(self, window: Any, path: Tensor) -> None:
+        """Move the KV of accepted rows to the front of each request's window; the draft's KV is injected there."""
+        plan = compaction_plan(path=path, slots=window.verify_cache_loc_2d)
+        self.model_runner.token_to_kv_pool.move_kv_cache(plan.destination.flatten(), plan.source.flatten())

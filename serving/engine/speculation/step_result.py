@@ -1,0 +1,97 @@
+"""What a decode step hands the scheduler: accepted tokens, new lengths, logprobs, the next step's input, its record."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sglang.srt.layers.logprob_processor import compute_spec_logprobs
+from sglang.srt.managers.utils import GenerationBatchResult
+from sglang.srt.speculative.dspark_components.dspark_draft import make_next_draft_input
+from torch import Tensor
+
+from sparktier.kernels.accept import PAD_TOKEN
+from sparktier.kernels.accept_tree import TreeAcceptance
+from sparktier.kernels.target_probs import NO_TOKEN
+from sparktier.serving.engine.requests.request_faults import mark
+from sparktier.serving.engine.slots.penalty_table import PenaltyTable
+from sparktier.serving.engine.speculation.step_inputs import StepInputs
+from sparktier.serving.engine.speculation.verify_pass import Verified
+from sparktier.serving.engine.telemetry.step_phases import Phases
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What is counted of one decode step, with its result or not at all.
+
+    tiers, row_counts, depths [batch]: of each request, on the device until the step's results are read.
+    """
+
+    phases: Phases
+    rung: int
+    tiers: Tensor
+    row_counts: Tensor
+    depths: Tensor
+
+
+@dataclass
+class CountedResult(GenerationBatchResult):  # type: ignore[misc]
+    """SGLang's result of a decode step, with the record of that step."""
+
+    record: StepRecord | None = None
+
+
+def step_result(
+    inputs: StepInputs,
+    verified: Verified,
+    accepted: TreeAcceptance,
+    record: StepRecord,
+    *,
+    penalties: PenaltyTable,
+    window_rows: int,
+) -> CountedResult:
+    """Return SGLang's result of a step, and count its tokens in `penalties`.
+
+    Args:
+        inputs: of the step.
+        verified: the target's pass.
+        accepted: of that pass.
+        record: of the step, counted once the result is on the host.
+        penalties: of all running requests.
+        window_rows: most rows of one request.
+    """
+    batch = inputs.batch
+    lengths = (accepted.accepted + 1).to(torch.int32)
+    new_seq_lens = batch.seq_lens + lengths
+    if inputs.on_publish is not None:
+        inputs.on_publish(new_seq_lens)
+    valid = accepted.tokens != PAD_TOKEN
+    if not penalties.idle:
+        penalties.count(batch.reqs, batch.req_pool_indices, accepted.tokens, valid)
+    tokens = accepted.tokens.masked_fill(~valid, 0)
+    output = verified.result.logits_output
+    if batch.return_logprob:
+        _add_logprobs(batch, output, verified, tokens, accepted.path)
+    output.hidden_states = None
+    mark(output, accepted.bonus == NO_TOKEN)
+    return CountedResult(
+        record=record,
+        logits_output=output,
+        next_token_ids=tokens.reshape(-1),
+        accept_lens=lengths,
+        cap_lens=record.row_counts.to(torch.int32),
+        can_run_cuda_graph=verified.result.can_run_cuda_graph,
+        next_draft_input=make_next_draft_input(bonus_tokens=accepted.bonus.clamp(min=0), new_seq_lens=new_seq_lens),
+        speculative_num_draft_tokens=window_rows,
+        speculative_output_stride=tokens.shape[1],
+        new_seq_lens=new_seq_lens,
+    )
+
+
+def _add_logprobs(batch: Any, output: Any, verified: Verified, tokens: Tensor, path: Tensor) -> None:
+    """Let SGLang compute the logprobs of `tokens` [batch, levels] from the rows of `path` that predicted them."""
+    places = verified.places(path)
+    output.next_token_logits = verified.logits
+    predicted = tokens.new_zeros(len(verified.logits)).scatter_(0, places.flatten(), tokens.flatten())
+    # Padding shares the anchor's place.
+    predicted[places[:, 0]] = tokens[:, 0]
+    compute_spec_logprobs(batch, output, predicted, accept_index=places)
