@@ -4,17 +4,17 @@ from typing import Any
 
 from sparktier.configs.plan_keys import TierShare
 from sparktier.serving.engine.telemetry.rank_state import RankState
-from sparktier.serving.engine.telemetry.spec_stats import Figures
+from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
 
 
-def figures_of(*rounds: tuple[int, int, int]) -> Figures:
-    """Return the figures after steps of one request each, given as (tier, depth, accepted)."""
-    figures = Figures(block_tokens=4)
+def stats_of(*rounds: tuple[int, int, int]) -> SpeculationStats:
+    """Return the statistics after steps of one request each, given as (tier, depth, accepted)."""
+    stats = SpeculationStats(block_tokens=4)
     for tier, depth, accepted in rounds:
         parts = {"draft": 2.0, "verify": 5.0, "inject": 1.0}
         one = {"tiers": [tier], "rows": [depth + 1], "depths": [depth], "accepted": [accepted]}
-        figures.step(rung=2, phase_ms=parts, **one)
-    return figures
+        stats.step(rung=2, phase_ms=parts, **one)
+    return stats
 
 
 def rank_state(**changes: Any) -> RankState:
@@ -37,6 +37,6 @@ def rank_state(**changes: Any) -> RankState:
         "decode_ms": 30.0,
         "speeds": {0: [10.0, 20.0, 30.0], 5: [7.0]},
         "unknown_tier_requests": 1,
-        "figures": figures_of((0, 2, 1), (0, 2, 2), (5, 1, 0)),
+        "spec_stats": stats_of((0, 2, 1), (0, 2, 2), (5, 1, 0)),
     }
     return RankState(**(fields | changes))

@@ -17,14 +17,14 @@ def choice_seed(seed: int, index: int) -> int:
     return seed if index == 0 else (seed + index * _STRIDE) % (1 << _SEED_BITS)
 
 
-class SeedsOfChoices:
+class ChoiceSeeds:
     """Counts which choice of its request is being sent; choices of one request share their sampling parameters."""
 
     def __init__(self) -> None:
         # The parameters are kept beside the count, so that no other object can take their identity meanwhile.
         self._sent: dict[int, tuple[Any, int]] = {}
 
-    def own(self, params: Any) -> Any:
+    def next_params(self, params: Any) -> Any:
         """Return SGLang's `SamplingParams` with the seed of the next choice; what needs none comes back as it is."""
         # The request that warms the cache for all choices yields nothing, and is none of them.
         if params.sampling_seed is None or params.n <= 1 or params.max_new_tokens == 0 or params.beam_width:
@@ -34,18 +34,18 @@ class SeedsOfChoices:
             self._sent[id(params)] = (params, index + 1)
             while len(self._sent) > _MOST_OPEN:
                 self._sent.pop(next(iter(self._sent)))
-        own = copy.copy(params)
-        own.sampling_seed = choice_seed(params.sampling_seed, index)
-        return own
+        seeded = copy.copy(params)
+        seeded.sampling_seed = choice_seed(params.sampling_seed, index)
+        return seeded
 
 
 def install(tokenizer_manager: Any) -> None:
     """Give choices their seeds where `tokenizer_manager` sends them to the ranks."""
-    send, seeds = tokenizer_manager._send_one_request, SeedsOfChoices()
+    send, seeds = tokenizer_manager._send_one_request, ChoiceSeeds()
 
     async def send_one_request(request: Any) -> None:
         if hasattr(request, "sampling_params"):
-            request.sampling_params = seeds.own(request.sampling_params)
+            request.sampling_params = seeds.next_params(request.sampling_params)
         await send(request)
 
     tokenizer_manager._send_one_request = send_one_request

@@ -1,4 +1,4 @@
-"""How likely the target takes an edge of a draft tree: the drafter's calibration where there is one, else its own q."""
+"""P(child accepted | parent accepted) in a draft tree: by the drafter's calibration if it has one, else its own q."""
 
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def _fetched(path: str, name: str, revision: str | None) -> Path | None:
 
 
 def read_edges(draft: Path, *, device: torch.device) -> EdgeTable:
-    """Return the table of the draft in folder `draft`; without a calibration file beside its weights, q stands.
+    """Return the table of the draft in folder `draft`; without a calibration file beside its weights, q itself is used.
 
     Raises:
         ArtifactError: the file is broken, or another drafter's.
@@ -96,7 +96,7 @@ def _nearest(calibration: ChildCalibration, kind: TemperatureClass) -> ChildCali
 def slot_acceptance(q: Tensor, children: int) -> Tensor:
     """Chance of each draw's slot [batch, parents, children], from q [batch, parents, V] before anything was drawn.
 
-    The chance that two draws from q agree stands for the chance that a draft and the target do.
+    The chance that two draws from q agree is taken for the chance that a draft and the target do.
     """
     agree = q.square().sum(dim=-1, keepdim=True)
     return agree * (1.0 - agree) ** torch.arange(children, device=q.device)

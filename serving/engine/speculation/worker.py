@@ -31,7 +31,7 @@ from sparktier.serving.engine.speculation.worker_setup import headless, wide_win
 from sparktier.serving.engine.targets.target_facts import loaded_facts
 from sparktier.serving.engine.targets.target_support import require_supported
 from sparktier.serving.engine.telemetry.spans import spans_of_rank
-from sparktier.serving.engine.telemetry.spec_stats import Figures
+from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class LadderWorker(DSparkWorkerV2):
         super().alloc_memory_pool(**kwargs)
         slots = self.model_runner.req_to_token_pool.req_to_token.shape[0]
         self.slots = SlotTable(slots, tiers=rank_options().tiers, device=torch.device(self.device))
-        self.figures = Figures(block_tokens=self.gamma)
+        self.spec_stats = SpeculationStats(block_tokens=self.gamma)
         if slots > self.penalties.slots:
             self.penalties = self._penalty_table(slots)
         self.decode_step = self._made_step()
@@ -163,7 +163,7 @@ class LadderWorker(DSparkWorkerV2):
     def count_step(self, record: StepRecord, accepted: list[int]) -> None:
         """Count a step whose results have reached the host, where reading its record costs no sync."""
         rows = record.row_counts.tolist()
-        self.figures.step(
+        self.spec_stats.step(
             rung=record.rung,
             phase_ms=record.phases.lasted_ms(),
             tiers=record.tiers.tolist(),

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from sparktier.serving.engine.telemetry.rank_state import RankState
 from sparktier.serving.engine.telemetry.signals import leaders
-from sparktier.serving.engine.telemetry.spec_stats import TierFigures, acceptance
+from sparktier.serving.engine.telemetry.spec_stats import TierStats, acceptance
 
 _QUANTILES = (0.05, 0.5)
 Samples = Iterable[tuple[tuple[object, ...], float]]
@@ -73,8 +73,8 @@ class _Snapshot(Collector):
         places = (
             ((group.dp_rank, tier, position), frac)
             for group in self._groups
-            for tier, figures in group.figures.by_tier.items()
-            for position, frac in enumerate(acceptance([figures]))
+            for tier, stats in group.spec_stats.by_tier.items()
+            for position, frac in enumerate(acceptance([stats]))
         )
         yield _gauge("sparktier_acceptance_frac", "Acceptance by place.", ["dp_rank", "tier", "position"], places)
         yield _counter("sparktier_decode_steps", "Decode steps.", ["dp_rank"], self._each("decode_steps"))
@@ -88,8 +88,8 @@ class _Snapshot(Collector):
     def _keyed(self, read: Callable[[RankState], Mapping[Any, float]]) -> Samples:
         return [((group.dp_rank, key), value) for group in self._groups for key, value in read(group).items()]
 
-    def _by_tier(self, read: Callable[[TierFigures], float]) -> Samples:
-        return self._keyed(lambda state: {tier: read(figures) for tier, figures in state.figures.by_tier.items()})
+    def _by_tier(self, read: Callable[[TierStats], float]) -> Samples:
+        return self._keyed(lambda state: {tier: read(stats) for tier, stats in state.spec_stats.by_tier.items()})
 
 
 _PLAN = (
@@ -101,20 +101,20 @@ _LOAD = (
     ("sparktier_kv_used_frac", "Part of the KV cache in use.", "kv_used_frac"),
     ("sparktier_context_tokens_p50", "Median length of running requests.", "context_tokens_p50"),
 )
-_TOTALS: tuple[tuple[str, str, Callable[[TierFigures], float]], ...] = (
-    ("sparktier_rounds", "Steps of each request, summed.", lambda figures: figures.rounds),
-    ("sparktier_rows_verified", "Rows that the target verified.", lambda figures: figures.rows),
-    ("sparktier_round_tokens", "Tokens that rounds came to.", lambda figures: figures.tokens),
+_TOTALS: tuple[tuple[str, str, Callable[[TierStats], float]], ...] = (
+    ("sparktier_rounds", "Steps of each request, summed.", lambda stats: stats.rounds),
+    ("sparktier_rows_verified", "Rows that the target verified.", lambda stats: stats.rows),
+    ("sparktier_round_tokens", "Tokens that rounds came to.", lambda stats: stats.tokens),
 )
 
 
-def _accepted_length(figures: TierFigures) -> float:
-    return figures.recent_tokens / figures.recent_rounds
+def _accepted_length(stats: TierStats) -> float:
+    return stats.recent_tokens / stats.recent_rounds
 
 
 def _parts(state: RankState) -> Mapping[Any, float]:
     """Time in each part of decode steps; what no part has is `overhead`, the scheduler's own work included."""
-    parts = state.figures.phase_ms
+    parts = state.spec_stats.phase_ms
     rest = "overhead" if parts else "plain"
     return {**parts, rest: max(0.0, state.decode_ms - sum(parts.values()))}
 

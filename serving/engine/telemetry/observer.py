@@ -14,7 +14,7 @@ import torch
 from sparktier.configs.plan_keys import Plan, Rung
 from sparktier.serving.engine.rank_options import Tiers
 from sparktier.serving.engine.telemetry.rank_state import RankState, dump
-from sparktier.serving.engine.telemetry.spec_stats import Figures
+from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
 from sparktier.serving.engine.telemetry.step_times import StepTimes, UserSpeeds, speed
 
 ASKED_BY_US = "sparktier"
@@ -79,7 +79,7 @@ class Observer:
         from sglang.srt.runtime_context import get_parallel
 
         parallel, running = get_parallel(), list(self._running())
-        plan, figures = self._plan, self._figures
+        plan, stats = self._plan, self._spec_stats
         contexts = [request.seqlen for request in running]
         return RankState(
             tp_rank=parallel.tp_rank,
@@ -99,7 +99,7 @@ class Observer:
             decode_ms=self.times.decode_ms,
             speeds=self.speeds(running),
             unknown_tier_requests=self.unknown_tier_requests,
-            figures=figures,
+            spec_stats=stats,
         )
 
     def speeds(self, running: Iterable[Any]) -> dict[int, list[float]]:
@@ -108,8 +108,8 @@ class Observer:
         return self._speeds.by_tier(now_s, self._running_speeds(running, now_s))
 
     @property
-    def _figures(self) -> Figures:
-        return getattr(self._scheduler.draft_worker, "figures", _NO_FIGURES)
+    def _spec_stats(self) -> SpeculationStats:
+        return getattr(self._scheduler.draft_worker, "spec_stats", _NO_STATS)
 
     @property
     def _plan(self) -> Plan:
@@ -158,7 +158,7 @@ class Observer:
         return min(1.0, max(0.0, float(used_frac)))
 
 
-_NO_FIGURES = Figures(block_tokens=0)
+_NO_STATS = SpeculationStats(block_tokens=0)
 _NO_PLAN = Plan(rung=Rung.OFF)
 
 

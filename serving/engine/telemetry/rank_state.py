@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from sparktier.configs.plan_keys import TierShare
-from sparktier.serving.engine.telemetry.spec_stats import Figures
+from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
 
 RankReport = dict[str, Any]
 """What a rank says of itself once, when it has started: where it is, what model and experts it holds."""
@@ -41,7 +41,7 @@ class RankState:
     decode_ms: float
     speeds: Mapping[int, list[float]]
     unknown_tier_requests: int
-    figures: Figures = field(default_factory=lambda: Figures(block_tokens=0))
+    spec_stats: SpeculationStats = field(default_factory=lambda: SpeculationStats(block_tokens=0))
 
 
 _STATES = TypeAdapter(list[RankState])

@@ -8,7 +8,7 @@ from sparktier.configs.contracts.message import Spread
 from sparktier.configs.contracts.signals import CanaryReport, RankLoad, Signals, TierInForce
 from sparktier.configs.errors import ReplicaError
 from sparktier.serving.engine.telemetry.rank_state import RankState
-from sparktier.serving.engine.telemetry.spec_stats import TierFigures, acceptance
+from sparktier.serving.engine.telemetry.spec_stats import TierStats, acceptance
 
 _NO_CANARY = CanaryReport(state="off", scored_tokens=0, alarms=0)
 
@@ -43,7 +43,7 @@ def signals_of(states: Sequence[RankState], *, replica_id: str, seq: int, at_ms:
         ranks=tuple(_load(state) for state in groups),
         step_ms=_slowest([state.step_ms for state in groups]),
         prefill_frac=max(state.prefill_frac for state in groups),
-        accept_by_position={tier: tuple(acceptance(figures)) for tier, figures in by_tier(groups).items()},
+        accept_by_position={tier: tuple(acceptance(stats)) for tier, stats in by_tier(groups).items()},
         tok_s_per_user=_speeds(groups),
         canary=_NO_CANARY,
     )
@@ -54,12 +54,12 @@ def leaders(states: Iterable[RankState]) -> list[RankState]:
     return sorted((state for state in states if state.leads), key=lambda state: state.dp_rank)
 
 
-def by_tier(groups: Iterable[RankState]) -> dict[int, list[TierFigures]]:
+def by_tier(groups: Iterable[RankState]) -> dict[int, list[TierStats]]:
     """Return what speculation yielded for each tier, an entry for each of the `groups` that served it."""
-    found: dict[int, list[TierFigures]] = {}
+    found: dict[int, list[TierStats]] = {}
     for state in groups:
-        for tier, figures in state.figures.by_tier.items():
-            found.setdefault(tier, []).append(figures)
+        for tier, stats in state.spec_stats.by_tier.items():
+            found.setdefault(tier, []).append(stats)
     return found
 
 

@@ -1,7 +1,6 @@
 """What speculation yields and costs on one rank: acceptance by position and tier, rows verified, time of each part.
 
-Counts what it is told; reads no clock and no engine. Totals only grow; windows are counts that are halved when full,
-so that old traffic fades.
+Totals only grow; windows are counts that are halved when full, so that old traffic fades.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ _WINDOW = 4096.0
 
 
 @dataclass
-class TierFigures:
+class TierStats:
     """One tier's requests. A round is one request's part of a step.
 
     Totals: `rounds`, `rows` verified (the anchor's included) and `tokens` that came of them. Windows: `recent_rounds`
@@ -34,7 +33,7 @@ class TierFigures:
     recent_tokens: float = 0.0
 
     def add(self, *, rows: Counts, depths: Counts, accepted: Counts) -> None:
-        """Count rounds, an entry each: `rows` verified to `depths` drafts below the anchor; `accepted` stood."""
+        """Count rounds, an entry each: `rows` verified to `depths` drafts below the anchor; `accepted` of them kept."""
         tokens = sum(accepted) + len(accepted)
         self.rounds += len(rows)
         self.rows += sum(rows)
@@ -47,10 +46,10 @@ class TierFigures:
         if not any(depths):
             return
         lengths = np.asarray(accepted)
-        # A position is only put to the test when all before it stood.
+        # A position is tested only when all before it were accepted.
         tested = _longer_than(np.minimum(depths, lengths + 1), len(self.verified))
-        stood = _longer_than(lengths, len(self.verified))
-        for position, (tests, passes) in enumerate(zip(tested, stood, strict=True)):
+        passed = _longer_than(lengths, len(self.verified))
+        for position, (tests, passes) in enumerate(zip(tested, passed, strict=True)):
             self.verified[position] += tests
             self.accepted[position] += passes
             if self.verified[position] >= _WINDOW:
@@ -59,13 +58,13 @@ class TierFigures:
 
 
 @dataclass
-class Figures:
+class SpeculationStats:
     """All tiers of one rank. `phase_ms` is the total time of each part of its steps, `rung` that of the last one."""
 
     block_tokens: int
     rung: int = 0
     phase_ms: dict[str, float] = field(default_factory=dict)
-    by_tier: dict[int, TierFigures] = field(default_factory=dict)
+    by_tier: dict[int, TierStats] = field(default_factory=dict)
 
     def step(
         self,
@@ -83,19 +82,20 @@ class Figures:
             self.phase_ms[name] = self.phase_ms.get(name, 0.0) + took_ms
         found = set(tiers)
         for tier in found:
-            # Nearly always all are of one tier.
-            own = (rows, depths, accepted) if len(found) == 1 else _of_tier(tier, tiers, rows, depths, accepted)
-            self._of(tier).add(rows=own[0], depths=own[1], accepted=own[2])
+            # Nearly always all requests are of one tier.
+            columns = (rows, depths, accepted) if len(found) == 1 else _of_tier(tier, tiers, rows, depths, accepted)
+            self.stats_for(tier).add(rows=columns[0], depths=columns[1], accepted=columns[2])
 
-    def _of(self, tier: int) -> TierFigures:
+    def stats_for(self, tier: int) -> TierStats:
+        """Return the statistics of `tier`, new ones where nothing of it was counted yet."""
         if tier not in self.by_tier:
-            self.by_tier[tier] = TierFigures([0.0] * self.block_tokens, [0.0] * self.block_tokens)
+            self.by_tier[tier] = TierStats([0.0] * self.block_tokens, [0.0] * self.block_tokens)
         return self.by_tier[tier]
 
 
 def _of_tier(tier: int, tiers: list[int], *columns: list[int]) -> list[list[int]]:
-    mine = np.asarray(tiers) == tier
-    return [list(compress(column, mine)) for column in columns]
+    is_tier = np.asarray(tiers) == tier
+    return [list(compress(column, is_tier)) for column in columns]
 
 
 def _longer_than(lengths: NDArray[np.int64], positions: int) -> list[int]:
@@ -104,8 +104,8 @@ def _longer_than(lengths: NDArray[np.int64], positions: int) -> list[int]:
     return [int(count) for count in at[::-1].cumsum()[::-1][1:]]
 
 
-def acceptance(figures: list[TierFigures]) -> list[float]:
-    """Return the acceptance of each position given that those before it stood; positions never reached are left out."""
-    verified = [sum(counts) for counts in zip(*(tier.verified for tier in figures), strict=True)]
-    accepted = [sum(counts) for counts in zip(*(tier.accepted for tier in figures), strict=True)]
-    return [stood / tested for stood, tested in zip(accepted, verified, strict=True) if tested > 0]
+def acceptance(stats: list[TierStats]) -> list[float]:
+    """Return the acceptance of each position reached, given that those before it were accepted."""
+    verified = [sum(counts) for counts in zip(*(tier.verified for tier in stats), strict=True)]
+    accepted = [sum(counts) for counts in zip(*(tier.accepted for tier in stats), strict=True)]
+    return [passed / tested for passed, tested in zip(accepted, verified, strict=True) if tested > 0]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparktier.serving.engine.sampling.choice_seeds import SeedsOfChoices, choice_seed
+from sparktier.serving.engine.sampling.choice_seeds import ChoiceSeeds, choice_seed
 
 
 @dataclass
@@ -20,12 +20,12 @@ class Params:
 
 
 def test_choices_of_requests_sent_in_turn_keep_apart() -> None:
-    seeds, one, two = SeedsOfChoices(), Params(), Params()
-    sent = [seeds.own(params).sampling_seed for params in (one, two, two, one, one, two)]
+    seeds, one, two = ChoiceSeeds(), Params(), Params()
+    sent = [seeds.next_params(params).sampling_seed for params in (one, two, two, one, one, two)]
     assert [sent[place] for place in (0, 3, 4)] == [sent[place] for place in (1, 2, 5)]
     assert sent[0] == 7
     assert len(set(sent)) == 3
-    assert seeds.own(one).sampling_seed == 7  # all three were counted and forgotten
+    assert seeds.next_params(one).sampling_seed == 7  # all three were counted and forgotten
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(2, 128))
@@ -39,11 +39,11 @@ def test_seeds_of_one_request_differ_and_fit(seed: int, n: int) -> None:
     "params", [Params(n=1), Params(sampling_seed=None), Params(max_new_tokens=0), Params(n=2, beam_width=4)]
 )
 def test_what_needs_no_own_seed_stays_as_it_is(params: Params) -> None:
-    assert SeedsOfChoices().own(params) is params
+    assert ChoiceSeeds().next_params(params) is params
 
 
 def test_what_was_never_sent_whole_does_not_pile_up() -> None:
-    seeds = SeedsOfChoices()
+    seeds = ChoiceSeeds()
     for _ in range(5000):
-        seeds.own(Params())
+        seeds.next_params(Params())
     assert len(seeds._sent) <= 4096

@@ -16,7 +16,7 @@ VOCAB = 6
 
 
 class Request(SimpleNamespace):
-    """Stands for SGLang's `Req`; unlike its base it can be referred to weakly."""
+    """In the place of SGLang's `Req`; unlike its base it can be referred to weakly."""
 
 
 def request(rid: str, *, emitted: tuple[int, ...] = (), stops: tuple[int, ...] = (), **params: float) -> Any:

@@ -7,7 +7,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from sparktier.serving.engine.telemetry.metrics import exposition
-from support.rank_states import figures_of, rank_state
+from support.rank_states import rank_state, stats_of
 
 DOCUMENT = Path(__file__).resolve().parents[4] / "docs" / "metrics.md"
 _ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| (.+?) \| .{20,} \|$", flags=re.MULTILINE)
@@ -57,6 +57,6 @@ def test_values_are_those_of_the_ranks() -> None:
 
 
 def test_steps_of_an_engine_without_a_ladder_are_not_taken_apart() -> None:
-    page = exposition([rank_state(figures=figures_of())]).decode()
+    page = exposition([rank_state(spec_stats=stats_of())]).decode()
     assert 'sparktier_decode_ms_total{dp_rank="0",part="plain"} 30.0' in page
     assert page.count("sparktier_decode_ms_total{") == 1

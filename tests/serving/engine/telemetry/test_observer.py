@@ -14,7 +14,7 @@ from sparktier.serving.engine.rank_options import Tiers
 from sparktier.serving.engine.speculation.step_result import CountedResult, StepRecord
 from sparktier.serving.engine.speculation.worker import LadderWorker
 from sparktier.serving.engine.telemetry.observer import Observer
-from sparktier.serving.engine.telemetry.spec_stats import Figures
+from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
 from sparktier.serving.engine.telemetry.step_phases import Phases
 
 
@@ -94,7 +94,7 @@ def recorded(rung: int, *, tier: int, rows: int, accepted: int) -> Any:
 
 def counting_worker() -> Any:
     worker = LadderWorker.__new__(LadderWorker)
-    worker.figures, worker._spans, worker.plan = Figures(block_tokens=4), None, Plan(rung=Rung.OFF)
+    worker.spec_stats, worker._spans, worker.plan = SpeculationStats(block_tokens=4), None, Plan(rung=Rung.OFF)
     return worker
 
 
@@ -106,8 +106,8 @@ def test_a_step_is_counted_by_its_own_record_whatever_became_of_others() -> None
     clock.now_s = 1.0
     watch.stepped(batch("decode"), recorded(2, tier=5, rows=4, accepted=3))
     assert set(watch.times.step_ms) == {2}
-    assert set(worker.figures.by_tier) == {5}
-    assert (worker.figures.by_tier[5].rows, worker.figures.by_tier[5].tokens) == (4, 4)
+    assert set(worker.spec_stats.by_tier) == {5}
+    assert (worker.spec_stats.by_tier[5].rows, worker.spec_stats.by_tier[5].tokens) == (4, 4)
 
 
 def test_a_prompt_still_in_chunks_has_no_first_token() -> None:

@@ -1,4 +1,4 @@
-"""Signals of a replica: one plan of all ranks or none, a load an attention group, figures summed, the slowest pace."""
+"""Signals of a replica: one plan or none, a load an attention group, statistics summed, the slowest pace."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from sparktier.configs.errors import ReplicaError
 from sparktier.configs.plan_keys import TierShare
 from sparktier.serving.engine.telemetry.rank_state import RankState, dump, load
 from sparktier.serving.engine.telemetry.signals import signals_of
-from support.rank_states import figures_of, rank_state
+from support.rank_states import rank_state, stats_of
 
 
 def signals(*states: RankState) -> Signals:
@@ -75,7 +75,7 @@ def test_groups_are_listed_and_what_they_did_is_joined() -> None:
         step_ms={0: 2.0, 2: 14.0, 3: 1.0},
         prefill_frac=0.5,
         speeds={0: [40.0, 50.0]},
-        figures=figures_of((0, 2, 0), (0, 2, 0), (9, 4, 4)),
+        spec_stats=stats_of((0, 2, 0), (0, 2, 0), (9, 4, 4)),
     )
     found = signals(other, rank_state())
     assert [(rank.dp_rank, rank.running) for rank in found.ranks] == [(0, {0: 3, 5: 1}), (1, {0: 9})]
@@ -86,7 +86,7 @@ def test_groups_are_listed_and_what_they_did_is_joined() -> None:
 
 
 def test_a_replica_that_has_done_nothing_has_signals() -> None:
-    fresh = rank_state(running={}, queued={}, step_ms={}, speeds={}, figures=figures_of(), context_tokens_p50=0)
+    fresh = rank_state(running={}, queued={}, step_ms={}, speeds={}, spec_stats=stats_of(), context_tokens_p50=0)
     assert json.loads(signals(fresh).model_dump_json())["accept_by_position"] == {}
 
 
