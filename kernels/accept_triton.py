@@ -1,6 +1,6 @@
-"""The match walk on a GPU: one launch for all requests and levels.
+"""The match walk on a GPU in one launch, given the target's choice in every row.
 
-Same results as accept_tree.walk_matching, which is the oracle.
+`accept_tree.walk_matching` is its oracle; `speculation/accept_step.py` says when which of them runs.
 """
 
 # Triton code is typed by its own compiler.

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sparktier.kernels.accept_tree import walk_matching
 from sparktier.kernels.accept_triton import walk_matching_triton
@@ -13,6 +15,7 @@ from sparktier.kernels.mask import ancestor_words, mask_byte_indptr, packed_mask
 from sparktier.kernels.mask_triton import packed_mask_triton
 from sparktier.kernels.noise import draw, exponentials
 from sparktier.kernels.noise_triton import draw_triton
+from sparktier.kernels.target_probs import NO_TOKEN
 from sparktier.kernels.vocab_search import top_tokens
 from support.random_trees import random_tree
 
@@ -41,17 +44,24 @@ def test_draw_from_one_hot_rows_and_from_the_far_tail() -> None:
     assert draw_triton(weights=one_hot * 1e-30, seeds=keys, positions=keys).tolist() == [7, 1030, 1499]
 
 
-@pytest.mark.parametrize(("batch", "rows", "vocab"), [(1, 1, 2), (3, 7, 3), (4, 33, 4)])
-def test_walk(batch: int, rows: int, vocab: int) -> None:
-    for chance in range(5):
-        tree = random_tree(batch=batch, rows=rows, vocab=vocab, generator=generator(chance))
-        chosen = torch.randint(vocab, (batch, rows), generator=generator(chance))
-        oracle = walk_matching(
-            tree=tree, choose=lambda requests, rows, chosen=chosen: chosen[requests, rows], max_depth=rows - 1
-        )
-        there = type(tree)(*(part.to(DEVICE) for part in tree))
-        got = walk_matching_triton(tree=there, target_tokens=chosen.to(DEVICE), max_depth=rows - 1)
-        assert all(a.tolist() == b.tolist() for a, b in zip(got, oracle, strict=True))
+@settings(max_examples=40)
+@given(
+    batch=st.integers(1, 4),
+    rows=st.integers(1, 40),
+    vocab=st.integers(2, 4),
+    spare_levels=st.integers(0, 2),
+    silent=st.booleans(),
+    chance=st.integers(0, 2**31),
+)
+def test_walk(batch: int, rows: int, vocab: int, spare_levels: int, silent: bool, chance: int) -> None:
+    tree = random_tree(batch=batch, rows=rows, vocab=vocab, generator=generator(chance))
+    # NO_TOKEN in some rows, where the target says nothing.
+    chosen = torch.randint(NO_TOKEN if silent else 0, vocab, (batch, rows), generator=generator(chance))
+    max_depth = int(tree.depths.max()) + spare_levels
+    oracle = walk_matching(tree=tree, choose=lambda *at: chosen[at], max_depth=max_depth)
+    there = type(tree)(*(part.to(DEVICE) for part in tree))
+    got = walk_matching_triton(tree=there, target_tokens=chosen.to(DEVICE), max_depth=max_depth)
+    assert all(a.tolist() == b.tolist() for a, b in zip(got, oracle, strict=True))
 
 
 @pytest.mark.parametrize("vocab", [5, 2048, 2049, 4500])

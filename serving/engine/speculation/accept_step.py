@@ -1,17 +1,48 @@
-"""Which verified rows are accepted: the rule of a step, the order in which it reads rows, one outcome for all ranks."""
+"""Which verified rows are accepted: the rule of a step, how it reads the target's rows, one outcome for all ranks."""
 
+from enum import Enum, auto
 from typing import Any
 
 import torch
 from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
+from torch import Tensor
 
 from sparktier.kernels.accept import accept_matching
 from sparktier.kernels.accept_tree import TreeAcceptance, walk_drawn, walk_matching
-from sparktier.kernels.draft_tree import NO_ROW
+from sparktier.kernels.draft_tree import NO_ROW, DraftTree
 from sparktier.serving.engine.speculation.draft_step import Drafted
 from sparktier.serving.engine.speculation.row_budget import StepBudget
 from sparktier.serving.engine.speculation.target_distribution import TargetDistribution
 from sparktier.serving.engine.speculation.verify_pass import Verified
+
+
+class MatchWalk(Enum):
+    """How the match rule walks a tree. All accept the same, as the target's choice in a row is keyed by position.
+
+    BY_LEVEL: choose in the rows that the walk has reached, level by level. CHAIN: choose in all rows, then compare
+    them as a chain. KERNEL: choose in all rows, then walk in one launch.
+    """
+
+    BY_LEVEL = auto()
+    CHAIN = auto()
+    KERNEL = auto()
+
+
+def match_walk(*, on_gpu: bool, branching: bool, penalised: bool, sampled: bool, sorted_rows: bool) -> MatchWalk:
+    """Return the cheapest walk.
+
+    Args:
+        on_gpu: where launches cost more than rows; on a CPU each row that is read costs.
+        branching: whether the tree may have more than one branch.
+        penalised: whether what the target says in a row depends on the rows read before it.
+        sampled: whether any request draws its tokens.
+        sorted_rows: whether rows are sorted to draw from them, which costs more than the launches of a level.
+    """
+    if penalised:
+        return MatchWalk.BY_LEVEL
+    if on_gpu:
+        return MatchWalk.BY_LEVEL if branching and sorted_rows else MatchWalk.KERNEL
+    return MatchWalk.BY_LEVEL if branching or sampled else MatchWalk.CHAIN
 
 
 def accept(
@@ -37,9 +68,18 @@ def accept(
         )
     if budget.draft_tokens == 0:
         return _nothing_drafted(distribution, verified)
-    if budget.branching or distribution.by_level:
+    walk = match_walk(
+        on_gpu=tree.tokens.is_cuda,
+        branching=budget.branching,
+        penalised=distribution.is_penalised,
+        sampled=distribution.is_sampled,
+        sorted_rows=distribution.sorts_rows,
+    )
+    if walk is MatchWalk.BY_LEVEL:
         return walk_matching(tree=tree, choose=distribution.choose, max_depth=block_tokens)
-    return _accept_chain(distribution, drafted, verified)
+    chosen = torch.zeros_like(tree.tokens)
+    chosen[verified.requests, verified.rows] = distribution.choose(verified.requests, verified.rows)
+    return _accept_chain(tree, chosen) if walk is MatchWalk.CHAIN else _walk_kernel(tree, chosen, block_tokens)
 
 
 def _nothing_drafted(distribution: TargetDistribution, verified: Verified) -> TreeAcceptance:
@@ -48,14 +88,18 @@ def _nothing_drafted(distribution: TargetDistribution, verified: Verified) -> Tr
     return TreeAcceptance(torch.zeros_like(chosen), torch.zeros_like(rows), rows, chosen)
 
 
-def _accept_chain(distribution: TargetDistribution, drafted: Drafted, verified: Verified) -> TreeAcceptance:
-    tree = drafted.tree
-    chosen = torch.zeros_like(tree.tokens)
-    chosen[verified.requests, verified.rows] = distribution.choose(verified.requests, verified.rows)
+def _accept_chain(tree: DraftTree, chosen: Tensor) -> TreeAcceptance:
     chain = accept_matching(drafts=tree.tokens[:, 1:], target_tokens=chosen, row_counts=tree.row_counts)
     places = torch.arange(tree.tokens.shape[1], device=chosen.device).expand_as(tree.tokens)
     path = places.masked_fill(places > chain.accepted.unsqueeze(1), NO_ROW)
     return TreeAcceptance(chain.accepted, path, chain.tokens, chain.bonus)
+
+
+def _walk_kernel(tree: DraftTree, chosen: Tensor, block_tokens: int) -> TreeAcceptance:
+    from sparktier.kernels.accept_triton import walk_matching_triton
+
+    deepest = min(block_tokens, tree.tokens.shape[1] - 1)
+    return walk_matching_triton(tree=tree, target_tokens=chosen, max_depth=deepest)
 
 
 def agreed(sync: Any, accepted: TreeAcceptance) -> TreeAcceptance:

@@ -17,6 +17,9 @@ from sparktier.serving.engine.sampling.keyed_sampler import sampling_rows
 from sparktier.serving.engine.slots.penalty_table import PenaltyTable
 from sparktier.serving.engine.speculation.verify_pass import Verified
 
+# At a time, of 4 bytes each: 883 rows of a vocabulary of 152,000.
+_MOST_PROBABILITIES = 1 << 27
+
 
 class TargetDistribution:
     """What the target says in row `rows[i]` of request `requests[i]`.
@@ -55,16 +58,31 @@ class TargetDistribution:
             self._penalised[places] = torch.arange(len(places), device=places.device)
 
     @property
-    def by_level(self) -> bool:
-        """Whether to read rows level by level: penalties need it, and a CPU's draws cost more than another read."""
-        drawn_on_cpu = not self._info.is_all_greedy and self._lengths.device.type == "cpu"
-        return self._seen is not None or drawn_on_cpu
+    def is_penalised(self) -> bool:
+        """Whether any request has penalties, so that rows must be read level by level."""
+        return self._seen is not None
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether any request draws its tokens."""
+        return not self._info.is_all_greedy
+
+    @property
+    def sorts_rows(self) -> bool:
+        """Whether drawing sorts the rows that are read, as top-k and top-p do."""
+        return self.is_sampled and (self._sampling.top_ks is not None or self._sampling.top_ps is not None)
 
     def choose(self, requests: Tensor, rows: Tensor) -> Tensor:
         """The target's own token in each of the n rows: argmax, or drawn with noise keyed by (seed, position)."""
         logits = self._adjusted(requests, rows)
         if self._info.is_all_greedy:
             return greedy_tokens(logits=logits)
+        # A large batch's trees have gigabytes of probabilities.
+        most = max(1, _MOST_PROBABILITIES // logits.shape[1])
+        parts = zip(logits.split(most), requests.split(most), rows.split(most), strict=True)
+        return torch.cat([self._drawn(*part) for part in parts])
+
+    def _drawn(self, logits: Tensor, requests: Tensor, rows: Tensor) -> Tensor:
         distribution = target_probs(logits=logits, sampling=self._sampling.take(requests))
         positions = self._lengths[requests] + self._tree.depths[requests, rows]
         return draw(weights=distribution, seeds=self._info.sampling_seed[requests], positions=positions)
@@ -75,7 +93,7 @@ class TargetDistribution:
 
     @cached_property
     def _sampling(self) -> SamplingRows:
-        # Greedy batches have no use for it, sampled trees one at every level.
+        # Greedy batches don't use it; sampled trees do at every level.
         return sampling_rows(self._info)
 
     def _adjusted(self, requests: Tensor, rows: Tensor) -> Tensor:

@@ -1,0 +1,134 @@
+"""Every walk of the match rule accepts the same, whatever order it reads the target's rows in; when each is used."""
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparktier.kernels import accept_triton
+from sparktier.kernels.accept_tree import TreeAcceptance, walk_matching
+from sparktier.kernels.draft_tree import DraftTree, chain_tree
+from sparktier.kernels.expand import Shape
+from sparktier.serving.engine.slots.penalty_table import PenaltyTable
+from sparktier.serving.engine.speculation import accept_step, target_distribution
+from sparktier.serving.engine.speculation.accept_step import MatchWalk, accept, match_walk
+from sparktier.serving.engine.speculation.draft_step import Drafted
+from sparktier.serving.engine.speculation.row_budget import StepBudget
+from sparktier.serving.engine.speculation.target_distribution import TargetDistribution
+from sparktier.serving.engine.speculation.verify_pass import Verified
+from support.random_trees import random_tree
+
+VOCAB = 4
+BATCH, ROWS, CHANCE = st.integers(1, 4), st.integers(2, 9), st.integers(0, 2**31)
+CPU = torch.device("cpu")
+
+
+def walk_of_chosen(*, tree: DraftTree, target_tokens: Tensor, max_depth: int) -> TreeAcceptance:
+    """In the place of the kernel, which test_triton.py holds to the same oracle."""
+    return walk_matching(tree=tree, choose=lambda *at: target_tokens[at], max_depth=max_depth)
+
+
+def sampling(batch: int, *, temperature: float, top_k: int | None, generator: torch.Generator) -> Any:
+    greedy = temperature == 0
+    return SimpleNamespace(
+        temperatures=torch.full((batch, 1), temperature or 1.0),
+        top_ks=torch.full((batch,), 1 if greedy else top_k or VOCAB),
+        top_ps=torch.ones(batch),
+        min_ps=torch.zeros(batch),
+        need_top_k_sampling=top_k is not None,
+        need_top_p_sampling=False,
+        need_min_p_sampling=False,
+        is_any_greedy=greedy,
+        is_all_greedy=greedy,
+        max_top_k=None,
+        sampling_seed=torch.randint(2**62, (batch,), generator=generator),
+        logit_bias=torch.randn(batch, VOCAB, generator=generator),
+    )
+
+
+def outcomes(tree: DraftTree, info: Any, generator: torch.Generator) -> dict[MatchWalk, TreeAcceptance]:
+    """What each walk accepts of `tree` in the same pass."""
+    counts = tree.row_counts
+    requests = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    first = counts.cumsum(0) - counts
+    rows = torch.arange(len(requests)) - first[requests]
+    logits = 2 * torch.randn(len(requests), VOCAB, generator=generator)
+    lengths = torch.randint(9000, (len(counts),), generator=generator)
+    batch = SimpleNamespace(reqs=[], sampling_info=info, seq_lens=lengths, req_pool_indices=torch.arange(len(counts)))
+    branching = bool((tree.parents.diff(dim=1) < 1).any())
+    budget = StepBudget(tree.tokens.shape[1] - 1, branching, Shape(1, 1, 1), counts, counts)
+    found = {}
+    for walk in MatchWalk:
+        verified = Verified(None, logits.clone(), torch.empty(0), first, requests, rows)
+        distribution = TargetDistribution(
+            verified,
+            batch=batch,
+            tree=tree,
+            prompt_lens=lengths,
+            penalties=PenaltyTable(1, vocab=VOCAB, device=CPU),
+            grammar=None,
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(accept_step, "match_walk", lambda walk=walk, **_: walk)
+            patch.setattr(accept_triton, "walk_matching_triton", walk_of_chosen)
+            found[walk] = accept(
+                distribution, batch, budget, Drafted(tree), verified, block_tokens=tree.tokens.shape[1] - 1
+            )
+    return found
+
+
+@settings(max_examples=25)
+@given(BATCH, ROWS, CHANCE, st.sampled_from([0.0, 0.7]), st.sampled_from([None, 2]), st.integers(1, 40))
+def test_every_walk_of_a_tree_accepts_the_same(
+    batch: int, rows: int, chance: int, temperature: float, top_k: int | None, most: int
+) -> None:
+    generator = torch.Generator().manual_seed(chance)
+    tree = random_tree(batch=batch, rows=rows, vocab=VOCAB, generator=generator)
+    info = sampling(batch, temperature=temperature, top_k=top_k, generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target_distribution, "_MOST_PROBABILITIES", most)
+        walks = outcomes(tree, info, generator)
+    assert all(map(torch.equal, walks[MatchWalk.KERNEL], walks[MatchWalk.BY_LEVEL]))
+
+
+@settings(max_examples=25)
+@given(BATCH, ROWS, CHANCE, st.sampled_from([0.0, 0.7]))
+def test_every_walk_of_a_chain_accepts_the_same(batch: int, rows: int, chance: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(chance)
+    tokens = torch.randint(VOCAB, (batch, rows), generator=generator)
+    counts = torch.randint(1, rows + 1, (batch,), generator=generator)
+    tree = chain_tree(anchors=tokens[:, 0], drafts=tokens[:, 1:], row_counts=counts)
+    walks = outcomes(tree, sampling(batch, temperature=temperature, top_k=None, generator=generator), generator)
+    for other in (MatchWalk.CHAIN, MatchWalk.KERNEL):
+        assert all(map(torch.equal, walks[other], walks[MatchWalk.BY_LEVEL]))
+
+
+def test_rows_that_depend_on_each_other_are_always_read_by_level() -> None:
+    for on_gpu, branching, sampled, sorted_rows in itertools.product([False, True], repeat=4):
+        walk = match_walk(on_gpu=on_gpu, branching=branching, penalised=True, sampled=sampled, sorted_rows=sorted_rows)
+        assert walk is MatchWalk.BY_LEVEL
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "branching", "sampled", "sorted_rows", "walk"),
+    [
+        (True, True, False, False, MatchWalk.KERNEL),
+        (True, True, True, False, MatchWalk.KERNEL),
+        (True, True, True, True, MatchWalk.BY_LEVEL),
+        (True, False, False, False, MatchWalk.KERNEL),
+        (True, False, True, True, MatchWalk.KERNEL),
+        (False, True, False, False, MatchWalk.BY_LEVEL),
+        (False, False, True, False, MatchWalk.BY_LEVEL),
+        (False, False, False, False, MatchWalk.CHAIN),
+    ],
+)
+def test_a_gpu_walks_in_one_launch_and_a_cpu_reads_few_rows(
+    on_gpu: bool, branching: bool, sampled: bool, sorted_rows: bool, walk: MatchWalk
+) -> None:
+    found = match_walk(on_gpu=on_gpu, branching=branching, penalised=False, sampled=sampled, sorted_rows=sorted_rows)
+    assert found is walk
