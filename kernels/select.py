@@ -14,13 +14,9 @@ from sparktier.kernels.expand import Candidates
 
 
 class Selection(NamedTuple):
-    """The tree of a verify pass; nodes, distributions [batch, width] int64.
-
-    nodes: the candidate in each row, 0 for padding. distributions: the candidate's own (see `Candidates`).
-    """
+    """The tree of a verify pass; distributions [batch, width] int64: of each row's candidate (see `Candidates`)."""
 
     tree: DraftTree
-    nodes: Tensor
     distributions: Tensor
 
 
@@ -42,7 +38,7 @@ def select_rows(*, candidates: Candidates, row_budgets: Tensor, width: int) -> S
     rows = (chosen.long().cumsum(dim=1) - 1).masked_fill(~chosen, width)
     nodes = torch.zeros_like(order[:, :1]).expand(-1, width + 1).scatter(1, rows, each)[:, :width]
     counts = chosen.sum(dim=1)
-    return Selection(_as_tree(candidates, nodes, rows, counts), nodes, candidates.distributions.gather(1, nodes))
+    return Selection(_as_tree(candidates, nodes, rows, counts), candidates.distributions.gather(1, nodes))
 
 
 def _as_tree(candidates: Candidates, nodes: Tensor, rows: Tensor, counts: Tensor) -> DraftTree:
