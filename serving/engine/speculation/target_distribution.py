@@ -79,8 +79,8 @@ class TargetDistribution:
             return greedy_tokens(logits=logits)
         # A large batch's trees have gigabytes of probabilities.
         most = max(1, _MOST_PROBABILITIES // logits.shape[1])
-        parts = zip(logits.split(most), requests.split(most), rows.split(most), strict=True)
-        return torch.cat([self._drawn(*part) for part in parts])
+        parts = [slice(start, start + most) for start in range(0, len(rows), most)]
+        return torch.cat([self._drawn(logits[part], requests[part], rows[part]) for part in parts])
 
     def _drawn(self, logits: Tensor, requests: Tensor, rows: Tensor) -> Tensor:
         distribution = target_probs(logits=logits, sampling=self._sampling.take(requests))
