@@ -51,7 +51,7 @@ def read_yaml(path: Path) -> tuple[dict[Any, Any], list[Problem]]:
         raise _single("file", "must not nest this deep", str(path), "Check its brackets and anchors.") from error
     if not isinstance(data, dict):
         kind = "nothing" if data is None else type(data).__name__
-        raise _single("file", "must hold a mapping of sections", kind, "Begin with `model:`; see configs/demo.yaml.")
+        raise _single("file", "must hold a mapping", kind, "Begin with a key and a colon, as configs/demo.yaml does.")
     return data, loader.duplicates
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from sparktier.configs.errors import REQUEST_ENDED, RequestError
+from sparktier.configs.errors import REQUEST_ENDED
 from sparktier.serving.gateway.engine_refusals import refusal
+from sparktier.serving.gateway.refused import Refused
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
@@ -20,27 +21,18 @@ _ENGINE_FAILED = "The engine failed on this request. The replica's log says why.
 _EVENT_OF_ERROR = b'data: {"error"'
 
 
-class Refused(RequestError):
-    """A request that is answered with a 4xx; `param` is the field at fault.
-
-    `close` also ends the connection, for a client that sends nothing. One that is still sending would lose the answer.
-    """
-
-    def __init__(
-        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None, close: bool = False
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.param = param
-        self.code = code
-        self.close = close
-
-    def answer(self) -> JSONResponse:
-        """Return the refusal as a response."""
-        response = answer(self.status, str(self), kind=INVALID, code=self.code, param=self.param)
-        if self.close:
-            response.headers["Connection"] = "close"
-        return response
+def refused(error: Refused) -> JSONResponse:
+    """Return a refusal as a response."""
+    kind = OVERLOADED if error.status == 429 else INVALID
+    message = str(error)
+    response = answer(
+        error.status, message, kind=kind, code=error.code, param=error.param, retry_after_s=error.retry_after_s
+    )
+    if error.close:
+        response.headers["Connection"] = "close"
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 def body(message: str, *, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:

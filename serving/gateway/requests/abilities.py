@@ -7,7 +7,7 @@ from typing import Any
 
 from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.gateway.engine_refusals import too_long
-from sparktier.serving.gateway.openai_errors import Refused
+from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.requests.schema import Completion, Generation
 
 UNSUPPORTED = "unsupported_parameter"

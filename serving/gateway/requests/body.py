@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from sparktier.serving.gateway.openai_errors import Refused
+from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.requests.values import BadValue, strict_json
 
 _GZIP_MAGIC = b"\x1f\x8b"

@@ -7,7 +7,7 @@ import pytest
 from pydantic_core import to_json
 
 from sparktier.serving.clients.rank_facts import EngineLimits
-from sparktier.serving.gateway.openai_errors import Refused
+from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.requests import values as request_values
 from sparktier.serving.gateway.requests.body import json_object
 from sparktier.serving.gateway.requests.rules import checked

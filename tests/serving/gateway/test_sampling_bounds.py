@@ -8,7 +8,7 @@ import pytest
 
 from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.engine.upstream.source import installed_root
-from sparktier.serving.gateway.openai_errors import Refused
+from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.requests.rules import checked
 
 LIMITS = EngineLimits(vocab_size=512, context_tokens=256, token_characters=5)

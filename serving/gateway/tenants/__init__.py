@@ -1,0 +1,1 @@
+"""Who asks: keys and their tenants, what each tenant may use, and the file that says so."""

@@ -1,0 +1,90 @@
+"""Reads the keys file, and again whenever it changes; a broken one leaves the tenants of the last good one in force."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sparktier.configs.errors import ConfigError, Problem
+from sparktier.configs.loading.explain import explain
+from sparktier.configs.loading.yaml_source import read_yaml
+from sparktier.configs.settings.tenants import TenantsFile
+from sparktier.serving.gateway.tenants.directory import Directory
+
+logger = logging.getLogger(__name__)
+POLL_INTERVAL_S = 1.0
+# A value may be a key that was written where its hash belongs.
+_HIDDEN = "a value that is not shown"
+
+Mark = tuple[int, int, int, int] | None
+
+
+class KeysFile:
+    """The keys file at `path`, made a directory by `build`."""
+
+    def __init__(self, path: Path, build: Callable[[TenantsFile], Directory]) -> None:
+        """Raises ConfigError when the file breaks a rule."""
+        self._path = path
+        self._build = build
+        self._mark = _mark(path)
+        self.directory = self._read()
+
+    def poll(self) -> None:
+        """Read the file if it is another one than before; say in the log what came of it."""
+        mark = _mark(self._path)
+        if mark == self._mark:
+            return
+        self._mark = mark
+        try:
+            self.directory = self._read()
+        except ConfigError as error:
+            first, *more = error.problems
+            others = f" It has {len(more)} more." if more else ""
+            logger.warning("%s: the tenants from before stay in force. %s%s", self._path, first, others)
+        else:
+            logger.info("%s: %d tenants are in force", self._path, len(self.directory.names))
+
+    async def watch(self) -> None:
+        """Poll until cancelled; reading is left to a thread, as a file system may be slow."""
+        while True:
+            await asyncio.sleep(POLL_INTERVAL_S)
+            await asyncio.to_thread(self.poll)
+
+    def _read(self) -> Directory:
+        data, repeated = read_yaml(self._path)
+        if repeated:
+            raise ConfigError(repeated)
+        try:
+            file = TenantsFile.model_validate(data)
+        except ValidationError as error:
+            problems = [explain(detail, TenantsFile).problem for detail in error.errors()]
+            raise ConfigError([replace(problem, value=_HIDDEN) for problem in problems]) from None
+        return self._build(file)
+
+
+def load_keys_file(path: Path, build: Callable[[TenantsFile], Directory]) -> KeysFile:
+    """Return the keys file at `path`.
+
+    Raises:
+        ConfigError: it breaks rules; their places begin with the key of the settings.
+    """
+    try:
+        return KeysFile(path, build)
+    except ConfigError as error:
+        raise ConfigError([_inside(path, problem) for problem in error.problems]) from None
+
+
+def _inside(path: Path, problem: Problem) -> Problem:
+    return replace(problem, path=f"gateway.keys_file: {path}: {problem.path}")
+
+
+def _mark(path: Path) -> Mark:
+    """Return what tells this file from the one before; links are followed, as a ConfigMap changes by one of them."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
