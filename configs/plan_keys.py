@@ -13,6 +13,8 @@ from typing import Any
 from sparktier.configs.settings.tiers import HIGHEST_TIER_ID
 
 VERSION_KEY, RUNG_KEY, ROWS_KEY = "sparktier_plan_version", "sparktier_rung", "sparktier_rows"
+TIER_PARAM = "sparktier_tier"
+"""The key of a request's `custom_params` that names its tier."""
 _TIER_KEY = re.compile(r"sparktier_tier(\d+)_(floor|cap|weight)")
 MAX_TIERS = HIGHEST_TIER_ID + 1
 NO_CAP = 1 << 16

@@ -1,5 +1,6 @@
-"""Rules on the served name and the timing of supervision. Pure."""
+"""Rules on the served name, on who may ask, and on the timing of supervision. Pure."""
 
+import ipaddress
 from collections.abc import Iterator
 
 from sparktier.configs.errors import Problem
@@ -30,6 +31,32 @@ def _name_has_no_colon(settings: Settings) -> Iterator[Problem]:
         )
 
 
+def _without_keys_this_machine_alone(settings: Settings) -> Iterator[Problem]:
+    host = settings.server.host
+    if settings.gateway.keys_file is None and not _of_this_machine(host):
+        yield Problem(
+            "server.host",
+            "must be an address of this machine alone where no keys are asked for",
+            host,
+            "Set gateway.keys_file, or listen on 127.0.0.1.",
+        )
+
+
+def _of_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _service_tiers_are_tiers(settings: Settings) -> Iterator[Problem]:
+    names = sorted(tier.name for tier in settings.tiers.values())
+    for key in ("priority_tier", "flex_tier"):
+        name = getattr(settings.gateway, key)
+        if name is not None and name not in names:
+            yield Problem(f"gateway.{key}", "must be the name of a tier", name, f"Name one of {names}.")
+
+
 RULES = (
     Rule(("model.path", "model.served_name"), _name_has_no_colon),
     Rule(
@@ -39,4 +66,6 @@ RULES = (
         ),
         _backoff_grows,
     ),
+    Rule(("server.host", "gateway.keys_file"), _without_keys_this_machine_alone),
+    Rule(("tiers", "gateway.priority_tier", "gateway.flex_tier"), _service_tiers_are_tiers),
 )

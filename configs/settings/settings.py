@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
+from sparktier.configs.settings.gateway import GatewaySettings
 from sparktier.configs.settings.model import ModelSettings, ModelSource
 from sparktier.configs.settings.replicas import RaySettings, ReplicaSettings
 from sparktier.configs.settings.section import Section
@@ -17,6 +18,7 @@ from sparktier.configs.settings.tiers import TierId, TierSettings
 from sparktier.configs.settings.training import TrainingSettings
 
 __all__ = [
+    "GatewaySettings",
     "ModelSettings",
     "ModelSource",
     "RaySettings",
@@ -53,6 +55,9 @@ class Settings(Section):
         " ([tiers](tiers.md)).",
     )
     telemetry: TelemetrySettings = Field(default=TelemetrySettings(), description="What replicas tell of their steps.")
+    gateway: GatewaySettings = Field(
+        default=GatewaySettings(), description="Whose requests are served, and as which tiers ([gateway](gateway.md))."
+    )
     server: ServerSettings = Field(default=ServerSettings(), description="The HTTP front.")
     supervision: SupervisionSettings = Field(
         default=SupervisionSettings(), description="Watching and restarting replicas."

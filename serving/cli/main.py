@@ -98,6 +98,16 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor_command.examine(settings, report=options.json)
 
 
+def _key(options: argparse.Namespace) -> int:
+    settings = configured(options)
+    from sparktier.serving.gateway.tenants.keys import keyed_hash, new_key, read_pepper
+
+    pepper = read_pepper(settings.gateway.pepper_file, os.environ)
+    key = new_key()
+    print(f"key, shown this once: {key}\nline for the keys file: {keyed_hash(pepper, key)}")
+    return 0
+
+
 def _settings_to_run(options: argparse.Namespace) -> Settings:
     """Return the settings, once they and the installed SGLang are known to be what we can run."""
     settings = configured(options)
@@ -150,6 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--model-config", type=Path, metavar="PATH", help="config.json of a model that is not at hand")
     doctor.add_argument("--draft-config", type=Path, metavar="PATH", help="config.json of a draft that is not at hand")
     add_json(doctor)
+    key = add("key", _key, "Make a key for a client of a configuration.", "sparktier key my-deployment.yaml")
+    add_config(key)
     drafter_cli.add_commands(add)
     bench_cli.add_commands(add)
     return parser

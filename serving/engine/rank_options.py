@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from sparktier.configs.plan_keys import TIER_PARAM
+
 ENV = "SPARKTIER_RANK_OPTIONS"
 ALGORITHM = "SPARKTIER"
 """The name our algorithm has in SGLang's registry."""
@@ -18,8 +20,6 @@ ALGORITHM = "SPARKTIER"
 KEYED_SAMPLER = "pytorch"
 DEFAULT_RUNNING_REQUESTS = 48
 """Requests that run at once where the settings leave it open: SGLang's own number for its methods of speculation."""
-TIER_PARAM = "sparktier_tier"
-"""The key of a request's `custom_params` that names its tier."""
 AcceptRule = Literal["match", "ratio"]
 
 

@@ -6,8 +6,9 @@ admin endpoints.
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import to_json
@@ -23,23 +24,28 @@ from sparktier.serving.clients.disconnect import cancel_on_disconnect
 from sparktier.serving.clients.replica import AsyncReplicaClient, OpenAnswer
 from sparktier.serving.gateway import openai_errors as errors
 from sparktier.serving.gateway import usage
+from sparktier.serving.gateway.access import Access, engine_fields
 from sparktier.serving.gateway.answer_edits import edited, edited_events, edits_for
 from sparktier.serving.gateway.event_relay import LATE, LOST, STOPPING, EventRelay, whole_events
 from sparktier.serving.gateway.metrics_page import MetricsPage
+from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.requests.body import BodyIntake
+from sparktier.serving.gateway.requests.load import load_of
 from sparktier.serving.gateway.requests.rules import PATHS, checked, require_model
 from sparktier.serving.gateway.routing import Replica, ReplicaTable, RequestInFlight
+from sparktier.serving.gateway.tenants.allowance import Permit
+from sparktier.serving.gateway.tier_resolution import SERVICE_TIER, TIER_HEADER, TPOT_HEADER, TierAsk
 
 _RETRY_AFTER_S = 5
 
 
 def front(
-    table: ReplicaTable, server: ServerSettings, client: AsyncReplicaClient, *, model: str, tier: str
+    table: ReplicaTable, server: ServerSettings, client: AsyncReplicaClient, *, model: str, access: Access
 ) -> Starlette:
-    """Return the application; clients ask for `model` and are served as `tier`, `client` carries requests."""
-    catalogue = _Catalogue(table, model)
-    generate = _Generate(table, server, client, model, tier)
+    """Return the application; clients that `access` lets in ask for `model`, `client` carries their requests."""
+    catalogue = _Catalogue(table, model, access)
+    generate = _Generate(table, server, client, model, access)
     page = MetricsPage(table, client)
 
     async def metrics(request: Request) -> Response:
@@ -54,7 +60,7 @@ def front(
             Route("/readyz", catalogue.readyz, methods=["GET"]),
             Route("/metrics", metrics, methods=["GET"]),
         ],
-        exception_handlers={errors.Refused: _refused, 404: _not_found, 405: _wrong_method, 500: _failed},
+        exception_handlers={Refused: _refused, 404: _not_found, 405: _wrong_method, 500: _failed},
     )
 
 
@@ -63,8 +69,8 @@ async def _healthz(request: Request) -> Response:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, errors.Refused)
-    return error.answer()
+    assert isinstance(error, Refused)
+    return errors.refused(error)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
@@ -84,9 +90,10 @@ async def _failed(request: Request, error: Exception) -> Response:
 class _Catalogue:
     """The model that is served, and readiness. SGLang's own list of models shows where the weights are on disk."""
 
-    def __init__(self, table: ReplicaTable, model: str) -> None:
+    def __init__(self, table: ReplicaTable, model: str, access: Access) -> None:
         self._table = table
         self._name = model
+        self._access = access
         self._entry = {"id": model, "object": "model", "created": int(time.time()), "owned_by": "sparktier"}
 
     async def readyz(self, request: Request) -> Response:
@@ -94,24 +101,51 @@ class _Catalogue:
         return JSONResponse({"replicas": states}, status_code=200 if self._table.pick() else 503)
 
     async def all(self, request: Request) -> Response:
+        self._access.authenticate(request.headers.get("authorization"))
         return JSONResponse({"object": "list", "data": [self._entry]})
 
     async def one(self, request: Request) -> Response:
+        self._access.authenticate(request.headers.get("authorization"))
         require_model(request.path_params["model"], self._name)
         return JSONResponse(self._entry)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """One admitted request: the name of its tier, and its permit."""
+
+    tier: str
+    permit: Permit
+
+    def count(self, tokens: int) -> None:
+        """Settle its tenant's limit on the `tokens` that it had."""
+        self.permit.settle(tokens, now_s=time.monotonic())
+
+
+def _tier_ask(request: Request, body: Mapping[str, Any]) -> TierAsk:
+    return TierAsk(
+        header=_header(request, TIER_HEADER),
+        service_tier=body.get(SERVICE_TIER),
+        tpot_ms=_header(request, TPOT_HEADER),
+    )
+
+
+def _header(request: Request, name: str) -> str | None:
+    """Return a header's value; of one that was sent several times all of them, as HTTP has it."""
+    return ", ".join(request.headers.getlist(name)) if name in request.headers else None
 
 
 class _Generate:
     """The ASGI application of the routes that reach a replica: it sees a request through to its last byte."""
 
     def __init__(
-        self, table: ReplicaTable, server: ServerSettings, client: AsyncReplicaClient, model: str, tier: str
+        self, table: ReplicaTable, server: ServerSettings, client: AsyncReplicaClient, model: str, access: Access
     ) -> None:
         self._table = table
         self._server = server
         self._client = client
         self._model = model
-        self._tier = tier
+        self._access = access
         self._in_flight = 0
         # Only requests that have arrived in full count as in flight.
         self._intake = BodyIntake(
@@ -127,6 +161,7 @@ class _Generate:
 
     async def _answer(self, request: Request, held: AsyncExitStack) -> Response:
         deadline = asyncio.get_running_loop().time() + self._server.request_timeout_s
+        tenant = self._access.authenticate(request.headers.get("authorization"))
         try:
             async with asyncio.timeout_at(deadline):
                 if self._full:
@@ -135,14 +170,20 @@ class _Generate:
                 if self._full:
                     return self._too_many()
                 held.enter_context(self._one_more())
+                tier = self._access.tier(_tier_ask(request, body), tenant)
                 replica = self._table.pick()
                 if replica is None or replica.limits is None:
                     return _no_replica()
                 # Taken at once: `work` starts later, and other requests pick a replica before it does.
                 sent = held.enter_context(closing(RequestInFlight(replica)))
                 body = checked(request.url.path, body, model=self._model, limits=replica.limits)
-                work = self._forward(request.url.path, body, sent, held, deadline)
-                return await cancel_on_disconnect(request.receive, work) or Response(status_code=499)
+                permit = self._access.admit(load_of(body), tenant, now_s=time.monotonic())
+                served = _Served(self._access.tiers.names[tier], held.enter_context(closing(permit)))
+                body |= engine_fields(body, tier, tenant)
+                work = self._forward(request.url.path, body, sent, served, held, deadline)
+                response = await cancel_on_disconnect(request.receive, work) or Response(status_code=499)
+                response.headers[TIER_HEADER] = served.tier
+                return response
         except ClientDisconnect:
             return Response(status_code=499)
         except TimeoutError:
@@ -154,27 +195,36 @@ class _Generate:
             return errors.answer(503, STOPPING, kind=errors.SERVER, code="stopping", retry_after_s=_RETRY_AFTER_S)
 
     async def _forward(
-        self, path: str, body: dict[str, Any], sent: RequestInFlight, held: AsyncExitStack, deadline: float
+        self,
+        path: str,
+        body: dict[str, Any],
+        sent: RequestInFlight,
+        served: _Served,
+        held: AsyncExitStack,
+        deadline: float,
     ) -> Response:
         """Send `body` on and return the answer, or the start of it where it is a stream."""
         edits = edits_for(body)
-        upstream = await self._sent(path, to_json(usage.asking(body)), sent)
+        upstream = await self._sent(path, to_json(usage.asking(body, tokens=served.permit.counts_tokens)), sent)
         held.push_async_callback(upstream.close)
         if upstream.is_event_stream:
             events = whole_events(upstream)
             held.push_async_callback(events.aclose)
             first = await anext(events, b"")
-            with_usage = usage.UsageStream(tier=self._tier).events
+            hidden = served.permit.counts_tokens and not usage.asked(body)
+            with_usage = usage.UsageStream(tier=served.tier, count=served.count, hidden=hidden).events
 
             def restate(events: bytes) -> bytes:
                 return edited_events(with_usage(events), edits)
 
-            refusal = errors.first_error(first, asked=body)
+            if (refusal := errors.first_error(first, asked=body)) is not None:
+                served.count(0)
             return refusal or EventRelay(first, events, deadline=deadline, restate=restate)
         content = await upstream.read()
         if upstream.status >= 400:
+            served.count(0)
             return errors.from_engine(upstream.status, content, asked=body)
-        answer = edited(usage.in_answer(content, tier=self._tier), edits)
+        answer = edited(usage.in_answer(content, tier=served.tier, count=served.count), edits)
         return Response(answer, media_type="application/json")
 
     async def _sent(self, path: str, content: bytes, sent: RequestInFlight) -> OpenAnswer:

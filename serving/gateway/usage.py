@@ -3,7 +3,7 @@
 SGLang reports it under `sglext` when asked to; here it moves to where OpenAI's clients look.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -13,32 +13,53 @@ _SGLANG, _DETAILS = "sglext", "spec_tokens_details"
 _DATA = b"data: "
 # An object under one of these names; within a text the quotes are escaped.
 _MARKS = (b'"sglext":{', b'"usage":{')
+# Told how many tokens a request had, prompts and answers together.
+Count = Callable[[int], None]
 
 
-def asking(body: Mapping[str, Any]) -> dict[str, Any]:
+def asking(body: Mapping[str, Any], *, tokens: bool = False) -> dict[str, Any]:
     """Return `body`, the request for an engine, with the field that makes SGLang report its speculation.
+
+    With `tokens` a stream reports its tokens too.
 
     Of several prompts SGLang reports the first alone, so that it isn't asked then.
     """
     prompt = body.get("prompt")
     several = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
-    return {**body, _ASK: not several}
+    found = {**body, _ASK: not several}
+    if tokens and body.get("stream"):
+        found["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    return found
 
 
-def in_answer(content: bytes, *, tier: str) -> bytes:
-    """Return the JSON answer `content` with `usage.sparktier` in it, for a request that was served as `tier`."""
+def asked(body: Mapping[str, Any]) -> bool:
+    """Return whether the client has asked for `usage` at the end of its stream."""
+    return bool((body.get("stream_options") or {}).get("include_usage"))
+
+
+def in_answer(content: bytes, *, tier: str, count: Count) -> bytes:
+    """Return the JSON answer `content` with `usage.sparktier` in it, for a request that was served as `tier`.
+
+    `count` is told its tokens.
+    """
     answer = from_json(content)
     details = _taken(answer)
     if isinstance(answer.get("usage"), dict):
+        count(answer["usage"].get("total_tokens", 0))
         answer["usage"]["sparktier"] = _usage(details, tier=tier)
     return to_json(answer)
 
 
 class UsageStream:
-    """The same for the server-sent events of one answer: details of early events wait for the event with `usage`."""
+    """The same for the server-sent events of one answer: details of early events wait for the event with `usage`.
 
-    def __init__(self, *, tier: str) -> None:
+    `hidden` leaves out the event with `usage`, for a client that has not asked for it.
+    """
+
+    def __init__(self, *, tier: str, count: Count, hidden: bool) -> None:
         self._tier = tier
+        self._count = count
+        self._hidden = hidden
         self._details: list[dict[str, Any]] = []
 
     def events(self, events: bytes) -> bytes:
@@ -57,6 +78,9 @@ class UsageStream:
         if details and whole and not message.get(_SGLANG) and not message.get("usage"):
             return b""
         if whole and isinstance(message.get("usage"), dict):
+            self._count(message["usage"].get("total_tokens", 0))
+            if self._hidden:
+                return b""
             message["usage"]["sparktier"] = _usage(self._details, tier=self._tier)
         return _DATA + to_json(message) + b"\n\n"
 

@@ -19,6 +19,7 @@ from sparktier.serving.clients.addresses import host_port, http_url, listening
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, bearer, new_keys_file, read_keys, write_private
 from sparktier.serving.deployment.resolved import Resolved, resolve
+from sparktier.serving.gateway.access import Access, access_of
 from sparktier.serving.gateway.http import front
 from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
@@ -38,22 +39,25 @@ _REAP_INTERVAL_S = 1.0
 def run(settings: Settings) -> int:
     """Serve `settings` until SIGINT or SIGTERM and return the exit status.
 
-    Raises ConfigError when the settings can't run on this machine's device or the port is taken, ReplicaError when no
-    replica starts, ArtifactError when logs can't be written or the weights can't be found or built.
+    Raises ConfigError when the settings can't run on this machine's device, the port is taken or the keys file is
+    wrong, ReplicaError when no replica starts, ArtifactError when logs can't be written or the weights can't be found
+    or built.
     """
     adopt_orphans()
     with _listener(settings) as listener:
+        access = access_of(settings)
         runs = runs_folder()
         resolved = resolve(settings, progress=_log)
         try:
-            asyncio.run(_Deployment(resolved, new_deployment_dir(runs)).serve(listener))
+            asyncio.run(_Deployment(resolved, new_deployment_dir(runs), access).serve(listener))
         finally:
             end_descendants(timeout_s=_KILL_TIMEOUT_S)
     return 0
 
 
 class _Deployment:
-    def __init__(self, resolved: Resolved, deployment_dir: DeploymentDir) -> None:
+    def __init__(self, resolved: Resolved, deployment_dir: DeploymentDir, access: Access) -> None:
+        self._access = access
         self._settings = settings = resolved.settings
         self._deployment_dir = deployment_dir
         self._settings_file = deployment_dir.path / "settings.yaml"
@@ -76,6 +80,8 @@ class _Deployment:
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
             tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]
+            if self._access.keys is not None:
+                tasks.append(asyncio.create_task(self._access.keys.watch()))
             reaping = asyncio.create_task(self._reap(keepers))
             stop_asked = asyncio.create_task(stopping.wait())
             await asyncio.wait({*tasks, serving, stop_asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -114,10 +120,9 @@ class _Deployment:
 
     def _server(self, client: AsyncReplicaClient) -> uvicorn.Server:
         settings = self._settings.server
-        tier = self._settings.tiers[self._settings.default_tier]
         return _Server(
             uvicorn.Config(
-                front(self._table, settings, client, model=self._settings.model.public_name, tier=tier.name),
+                front(self._table, settings, client, model=self._settings.model.public_name, access=self._access),
                 log_level="warning",
                 lifespan="off",
                 timeout_graceful_shutdown=round(settings.shutdown_grace_s),

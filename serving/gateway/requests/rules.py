@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from sparktier.serving.clients.rank_facts import EngineLimits
-from sparktier.serving.gateway.openai_errors import Refused
+from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.requests.abilities import UNSUPPORTED, require_abilities, require_room
 from sparktier.serving.gateway.requests.fields import TAG_MARK
 from sparktier.serving.gateway.requests.schema import Chat, Completion, Generation
@@ -21,8 +21,8 @@ CHAT = "/v1/chat/completions"
 _SCHEMAS: Mapping[str, type[Generation]] = {"/v1/completions": Completion, CHAT: Chat}
 PATHS = tuple(_SCHEMAS)
 
-# The gateway sets it from the tier; the value of a client is dropped.
-DROPPED = frozenset({"custom_params"})
+# The gateway sets the one from the tier and reads the other; no value of a client reaches an engine.
+DROPPED = frozenset({"custom_params", "service_tier"})
 _PLACED_BY_US = "sparktier chooses where a request runs"
 _TEXT_ONLY = "sparktier takes and gives text alone"
 _NOT_SPLIT = "prefill and decode run in the same replica"
@@ -65,7 +65,6 @@ REFUSED = {
     "function_call": "it was replaced by tool_choice",
     "functions": "they were replaced by tools",
     "prediction": "predicted outputs are not used",
-    "service_tier": "the server gives out tiers",
     "store": "answers are not stored",
     "verbosity": "no prompt is written from it; say in messages how long an answer should be",
     "web_search_options": "nothing is searched; use tools",
@@ -73,7 +72,6 @@ REFUSED = {
 # Values of some of them that are let through, because they ask for what happens anyway.
 _GRANTED: Mapping[str, tuple[object, ...]] = {
     "modalities": (["text"],),
-    "service_tier": ("auto", "default"),
     "verbosity": ("medium",),
 }
 # Without effect on an answer by their meaning: names, notes, and hints to a cache of prompts.

@@ -13,6 +13,7 @@ from sparktier.configs.rules.sglang_passthrough import passthrough_problems
 from sparktier.serving.bench.measured_replica import first_replica
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, keys_of, new_keys_file, read_keys, write_private
 from sparktier.serving.drafting.feature_client import EngineFeatures
+from sparktier.serving.gateway.access import access_of
 from sparktier.serving.supervision import replica_process as replica
 from sparktier.serving.supervision.deployment_dir import new_deployment_dir
 from sparktier.serving.supervision.up import _Deployment
@@ -38,7 +39,8 @@ def test_what_a_run_keeps_is_its_owners(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
         run = new_deployment_dir(tmp_path / "runs")
-        _Deployment(resolved_on("cpu", settings_from({"model": {"path": "some/model"}}), "/weights"), run)
+        settings = settings_from({"model": {"path": "some/model"}})
+        _Deployment(resolved_on("cpu", settings, "/weights"), run, access_of(settings))
     finally:
         os.umask(old)
     deployment_dir = run.path

@@ -2,8 +2,8 @@
 
 import pytest
 
+from sparktier.configs.plan_keys import TIER_PARAM
 from sparktier.serving.engine.rank_options import (
-    TIER_PARAM,
     FeatureOptions,
     LadderOptions,
     RankOptions,

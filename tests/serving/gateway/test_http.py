@@ -10,14 +10,17 @@ import httpx
 import pytest
 import uvicorn
 
-from sparktier.configs.settings.settings import ServerSettings
+from sparktier.configs.settings.settings import GatewaySettings, ServerSettings, TierSettings
 from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.clients.replica import AsyncReplicaClient
+from sparktier.serving.gateway.access import Access
 from sparktier.serving.gateway.http import front
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
+from sparktier.serving.gateway.tier_resolution import TierTable
 from support.scripted_replica import STREAM_END, STREAM_HEAD, Script, chunk, json_answer, scripted_replica
 
+EVERYBODY = Access(TierTable({3: TierSettings(name="standard", default=True)}, GatewaySettings()))
 ASKED = {"model": "tiny", "prompt": "Hello"}
 TOKEN = b'data: {"text": "a"}\n\n'
 DONE = b"data: [DONE]\n\n"
@@ -32,7 +35,7 @@ def serving(number: int, url: str) -> Replica:
 async def fronted(*replicas: Replica, grace_s: int = 1, **settings: Any) -> AsyncIterator[tuple[str, uvicorn.Server]]:
     """Yield the address of a front before `replicas`, and its server."""
     async with AsyncReplicaClient() as client:
-        app = front(ReplicaTable(replicas), ServerSettings(**settings), client, model="tiny", tier="standard")
+        app = front(ReplicaTable(replicas), ServerSettings(**settings), client, model="tiny", access=EVERYBODY)
         config = uvicorn.Config(app, port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=grace_s)
         server = uvicorn.Server(config)
         running = asyncio.create_task(server._serve())
@@ -366,7 +369,7 @@ async def test_connecting_to_a_replica_takes_seconds_at_most() -> None:
 
     table = ReplicaTable((serving(0, "http://deaf"), serving(1, "http://hears")))
     async with AsyncReplicaClient(transport=httpx.MockTransport(replica)) as upstream:
-        app = front(table, ServerSettings(), upstream, model="tiny", tier="standard")
+        app = front(table, ServerSettings(), upstream, model="tiny", access=EVERYBODY)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
             assert (await post(client)).status_code == 200
     assert asked == ["deaf", "hears"]
@@ -425,4 +428,5 @@ async def test_the_replica_gets_the_body_without_what_only_we_may_set() -> None:
 
     async with asked(script) as (client, _):
         answer = await post(client, custom_params={"sparktier_tier": 0}, seed=3, temperature=None)
-        assert answer.json() == ASKED | {"seed": 3, "return_spec_tokens_details": True}
+        ours = {"custom_params": {"sparktier_tier": 3}, "return_spec_tokens_details": True}
+        assert answer.json() == ASKED | {"seed": 3} | ours

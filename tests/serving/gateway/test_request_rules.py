@@ -17,7 +17,7 @@ from pydantic_core import to_json
 
 from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.engine.upstream.source import installed_root
-from sparktier.serving.gateway.openai_errors import Refused
+from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.requests.body import json_object
 from sparktier.serving.gateway.requests.fields import MAX_CHOICES
 from sparktier.serving.gateway.requests.rules import DROPPED, LABELS, REFUSED, checked, fields_of
@@ -71,7 +71,7 @@ def refusal(path: str, *, limits: EngineLimits = LIMITS, **fields: Any) -> Refus
         {"regex": "a+"},
         {"response_format": SCHEMA},
         {"response_format": {"type": "text"}, "regex": "a"},
-        {"service_tier": "auto", "metadata": {"a": 1}, "user": "a"},
+        {"metadata": {"a": 1}, "user": "a"},
         {"temperature": None, "n": None, "lora_path": None, "return_hidden_states": False},
     ],
 )
@@ -315,7 +315,7 @@ def test_a_field_that_would_do_nothing_is_refused_by_its_name(path: str, name: s
 
 
 def test_what_happens_anyway_may_be_asked_for() -> None:
-    granted = {"modalities": ["text"], "service_tier": "default", "verbosity": "medium", "store": False}
+    granted = {"modalities": ["text"], "verbosity": "medium", "store": False}
     assert check(CHAT, **granted) == {"messages": ASKED, "model": "tiny", **granted}
 
 

@@ -93,6 +93,13 @@ def _circle(place: Place) -> Sequence[str]:
     return ["up", DEMO, f"--set=model.path={place.folder / 'a'}"]
 
 
+def _no_keys_file(place: Place) -> Sequence[str]:
+    pepper = place.file("pepper", "p" * 32)
+    pepper.chmod(0o600)
+    return _up(f"gateway.keys_file={place.folder / 'none.yaml'}", f"gateway.pepper_file={pepper}")(place)
+
+
+_WITH_KEYS = "gateway.keys_file=keys.yaml"
 _OPEN: list[socket.socket] = []
 
 # What a start meets.
@@ -101,8 +108,15 @@ _STARTS = [
     Row("config file is a folder", _config_is_a_folder, ["Is a directory", "Check the path"]),
     Row("config file is not UTF-8", _config(b"model: {path: demo} # \xff\n"), ["not UTF-8"]),
     Row("port in use", _port_in_use, ["server.port", "in use", "another port"]),
-    Row("host of nobody", _up("server.host=192.0.2.1"), ["server.port", "192.0.2.1"]),
-    Row("host with too long a label", _up(f"server.host={'a' * 80}.example"), ["server.port", "no name of a host"]),
+    Row("host of nobody", _up(_WITH_KEYS, "server.host=192.0.2.1"), ["server.port", "192.0.2.1"]),
+    Row(
+        "host with too long a label",
+        _up(_WITH_KEYS, f"server.host={'a' * 80}.example"),
+        ["server.port", "no name of a host"],
+    ),
+    Row("open host without keys", _up("server.host=0.0.0.0"), ["server.host", "this machine alone", "keys_file"]),
+    Row("keys without a pepper", _up(_WITH_KEYS), ["gateway.pepper_file", "SPARKTIER_PEPPER", "openssl"]),
+    Row("no keys file", _no_keys_file, ["gateway.keys_file", "none.yaml", "No such file", "Check the path"]),
     Row("model is a file", _with_file("up", "model.path={file}"), ["model.path", "Give the directory"]),
     Row("model below a file", _with_file("up", "model.path={file}/model"), ["model.path", "Give the directory"]),
     Row("model's path is too long", _up(f"model.path=/{'a' * 300}"), ["model.path", "too long", "Give the directory"]),
