@@ -48,7 +48,7 @@ def report_meta(command: str, seed: int | None) -> Meta:
         command=command,
         version=version("sparktier"),
         commit=_commit(),
-        machine=f"{_processor()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}",
+        machine=f"{processor()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}",
         load_average=os.getloadavg(),
         seed=seed,
         started_at=datetime.now(UTC).replace(microsecond=0),
@@ -70,7 +70,8 @@ def _commit() -> str | None:
     return done.stdout.split()[0]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

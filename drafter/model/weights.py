@@ -19,6 +19,6 @@ def weights_sha256(folder: Path) -> str:
         return sha256_of(folder / WEIGHTS)
     parts = sorted(folder.glob("*.safetensors"))
     if not parts:
-        raise ArtifactError(f"{folder}: holds no *.safetensors. Give the folder of a draft checkpoint.")
+        raise ArtifactError(f"{folder}: holds no *.safetensors. Give the folder of a checkpoint.")
     lines = "".join(f"{part.name} {sha256_of(part)}\n" for part in parts)
     return hashlib.sha256(lines.encode()).hexdigest()

@@ -49,6 +49,10 @@ class MeasuredReplica:
         body: dict[str, Any] = json.loads(answer.content)
         return body
 
+    def abort_all(self) -> None:
+        """End every request that is running."""
+        self._ask("POST", "/abort_request", json={"abort_all": True})
+
     def set_plan(self, **keys: float) -> None:
         """Put plan keys (without their prefix) in force on every rank.
 

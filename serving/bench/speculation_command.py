@@ -38,7 +38,7 @@ def run(
         ArtifactError: a prompt file is broken.
         ReplicaError: the deployment did not start, or a request failed.
     """
-    _require_ladder(settings, max(batches))
+    require_ladder(settings, max(batches))
     texts = {name: [prompt.turns[0] for prompt in asked] for name, asked in read_prompt_files(prompts).items()}
     cases = [Case(batch, temperature, name) for name in texts for temperature in temperatures for batch in batches]
     rungs = rungs_of(settings.speculation.method)
@@ -57,7 +57,8 @@ def run(
     return 0
 
 
-def _require_ladder(settings: Settings, users: int) -> None:
+def require_ladder(settings: Settings, users: int) -> None:
+    """Raise ConfigError unless `settings` have a ladder and hold `users` at once."""
     speculation, most = settings.speculation, settings.replicas.max_running_requests
     problems = []
     if speculation.method not in LADDERS:

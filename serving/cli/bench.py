@@ -1,16 +1,24 @@
-"""The arguments of the `bench` command."""
+"""The arguments of the commands that measure: `bench` and `profile`."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from sparktier.serving.cli.options import add_config, add_json, configured, temperature, whole_number
+from sparktier.serving.cli.options import (
+    add_config,
+    add_json,
+    configured,
+    real_number,
+    temperature,
+    whole_number,
+    writable_path,
+)
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 
 
 def add_commands(add: Add) -> None:
-    """Add `bench`."""
+    """Add `bench` and `profile`."""
     bench = add(
         "bench",
         _bench,
@@ -33,6 +41,27 @@ def add_commands(add: Add) -> None:
     bench.add_argument("--repeats", type=whole_number(1, 1000), default=5, help="of every case (default 5)")
     bench.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0, help="of sampling and order (default 0)")
     add_json(bench, beside=", and a plot beside it")
+    profile = add(
+        "profile",
+        _profile,
+        "Measure what a step of a configuration costs on this machine; run it alone.",
+        "sparktier profile configs/demo.yaml --batch 1 --batch 4 --batch 16 --out out/step-times.json",
+    )
+    add_config(profile)
+    profile.add_argument(
+        "--batch", type=whole_number(1, 1024), action="append", help="users at once (default 1, 4 and 16); repeatable"
+    )
+    profile.add_argument("--repeats", type=whole_number(1, 1000), default=5, help="of the whole grid (default 5)")
+    profile.add_argument("--seconds", type=real_number(0.1), default=4.0, help="of one window (default 4)")
+    profile.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0, help="of the order (default 0)")
+    profile.add_argument(
+        "--out",
+        type=writable_path,
+        default=Path("out/step-times.json"),
+        metavar="PATH",
+        help="the table (default out/step-times.json); SGLang's form (.sps.json) and a plot (.png) go beside it",
+    )
+    add_json(profile)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -48,5 +77,22 @@ def _bench(options: argparse.Namespace) -> int:
         temperatures=options.temperature or [0.0],
         prompts=options.prompts,
         load=Load(turns=options.turns, max_tokens=options.tokens, repeats=options.repeats, seed=options.seed),
+        report=options.json,
+    )
+
+
+def _profile(options: argparse.Namespace) -> int:
+    settings = configured(options)
+    from sparktier.serving.bench import profile_command
+
+    return profile_command.run(
+        settings,
+        config=options.config,
+        overrides=options.set,
+        sizes=sorted(set(options.batch or [1, 4, 16])),
+        repeats=options.repeats,
+        window_s=options.seconds,
+        seed=options.seed,
+        out=options.out,
         report=options.json,
     )

@@ -25,7 +25,7 @@ def add_config(command: argparse.ArgumentParser, default: Path | None = None) ->
 
 def add_json(command: argparse.ArgumentParser, beside: str = "") -> None:
     """Let `command` write its report to a file; `beside` says what else goes there."""
-    command.add_argument("--json", type=_report_path, metavar="PATH", help=f"also write the report there{beside}")
+    command.add_argument("--json", type=writable_path, metavar="PATH", help=f"also write the report there{beside}")
 
 
 def configured(options: argparse.Namespace) -> Settings:
@@ -33,8 +33,8 @@ def configured(options: argparse.Namespace) -> Settings:
     return load_settings(options.config, parse_overrides(options.set))
 
 
-def _report_path(text: str) -> Path:
-    """Return the path of a report. That it can be written is checked now, because later the work would be lost."""
+def writable_path(text: str) -> Path:
+    """Return the path of a file to write. That it can be written is checked now, because later the work would be lost."""
     path = Path(text)
     try:
         if path.exists() and not path.is_file():
