@@ -67,8 +67,16 @@ class MeasuredReplica:
             )
 
     def totals(self) -> Totals:
-        """Read the current counters."""
-        return totals_in(self._ask("GET", "/sparktier/metrics").text)
+        """Read the current counters.
+
+        Raises:
+            ReplicaError: a rank did not answer in time.
+        """
+        answer = self._ask("GET", "/sparktier/metrics")
+        if answer.status != OK:
+            found = f"HTTP {answer.status}: {answer.text:.300}"
+            raise ReplicaError(f"The replica must tell its counters (found {found}). Its log has the reason.")
+        return totals_in(answer.text)
 
     def _ask(self, method: str, path: str, **content: Any) -> ReplicaAnswer:
         try:

@@ -17,8 +17,10 @@ from sparktier.configs.plan_keys import Rung
 from sparktier.configs.settings.settings import Settings
 from sparktier.configs.step_times import read_table
 from sparktier.serving.bench import profile_command
+from sparktier.serving.bench.measured_replica import MeasuredReplica
 from sparktier.serving.bench.step_time_fit import fit_table, predicted_ms
 from sparktier.serving.bench.step_windows import Measured, ProfileLoad, measure
+from sparktier.serving.clients.replica import ReplicaAnswer
 from support.simulated_engine import ROWS, TABLE, SimulatedEngine
 
 RUNGS = [Rung.OFF, Rung.CHAIN_SHORT, Rung.CHAIN, Rung.TREE]
@@ -137,3 +139,13 @@ def test_the_command_writes_the_table_sglangs_form_a_plot_and_every_window(
 def test_one_batch_size_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--batch: must be given two different sizes or more"):
         profile(tmp_path, sizes=(4,))
+
+
+def test_a_rank_that_does_not_answer_in_time_ends_a_measurement_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its page is no page of metrics then."""
+    replica = MeasuredReplica("http://127.0.0.1:1", key="key")
+    monkeypatch.setattr(replica, "_ask", lambda *_: ReplicaAnswer(503, b'{"error": "Every rank must answer"}'))
+    with pytest.raises(ReplicaError, match=r"must tell its counters \(found HTTP 503: .*Every rank must answer"):
+        replica.totals()
