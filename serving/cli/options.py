@@ -34,7 +34,7 @@ def configured(options: argparse.Namespace) -> Settings:
 
 
 def writable_path(text: str) -> Path:
-    """Return the path of a file to write. That it can be written is checked now, because later the work would be lost."""
+    """Return the path of a file to write. That it can be written is checked now: later the work would be lost."""
     path = Path(text)
     try:
         if path.exists() and not path.is_file():
