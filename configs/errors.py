@@ -7,7 +7,6 @@
       ReplicaError           a node's fault: a rank died, a replica is not there (502, 503)
         ReplicaLost          its answer broke off, or never came
           ReplicaUnreachable it took no connection, so nothing was sent
-      OverloadError          no one's fault: no room now, try later (429)
       ContractError          a message between parts is of another schema, or breaks a rule of it (400)
       ArtifactError          a checkpoint, cache or calibration file is corrupt or does not fit (exit 2)
 
@@ -68,10 +67,6 @@ class ReplicaLost(ReplicaError):
 
 class ReplicaUnreachable(ReplicaLost):
     """A replica took no connection, so nothing was sent."""
-
-
-class OverloadError(SparktierError):
-    """No capacity now; the same request can succeed later."""
 
 
 class ContractError(SparktierError):

@@ -1,15 +1,13 @@
 """The draft tree contract: a ragged batch of trees as three int64 tensors and a row count each.
 
-Everything that builds, masks, verifies or compacts trees uses it. Beside it: SGLang's links between rows, and which KV
-slots move once a path was accepted.
+All code that builds, masks, verifies or compacts trees uses it. The file also has SGLang's links between rows, and the
+plan by which KV slots move once a path was accepted.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from sparktier.configs.errors import SparktierError
 
 NO_ROW = -1
 
@@ -46,22 +44,6 @@ def chain_tree(*, anchors: Tensor, drafts: Tensor, row_counts: Tensor) -> DraftT
     depths = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     live = depths < row_counts.unsqueeze(1)
     return DraftTree(tokens, (depths - 1).masked_fill(~live, NO_ROW), depths * live, row_counts)
-
-
-def check_tree(tree: DraftTree) -> None:
-    """Raise SparktierError with the first broken invariant and where. Reads the tensors back: not for the hot path."""
-    shape = tuple(tree.tokens.shape)
-    if any(tuple(part.shape) != shape for part in tree[1:3]) or tuple(tree.row_counts.shape) != shape[:1]:
-        raise SparktierError(f"draft tree: tokens, parents and depths share [batch, rows], got {_shapes(tree)}")
-    rows = torch.arange(shape[1], device=tree.tokens.device).expand(shape)
-    child = tree.live & (rows > 0)
-    parent = tree.parents.clamp(min=0)
-    _refuse((tree.row_counts < 1) | (tree.row_counts > shape[1]), f"row counts lie in 1..{shape[1]}", tree.row_counts)
-    _refuse(~child & (tree.parents != NO_ROW), "the anchor and padding rows have parent -1", tree.parents)
-    _refuse(~child & (tree.depths != 0), "the anchor and padding rows have depth 0", tree.depths)
-    _refuse(child & ((tree.parents < 0) | (tree.parents >= rows)), "a parent is an earlier row", tree.parents)
-    _refuse(child & (tree.depths != tree.depths.gather(1, parent) + 1), "depth is the parent's plus 1", tree.depths)
-    _refuse(_repeats_a_sibling(tree, child), "siblings hold distinct tokens", tree.tokens)
 
 
 class RowLinks(NamedTuple):
@@ -109,21 +91,3 @@ def compaction_plan(*, path: Tensor, slots: Tensor) -> CompactionPlan:
 def _first(flags: Tensor) -> Tensor:
     """Index of the first True along the last axis, NO_ROW where there is none."""
     return torch.where(flags.any(dim=-1), flags.long().argmax(dim=-1), NO_ROW)
-
-
-def _repeats_a_sibling(tree: DraftTree, child: Tensor) -> Tensor:
-    """[batch, rows] bool: an earlier row has the same parent and token."""
-    same = (tree.parents.unsqueeze(2) == tree.parents.unsqueeze(1)) & child.unsqueeze(2) & child.unsqueeze(1)
-    same &= tree.tokens.unsqueeze(2) == tree.tokens.unsqueeze(1)
-    return same.tril(-1).any(dim=2)
-
-
-def _refuse(broken: Tensor, rule: str, values: Tensor) -> None:
-    places = broken.nonzero()
-    if len(places):
-        where = places[0].tolist()
-        raise SparktierError(f"draft tree: {rule}, got {int(values[tuple(where)])} at [request, row] {where}")
-
-
-def _shapes(tree: DraftTree) -> str:
-    return ", ".join(f"{name} {tuple(part.shape)}" for name, part in tree._asdict().items())

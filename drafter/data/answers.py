@@ -1,9 +1,5 @@
-"""A target's own answers as token ids, one JSON object a line; features are extracted from them.
+"""Reads a target's own answers as token ids, one JSON object per line; features are made from them."""
 
-The generator (an endpoint, an engine) appends; feature extraction and training read.
-"""
-
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +15,7 @@ _ID_END = 2**31
 
 @dataclass(frozen=True)
 class Answer:
-    """One conversation as the target saw and continued it: `digest` is its prompt's (`Prompt.digest`)."""
+    """A prompt and the target's answer to it; `digest` is that of the prompt (`Prompt.digest`)."""
 
     digest: str
     prompt_ids: tuple[int, ...]
@@ -31,20 +27,13 @@ class Answer:
         return len(self.prompt_ids) + len(self.answer_ids)
 
 
-def append_answer(path: Path, answer: Answer) -> None:
-    """Add a line. A line that a crash cut is dropped by `read_answers`."""
-    row = {"digest": answer.digest, "prompt_ids": answer.prompt_ids, "answer_ids": answer.answer_ids}
-    with path.open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(row) + "\n")
-
-
 def read_answers(path: Path) -> list[Answer]:
-    """Return the answers long enough to train on; an unfinished last line is left out.
+    """Return the answers that are long enough to train on; an unfinished last line is left out.
 
     Raises:
         ArtifactError: the file is missing or holds no such answer, or another line is broken.
     """
-    # What follows the last line feed is a line that a crash cut, or nothing.
+    # The part after the last line feed is empty, or a line cut by a crash of its writer.
     whole = read_lines(path, "answers, jsonl")[:-1]
     answers = [_parsed(row, where) for where, row in objects_in(whole, path)]
     long_enough = [answer for answer in answers if len(answer.answer_ids) >= MIN_ANSWER_TOKENS]

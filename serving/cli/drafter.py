@@ -91,21 +91,21 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     settings = configured(options)
     from sparktier.serving.drafting import evaluate as evaluate_command
-    from sparktier.serving.drafting.sources import Wanted
+    from sparktier.serving.drafting.sources import AnswerSelection
 
     seeds: Sequence[int] = options.seed or [1]
-    wanted = Wanted(
+    selection = AnswerSelection(
         options.features, options.prompts, options.limit, options.temperature or [0.0], options.tokens, seeds[0]
     )
-    return evaluate_command.run(settings, draft=options.draft, wanted=wanted, seeds=seeds, report=options.json)
+    return evaluate_command.run(settings, draft=options.draft, selection=selection, seeds=seeds, report=options.json)
 
 
 def _calibrate(options: argparse.Namespace) -> int:
     settings = configured(options)
     from sparktier.serving.drafting import calibrate as calibrate_command
-    from sparktier.serving.drafting.sources import Wanted
+    from sparktier.serving.drafting.sources import AnswerSelection
 
-    wanted = Wanted(
+    selection = AnswerSelection(
         options.features,
         options.prompts,
         options.limit,
@@ -114,4 +114,6 @@ def _calibrate(options: argparse.Namespace) -> int:
         options.seed,
         split="calibrate",
     )
-    return calibrate_command.run(settings, draft=options.draft, wanted=wanted, out=options.out, report=options.json)
+    return calibrate_command.run(
+        settings, draft=options.draft, selection=selection, out=options.out, report=options.json
+    )

@@ -1,4 +1,4 @@
-"""`sparktier calibrate`: fits a drafter's confidences and children on the calibration split and writes the result."""
+"""`sparktier calibrate`: fits a drafter's confidences and tree children on the calibration split."""
 
 from pathlib import Path
 from typing import Any
@@ -13,30 +13,32 @@ from sparktier.drafter.calibration.calibrate import calibrate
 from sparktier.drafter.calibration.confidence import Refit
 from sparktier.drafter.calibration.sts import StsCalibration
 from sparktier.drafter.model.edge_calibration import ChildCalibrator
-from sparktier.serving.drafting.sources import Wanted, sources, subject
+from sparktier.serving.drafting.sources import AnswerSelection, load_drafter, sources
 
 
-def run(settings: Settings, *, draft: Path | None, wanted: Wanted, out: Path | None, report: Path | None) -> int:
-    """Calibrate, and say how good the fits are and where the drafter went.
+def run(
+    settings: Settings, *, draft: Path | None, selection: AnswerSelection, out: Path | None, report: Path | None
+) -> int:
+    """Calibrate a drafter; print how good the fits are and where the drafter was written.
 
     Args:
-        settings: name the target, and the drafter unless `draft` does.
-        draft: another drafter's folder.
-        wanted: the answers, of the calibration split.
-        out: a new folder for the calibrated drafter; None: the drafter's own.
-        report: a JSON file for the fits' figures.
+        settings: name the target, and the drafter where `draft` is None.
+        draft: the folder of another drafter.
+        selection: the answers to fit on, from the calibration split.
+        out: a new folder for the calibrated drafter; None: the drafter's own folder.
+        report: a JSON file for the figures of the fits.
 
     Raises:
-        ConfigError, ArtifactError: something named is missing, corrupt or belongs to something else.
+        ConfigError, ArtifactError: an input is missing, corrupt, or belongs to another drafter or target.
     """
-    meta, console = report_meta("calibrate", wanted.seed), Console(stderr=True)
+    meta, console = report_meta("calibrate", selection.seed), Console(stderr=True)
     if out:
         _require_new(out)
-    who = subject(settings, draft)
-    folder = out or who.folder
-    made = list(sources(who, wanted, console))
+    drafter = load_drafter(settings, draft)
+    folder = out or drafter.folder
+    answers = list(sources(drafter, selection, console))
     console.print("fitting")
-    fitted = calibrate(who.folder, who.target, made, wanted.seed, folder)
+    fitted = calibrate(drafter.folder, drafter.target, answers, selection.seed, folder)
     rows = [_child_row(fit) for fit in fitted.children]
     if fitted.confidence is not None:
         rows = [_confidence_row(fitted.confidence.fit), *_sts_rows(fitted.confidence.sts), *rows]
@@ -49,7 +51,7 @@ def run(settings: Settings, *, draft: Path | None, wanted: Wanted, out: Path | N
 
 
 def _require_new(out: Path) -> None:
-    """Raise ArtifactError unless a drafter can be written to `out`: known before the work, not after it."""
+    """Raise ArtifactError unless a drafter can be written to `out`; checked before the work, not after it."""
     rule = "the calibrated drafter needs a new or empty folder that can be written"
     try:
         require_room(out)

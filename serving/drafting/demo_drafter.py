@@ -1,7 +1,6 @@
-"""`make demo-drafter`: makes the demo model's drafter anew, from prompts to calibrated checkpoint.
+"""`make demo-drafter`: makes the demo model's drafter from prompts to calibrated checkpoint, stage by stage.
 
-Every stage goes on where an earlier call stopped. Knows the order of the stages; their numbers are in
-`drafter/demo/recipe.py`.
+Every stage resumes where an earlier call stopped. The sizes of the stages are in `drafter/demo/recipe.py`.
 """
 
 import argparse
@@ -61,7 +60,7 @@ def _write_prompt_files(local: LocalTarget, questions: Path, work: Path, scale: 
         return
     texts = demo_recipe.read_questions(questions)
     made = demo_recipe.families(local, texts, scale, lambda count: console.print(f"self-written prompts: {count} more"))
-    # `calibrate` last: with it there, all are.
+    # `calibrate` is written last, so its file shows that all are there.
     for name in FAMILIES:
         write_prompts(work / f"{name}.jsonl", getattr(made, name))
 

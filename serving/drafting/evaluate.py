@@ -12,9 +12,9 @@ from sparktier.drafter.calibration.calibrate import STS_FILE
 from sparktier.drafter.calibration.sts import read_sts
 from sparktier.drafter.evaluation.evaluate import Evaluation, evaluate
 from sparktier.drafter.evaluation.plots import write_figures
-from sparktier.serving.drafting.sources import Subject, Wanted, counted, sources, subject
+from sparktier.serving.drafting.sources import AnswerSelection, LoadedDrafter, load_drafter, progress_bar, sources
 
-# Figures on the screen, by their heading.
+# Columns of the table, by heading.
 SHOWN = {
     "dataset": "dataset",
     "T": "temperature",
@@ -27,48 +27,52 @@ SHOWN = {
 }
 
 
-def run(settings: Settings, *, draft: Path | None, wanted: Wanted, seeds: Sequence[int], report: Path | None) -> int:
-    """Evaluate and show; with `report`, write it there and the figures into a folder beside it.
+def run(
+    settings: Settings, *, draft: Path | None, selection: AnswerSelection, seeds: Sequence[int], report: Path | None
+) -> int:
+    """Evaluate a drafter and print a table; with `report`, write the report and a folder of plots beside it.
 
     Args:
-        settings: name the target, and the drafter unless `draft` does.
-        draft: another drafter's folder; its `sts.json`, if there, is applied.
-        wanted: the answers.
-        seeds: of coins and draws at temperatures above 0.
+        settings: name the target, and the drafter where `draft` is None.
+        draft: the folder of another drafter; its `sts.json` is applied where there is one.
+        selection: the answers to replay.
+        seeds: seeds of coins and draws at temperatures above 0.
         report: a JSON file to write.
 
     Raises:
-        ConfigError, ArtifactError: something named is missing, corrupt or belongs to something else.
+        ConfigError, ArtifactError: an input is missing, corrupt, or belongs to another drafter or target.
     """
-    # Taken first: started_at is when the work began.
-    meta, console = report_meta("evaluate", wanted.seed), Console(stderr=True)
-    who = subject(settings, draft)
-    done = _evaluations(who, wanted, seeds, console)
-    Console().print(_table(done))
+    # Before the work, because it notes when the work began.
+    meta, console = report_meta("evaluate", selection.seed), Console(stderr=True)
+    drafter = load_drafter(settings, draft)
+    evaluations = _evaluations(drafter, selection, seeds, console)
+    Console().print(_table(evaluations))
     if report:
-        write_report(report, meta, [evaluation.row() for evaluation in done])
+        write_report(report, meta, [evaluation.row() for evaluation in evaluations])
         folder = report.with_suffix("") if report.suffix else report.with_name(f"{report.name}-figures")
-        figures = write_figures(folder, done)
+        figures = write_figures(folder, evaluations)
         console.print(f"{report} and {len(figures)} figures in {folder}", soft_wrap=True)
     return 0
 
 
-def _evaluations(who: Subject, wanted: Wanted, seeds: Sequence[int], console: Console) -> list[Evaluation]:
-    sts = who.folder / STS_FILE
-    temperatures = read_sts(sts, who.model.config.block_size).temperatures if sts.exists() else None
-    done = []
-    for source in sources(who, wanted, console):
+def _evaluations(
+    drafter: LoadedDrafter, selection: AnswerSelection, seeds: Sequence[int], console: Console
+) -> list[Evaluation]:
+    sts = drafter.folder / STS_FILE
+    temperatures = read_sts(sts, drafter.model.config.block_size).temperatures if sts.exists() else None
+    evaluations = []
+    for source in sources(drafter, selection, console):
         label = f"{source.spec.dataset} T={source.spec.temperature:g}: replays"
-        with counted(label, len(source.lengths_tokens), console) as (bar, task):
-            done += evaluate(
-                who.model,
+        with progress_bar(label, len(source.lengths_tokens), console) as (bar, task):
+            evaluations += evaluate(
+                drafter.model,
                 source,
-                who.folder.name,
+                drafter.folder.name,
                 seeds,
                 temperatures,
                 lambda answers: bar.update(task, completed=answers),
             )
-    return done
+    return evaluations
 
 
 def _table(evaluations: Sequence[Evaluation]) -> Table:

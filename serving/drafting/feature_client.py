@@ -1,6 +1,6 @@
-"""The trainer's side of a replica's features: a producer for `FeatureStream`, and the filling of a cache.
+"""Asks a replica for the features of answers: as a producer for `FeatureStream`, or to fill a feature store.
 
-Talks HTTP to the replica's own port (not the front's).
+Requests go to the replica's own port, not to the front.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _RECORD_TIMEOUT_S = 600.0
 
 
 class EngineFacts(BaseModel):
-    """What a replica says of the records it makes."""
+    """What a replica says about the records it makes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,16 +40,16 @@ class EngineFacts(BaseModel):
     tokenizer_sha256: str
 
     def spec(self, *, dataset: str, temperature: float, seed: int = 0) -> FeatureSpec:
-        """Return the spec of features made of answers that were drawn with `temperature` and `seed`."""
+        """Return the spec of the features of answers drawn with `temperature` and `seed`."""
         made_by = self.model_dump(exclude={"longest_tokens"})
         return FeatureSpec(dataset=dataset, temperature=temperature, seed=seed, **made_by)
 
 
 def engine_facts(url: str, *, key: str) -> EngineFacts:
-    """Ask the replica at `url`, which `key` opens, what its records are.
+    """Ask the replica at `url`, with its admin `key`, what its records are.
 
     Raises:
-        ReplicaError: nobody answers there, or the replica hands out no features.
+        ReplicaError: no replica answers at `url`, or it makes no features.
     """
     cure = "Set training.target_layer_ids in its settings, and give the replica's own address, not the front's."
     try:
@@ -64,7 +64,7 @@ def engine_facts(url: str, *, key: str) -> EngineFacts:
 
 @dataclass(frozen=True)
 class EngineFeatures:
-    """Makes the features of `answers` on the replica at `url`; `ahead` records are asked for before they are read.
+    """Makes the features of `answers` on the replica at `url`, asking for `ahead` records before they are read.
 
     `key` is the replica's admin key.
     """
@@ -80,7 +80,7 @@ class EngineFeatures:
         return tuple(answer.length_tokens for answer in self.answers)
 
     def require_fit(self, facts: EngineFacts) -> None:
-        """Raise ArtifactError when an answer is longer than the engine takes, before any work is done."""
+        """Raise ArtifactError if an answer is longer than the engine takes."""
         longest = max(self.lengths_tokens)
         if longest > facts.longest_tokens:
             raise ArtifactError(
@@ -89,21 +89,21 @@ class EngineFeatures:
             )
 
     def stream(self, spec: FeatureSpec, in_flight: int) -> FeatureStream:
-        """Return a source that has the engine make each record as it is read; besides these, `ahead` are held."""
+        """Return a source of the features; at most `in_flight` records wait unread, and `ahead` more are asked for."""
         return FeatureStream(spec, self.lengths_tokens, self.produce, in_flight)
 
     def fill(self, writer: FeatureWriter) -> None:
-        """Write what the store of `writer` still lacks; it goes on where it stopped when called again."""
+        """Write the records that the store of `writer` lacks; another call resumes where this one stopped."""
         for record in self.produce(iter(range(writer.next_index, len(self.answers)))):
             writer.append(record)
 
     def produce(self, order: Iterator[int]) -> Iterator[FeatureRecord]:
-        """Yield the records numbered in `order`. Closing the iterator ends what the engine does for it.
+        """Yield the records numbered in `order`. Closing the iterator ends the engine's work for it.
 
         Raises:
             ReplicaError: the engine is gone or refuses a sequence.
         """
-        # Leaving the runner cancels what is asked for and unread, which hangs up, which ends it in the engine.
+        # Leaving the runner cancels unread requests; they close their connections, so the engine ends them too.
         with asyncio.Runner() as runner:
             client = AsyncReplicaClient(bearer(self.key))
             waiting: deque[asyncio.Task[FeatureRecord]] = deque()

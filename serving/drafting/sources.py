@@ -1,6 +1,6 @@
-"""What `evaluate` and `calibrate` work on: the drafter, its target, and answers with features.
+"""Loads the drafter and its target, and opens or generates the answers to evaluate or calibrate on.
 
-Features come from stores, or from the target itself answering prompts in this process, where it fits the machine.
+Answers with features come from stores, or from a target that is small enough to answer prompts in this process.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,8 +27,8 @@ from sparktier.serving.deployment.model_source import local_model
 
 
 @dataclass(frozen=True)
-class Subject:
-    """The drafter in hand: `folder` is its checkpoint, `target_folder` its target's."""
+class LoadedDrafter:
+    """A drafter with its target's facts: `folder` is its checkpoint, `target_folder` the target's."""
 
     folder: Path
     target_folder: Path
@@ -37,9 +37,12 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which answers: stores; prompt files, of each the first `limit` prompts (of `split` alone, if given), answered at
-    every temperature with up to `tokens` tokens."""
+class AnswerSelection:
+    """Which answers to use: feature stores, and prompt files to answer.
+
+    The target answers the first `limit` prompts of each file (of `split` alone, if given) at every temperature, with up
+    to `tokens` tokens.
+    """
 
     features: Sequence[Path]
     prompts: Sequence[Path]
@@ -50,19 +53,19 @@ class Wanted:
     split: Split | None = None
 
 
-def subject(settings: Settings, draft: Path | None) -> Subject:
+def load_drafter(settings: Settings, draft: Path | None) -> LoadedDrafter:
     """Load the drafter that `draft` or the settings name, for the target that the settings name.
 
     Raises:
         ConfigError: no drafter is named, or the target is not on this machine.
-        ArtifactError: one of them is corrupt, or they don't belong together.
+        ArtifactError: one of them is corrupt, or the drafter was made for another target.
     """
     if settings.model.source is ModelSource.HUB:
         rule = "must be a directory on this machine, or demo"
         raise ConfigError([Problem("model.path", rule, settings.model.path, "Fetch the model and name its folder.")])
     folder, target_folder = draft or _configured(settings), Path(local_model(settings))
     target = read_target(target_folder)
-    return Subject(folder, target_folder, target, load_draft(folder, target))
+    return LoadedDrafter(folder, target_folder, target, load_draft(folder, target))
 
 
 def _configured(settings: Settings) -> Path:
@@ -75,38 +78,39 @@ def _configured(settings: Settings) -> Path:
     return local_path(path)
 
 
-def sources(who: Subject, wanted: Wanted, console: Console) -> Iterator[FeatureSource]:
-    """Open or make the answers, one source per store, and per prompt file and temperature.
+def sources(drafter: LoadedDrafter, selection: AnswerSelection, console: Console) -> Iterator[FeatureSource]:
+    """Open or generate the answers: one source for each store, and for each prompt file and temperature.
 
     Raises:
-        ConfigError: neither stores nor prompts are named.
-        ArtifactError: a file is broken, of another target, or has no prompt of the split.
+        ConfigError: the selection names neither stores nor prompts.
+        ArtifactError: a file is broken, belongs to another target, or has no prompt of the split.
     """
-    if not wanted.features and not wanted.prompts:
+    if not selection.features and not selection.prompts:
         rule = "answers come from --prompts or --features"
         raise ConfigError([Problem("--prompts", rule, "neither", "Name a file of prompts or a store.")])
-    asked = [
-        (name, _chosen(prompts, path, wanted))
-        for path, (name, prompts) in zip(wanted.prompts, read_prompt_files(wanted.prompts).items(), strict=True)
+    files = read_prompt_files(selection.prompts).items()
+    prompt_sets = [
+        (name, _selected(prompts, path, selection))
+        for path, (name, prompts) in zip(selection.prompts, files, strict=True)
     ]
-    for folder in wanted.features:
+    for folder in selection.features:
         store = FeatureStore(folder)
-        _require_fit(who, store.spec, folder)
+        _require_fit(drafter, store.spec, folder)
         yield store
-    if not asked:
+    if not prompt_sets:
         return
-    local = LocalTarget(who.target_folder, who.model.config.target_layer_ids)
-    for name, prompts in asked:
-        for temperature in wanted.temperatures:
-            spec = local.spec(name, temperature, wanted.seed)
-            with counted(f"{name} T={temperature:g}: answers", len(prompts), console) as (bar, task):
-                made = answer_prompts(local, prompts, spec, wanted.tokens, lambda n: bar.advance(task, n))
-            yield made
+    local = LocalTarget(drafter.target_folder, drafter.model.config.target_layer_ids)
+    for name, prompts in prompt_sets:
+        for temperature in selection.temperatures:
+            spec = local.spec(name, temperature, selection.seed)
+            with progress_bar(f"{name} T={temperature:g}: answers", len(prompts), console) as (bar, task):
+                answered = answer_prompts(local, prompts, spec, selection.tokens, lambda n: bar.advance(task, n))
+            yield answered
 
 
-def _require_fit(who: Subject, spec: FeatureSpec, folder: Path) -> None:
-    spec.require_target(who.target, str(folder))
-    read = who.model.config.target_layer_ids
+def _require_fit(drafter: LoadedDrafter, spec: FeatureSpec, folder: Path) -> None:
+    spec.require_target(drafter.target, str(folder))
+    read = drafter.model.config.target_layer_ids
     if spec.target_layer_ids != read:
         raise ArtifactError(
             f"{folder}: must hold the layers that the drafter reads, {list(read)} (found "
@@ -114,20 +118,20 @@ def _require_fit(who: Subject, spec: FeatureSpec, folder: Path) -> None:
         )
 
 
-def _chosen(prompts: Sequence[Prompt], path: Path, wanted: Wanted) -> list[Prompt]:
-    chosen = distinct(prompts)
-    if wanted.split is not None:
-        chosen = of_split(chosen, wanted.split)
-    if not chosen:
+def _selected(prompts: Sequence[Prompt], path: Path, selection: AnswerSelection) -> list[Prompt]:
+    selected = distinct(prompts)
+    if selection.split is not None:
+        selected = of_split(selected, selection.split)
+    if not selected:
         raise ArtifactError(
-            f"{path}: must hold prompts, at least one of the {wanted.split} split (found none). Add prompts."
+            f"{path}: must hold prompts, at least one of the {selection.split} split (found none). Add prompts."
         )
-    return chosen[: wanted.limit]
+    return selected[: selection.limit]
 
 
 @contextmanager
-def counted(label: str, total: int, console: Console) -> Iterator[tuple[Progress, TaskID]]:
-    """Show a bar that counts to `total` on a terminal, and a line when it is done elsewhere."""
+def progress_bar(label: str, total: int, console: Console) -> Iterator[tuple[Progress, TaskID]]:
+    """Show a bar that counts to `total`; where there is no terminal, print one line at the end instead."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         yield bar, bar.add_task(label, total=total)

@@ -1,4 +1,4 @@
-"""`sparktier train`: finds the features, joins the other ranks and trains."""
+"""`sparktier train`: opens the features, joins the other ranks, trains a drafter."""
 
 import os
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ IN_FLIGHT = 4
 
 
 def run(file: Path, *, features: Sequence[Path], engine: str | None, answers: Path | None, temperature: float) -> int:
-    """Train, or go on where the run stopped, and say where the draft lies.
+    """Train, or resume where the run stopped; print the folder of the draft.
 
     Args:
         file: settings of the run (`drafter/training/train_settings.py`).
-        features: stores to train on; or, without any,
-        engine: address of a replica that makes the features while training, and
-        answers: the target's answers to make them of, which it wrote at
-        temperature: this one.
+        features: feature stores to train on; empty: the features come from `engine`.
+        engine: address of a replica that makes the features of `answers` while training.
+        answers: a file of the target's answers.
+        temperature: the temperature at which the target wrote `answers`.
 
     Raises:
-        ConfigError: the settings break a rule, or no source or two are named.
-        ArtifactError, ReplicaError: what they name can't be used.
+        ConfigError: the settings break a rule, or name no source or two.
+        ArtifactError, ReplicaError: a file is broken, or the replica can't make the features.
     """
     settings = load_train_settings(file)
     source = _source(features, engine, answers, temperature)
@@ -57,8 +57,8 @@ def _source(features: Sequence[Path], engine: str | None, answers: Path | None, 
     if not engine.startswith(("http://", "https://")):
         rule = "must be the address of a replica, http://host:port"
         raise ConfigError([Problem("--engine", rule, engine, "Give the replica's own address.")])
-    told, key = read_answers(answers), keys_of(os.environ).admin
-    made = EngineFeatures(engine, told, key=key)
+    key = keys_of(os.environ).admin
+    source = EngineFeatures(engine, read_answers(answers), key=key)
     facts = engine_facts(engine, key=key)
-    made.require_fit(facts)
-    return made.stream(facts.spec(dataset=answers.stem, temperature=temperature), IN_FLIGHT)
+    source.require_fit(facts)
+    return source.stream(facts.spec(dataset=answers.stem, temperature=temperature), IN_FLIGHT)

@@ -20,11 +20,11 @@ from sparktier.drafter.data.features import FeatureSource
 from sparktier.drafter.data.target import read_target
 from sparktier.drafter.evaluation.compare import compare
 from sparktier.drafter.evaluation.evaluate import Evaluation, evaluate
-from sparktier.drafter.evaluation.tree_replay import TreePlan, chain_plan, replay_trees
 from sparktier.drafter.model.checkpoint import load_draft
 from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.kernels.expand import Shape
 from sparktier.serving.engine.speculation.edge_acceptance import read_edges
+from support.tree_replay import TreePlan, chain_plan, replay_trees
 
 
 def main() -> int:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from sparktier.kernels.accept_tree import TreeAcceptance, walk_drawn, walk_matching
-from sparktier.kernels.draft_tree import DraftTree, check_tree
+from sparktier.kernels.draft_tree import DraftTree
 from sparktier.kernels.expand import MarkovHead, Shape, expand_drawn, expand_top
 from sparktier.kernels.noise import draw
 from sparktier.kernels.select import select_rows
 from sparktier.kernels.target_probs import NO_TOKEN, SamplingRows, greedy_tokens, target_probs
+from support.tree_contract import check_tree
 
 VOCAB = 9000  # above the partial sort's width, and many blocks of the search
 BROKEN = {

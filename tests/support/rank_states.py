@@ -22,7 +22,7 @@ def rank_state(**changes: Any) -> RankState:
     fields: dict[str, Any] = {
         "tp_rank": 0,
         "dp_rank": 0,
-        "leads": True,
+        "is_group_leader": True,
         "plan_version": 7,
         "rung": 2,
         "rows": 12,

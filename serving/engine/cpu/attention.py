@@ -1,7 +1,7 @@
 """Attention on CPUs: prompts, single tokens, drafted chains and trees, and the draft model's own block.
 
-Extends SGLang's torch backend, which has no verify pass, computes a whole sequence again for every prompt chunk, and
-reads lengths tensor by tensor in every layer. What a forward needs is worked out once here.
+Extends SGLang's torch backend, which has no verify pass, recomputes a whole sequence for every prompt chunk, and reads
+lengths from tensors in every layer. Here the metadata is computed once per forward.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class CpuAttention(TorchNativeAttnBackend):
         self._block_segments: list[Segment] = []
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        """Work out who attends to what for the coming forward."""
+        """Compute which rows attend to which slots in the next forward."""
         super().init_forward_metadata(forward_batch)
         mode = forward_batch.forward_mode
         if mode.is_idle():
@@ -68,7 +68,7 @@ class CpuAttention(TorchNativeAttnBackend):
         return self._attend(q, k, v, layer, batch, save_kv_cache)
 
     def get_cpu_graph_seq_len_fill_value(self) -> int:
-        """Length of the requests that pad a group's batch: one token, in the slot that nobody reads."""
+        """Return the length of padding requests: one token, in SGLang's scratch slot."""
         return 1
 
     def _causal(self, forward_batch: Any, spans: list[tuple[int, int]]) -> list[Segment]:
@@ -108,9 +108,9 @@ def causal_mask(prefix: int, rows: int) -> Tensor | None:
 
 
 def _verify_segments(forward_batch: Any, table: Tensor) -> list[Segment]:
-    """Segments of a verify pass or a draft block: committed lengths, then each request's rows, ragged or not.
+    """Return the segments of a verify pass or a draft block, whose requests may have different numbers of rows.
 
-    `spec_info.ancestor_words`, of trees only, says which rows of its tree each row sees.
+    `spec_info.ancestor_words`, set for trees only, says which rows of its tree each row sees.
     """
     spec = forward_batch.spec_info
     prefixes = forward_batch.seq_lens.tolist()
@@ -133,7 +133,7 @@ def _verify_segments(forward_batch: Any, table: Tensor) -> list[Segment]:
 def _windowed(mask: Tensor | None, window_tokens: int | None) -> Tensor | None:
     if window_tokens is None or window_tokens < 0:
         return mask
-    # No model served on CPUs has one; a window over tree rows would need depths, not slots.
+    # No model served on CPUs has a window; over tree rows it would need depths instead of slots.
     raise NotImplementedError("The CPU platform serves no model with sliding-window attention.")
 
 
@@ -151,7 +151,7 @@ def _segment_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
 
 
 def register() -> None:
-    """Make the backend known to SGLang under NAME."""
+    """Register the backend with SGLang under NAME."""
     from sglang.srt.arg_groups.choices import add_attention_backend_choices, add_draft_attention_backend_choices
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
 

@@ -1,7 +1,7 @@
-"""Linear layers on a CPU with weights laid out once for it.
+"""Linear layers on a CPU whose weights are converted to oneDNN's layout once.
 
-torch's `F.linear` converts the layout of a plain weight on every call, which at decode sizes takes about as long as
-reading it. oneDNN's own layout, made once, is read at the speed of memory (docs/log.md).
+torch's `F.linear` converts a plain weight on every call, which at decode sizes takes about as long as reading it. A
+packed weight is read at the speed of memory (docs/log.md).
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ _PACKED_DTYPES = ({torch.float32} if torch._C._has_mkldnn else set()) | (
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
-    """Return `weight` [out, in] for `linear`: an opaque copy in oneDNN's layout, or a view where that gains nothing."""
+    """Return `weight` [out, in] for `linear`: an opaque copy in oneDNN's layout, or a view if packing gains nothing."""
     if weight.dtype not in _PACKED_DTYPES:
         return weight.detach()
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
@@ -36,10 +36,10 @@ def linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def filled_rows(rows: int) -> int:
-    """Return up to how many rows a product of `rows` is filled: four counts for each doubling, all up to 8.
+    """Return the number of rows to which a product of `rows` is padded: four sizes per doubling, every size up to 8.
 
-    oneDNN compiles a kernel for each count of rows and shape of weights and keeps it, 0.65 MB each and up to 1,024:
-    with every count that comes along a rank would grow for hours.
+    oneDNN compiles and keeps a kernel of 0.65 MB for each number of rows and weight shape, up to 1,024 kernels: with
+    every number of rows a rank's memory would grow for hours.
     """
     step = max(1, (1 << (rows - 1).bit_length()) // 8)
     return -(-rows // step) * step
@@ -48,7 +48,7 @@ def filled_rows(rows: int) -> int:
 def install_cpu_linear(model: torch.nn.Module) -> int:
     """Make every unquantised linear layer of `model`, and its output head, compute with `linear`; return how many.
 
-    Weights keep their plain form beside the packed one, because a draft model reads some of them directly. Changing
+    The plain weights are kept beside the packed ones, because a draft model reads some of them directly. Changing
     weights in place afterwards has no effect.
     """
     from sglang.srt.layers.linear import LinearBase
@@ -61,7 +61,7 @@ def install_cpu_linear(model: torch.nn.Module) -> int:
         if isinstance(layer, LinearBase) and isinstance(method, UnquantizedLinearMethod):
             method.apply = _PackedMethod(layer.weight, method).apply
         elif isinstance(layer, ParallelLMHead) and isinstance(method, UnquantizedEmbeddingMethod):
-            # SGLang multiplies by `weight` itself, unless the method is of a class that it does not know.
+            # SGLang multiplies by `weight` itself, unless it does not know the method's class.
             layer.quant_method = _PackedMethod(layer.weight, method)
         else:
             continue
@@ -70,7 +70,7 @@ def install_cpu_linear(model: torch.nn.Module) -> int:
 
 
 class _PackedMethod:
-    """Stands in for a layer's quantisation method, with the packed weight."""
+    """Replaces a layer's quantisation method; multiplies by the packed weight."""
 
     def __init__(self, weight: torch.Tensor, plain: Any) -> None:
         self._packed = pack(weight)

@@ -1,4 +1,4 @@
-"""Mixture-of-experts layers on a CPU, expert-parallel: tokens grouped by expert, two matrix products per expert.
+"""Expert-parallel mixture-of-experts layers on a CPU: tokens grouped by expert, two matrix products per expert.
 
 SGLang's own torch version (`sglang/srt/layers/moe/fused_moe_native.py`) counts by global expert id and fails on the -1
 that its dispatcher writes for another rank's experts.
@@ -30,8 +30,8 @@ def moe_forward(
     """Return this rank's share of the layer's output, [tokens, hidden] in hidden's dtype.
 
     `hidden` [tokens, hidden]; `topk_ids` [tokens, k] integer local expert ids, -1 for an expert of another rank;
-    `topk_weights` [tokens, k]. Weighted sums are float32. Experts that nobody chose are not read; Python works once
-    per chosen expert, never per token.
+    `topk_weights` [tokens, k]. Weighted sums are float32. Weights of experts without tokens are not read; the Python
+    loop runs once per chosen expert, not per token.
     """
     flat = topk_ids.flatten()
     by_expert = flat.argsort()
@@ -55,8 +55,8 @@ def _expert(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch
 def install_cpu_moe(model: torch.nn.Module) -> int:
     """Make every FusedMoE layer of `model` compute with `moe_forward`; return how many there are.
 
-    The layers' own expert weights are given up, so that memory holds them once. Raises ConfigError when a layer asks
-    for something that `moe_forward` does not do.
+    The layers' own expert weights are freed, so that memory holds them once. Raises ConfigError if a layer needs
+    something that `moe_forward` does not do.
     """
     from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 
@@ -74,7 +74,7 @@ def _install(layer: Any) -> None:
     experts = pack_experts(layer.w13_weight, layer.w2_weight)
     if experts[0][0].is_mkldnn:
         for weight in (layer.w13_weight, layer.w2_weight):
-            # Shape without storage: a later read is loudly wrong, a later write fails.
+            # A shape without storage: a later read gives NaN, a later write fails.
             weight.data = weight.new_full((), torch.nan).expand(weight.shape)
 
     def apply(layer: Any, dispatch_output: Any) -> Any:
@@ -86,7 +86,7 @@ def _install(layer: Any) -> None:
 
 
 def _unsupported(layer: Any) -> list[Problem]:
-    """What SGLang would have its GPU kernels do in this layer and `moe_forward` would silently leave out."""
+    """Return what SGLang's GPU kernels would do in this layer and `moe_forward` would silently omit."""
     from sglang.srt.layers.moe.token_dispatcher import StandardDispatcher
     from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 

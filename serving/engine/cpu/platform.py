@@ -1,6 +1,6 @@
-"""The platform SGLang runs on where there is no accelerator: torch everywhere, gloo between ranks.
+"""SGLang's platform for machines without an accelerator: torch operations, gloo between ranks.
 
-An out-of-tree platform rather than SGLang's CPU engine, which needs an AMX build of sgl-kernel that no registry has.
+It is an out-of-tree platform because SGLang's CPU engine needs an AMX build of sgl-kernel that is not published.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from sglang.srt.platforms.interface import SRTPlatform
 class CpuPlatform(CpuDeviceMixin, SRTPlatform):
     """SGLang's view of this machine's CPUs.
 
-    Source: the plugin contract in `sglang/srt/platforms/interface.py`. `is_cpu()` stays False on purpose: with it,
-    SGLang imports CPU kernels that are not there; `is_out_of_tree()` selects its torch-native branches instead.
+    Source: the plugin contract in `sglang/srt/platforms/interface.py`. `is_cpu()` stays False on purpose: otherwise
+    SGLang would import CPU kernels that are not installed; `is_out_of_tree()` selects its torch-native branches.
     """
 
     _enum = PlatformEnum.OOT
     device_name = "sparktier_cpu"
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Choose our attention where SGLang chose its own for device cpu, which needs its AMX build."""
+        """Choose our attention where SGLang chose its own for CPUs, which needs the AMX build."""
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = self.get_default_attention_backend()
 
@@ -42,7 +42,7 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
         return False
 
     def supports_speculative_algorithm(self, algorithm: str) -> bool:
-        """Return True: speculation runs in the engine's plugin, which brings its own torch kernels."""
+        """Return True: our plugin brings torch versions of the kernels of speculation."""
         return True
 
     def get_kv_pool_cls(self, *, kind: Any) -> type | None:
@@ -58,7 +58,7 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
         return window_slots
 
     def post_load_model(self, model: torch.nn.Module) -> None:
-        """Give `model` the grouped, expert-parallel CPU forward of its experts, and packed weights elsewhere."""
+        """Install the CPU forward of experts and the packed linear layers in `model`."""
         from sparktier.serving.engine.cpu.linear import install_cpu_linear
         from sparktier.serving.engine.cpu.moe import install_cpu_moe
         from sparktier.serving.engine.cpu.torch_ops import use_torch_draft

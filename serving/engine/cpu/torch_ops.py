@@ -1,7 +1,7 @@
-"""Torch versions of the few Triton-only operations that speculation reaches on a CPU.
+"""Torch versions of the few Triton-only operations that speculation uses on a CPU.
 
-SGLang picks Triton wherever a device is neither its CPU engine nor a named accelerator, so our platform would launch
-GPU kernels. Two have a seam in the platform contract and stand in cpu_platform.py; the rest is replaced by name here.
+SGLang picks Triton on every device that is neither its CPU engine nor a named accelerator, so our platform would launch
+GPU kernels. `platform.py` returns two of these operations through the platform contract; `install` replaces the others.
 """
 
 from typing import Any
@@ -48,7 +48,7 @@ def write_slots(
 
 
 def _places(requests: Tensor, start: Tensor, end: Tensor) -> tuple[Ints, Ints]:
-    """Rows and positions of [start, end) of each request, side by side."""
+    """Return the table rows and positions of [start, end) of each request, packed."""
     firsts = start.numpy().astype(np.int64)
     lengths = end.numpy() - firsts
     shifts = np.repeat(firsts - (lengths.cumsum() - lengths), lengths)
@@ -56,7 +56,7 @@ def _places(requests: Tensor, start: Tensor, end: Tensor) -> tuple[Ints, Ints]:
 
 
 def use_torch_draft(model: Any) -> None:
-    """Keep a bfloat16 draft off the two fused kernels that SGLang picks by dtype alone; other models have neither."""
+    """Keep a bfloat16 draft from the two fused kernels that SGLang picks by dtype; other models have neither."""
     for module in model.modules():
         if getattr(module, "use_table_qk_norm_rope", False):
             module.use_table_qk_norm_rope = False

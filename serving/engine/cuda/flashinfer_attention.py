@@ -1,7 +1,7 @@
 """FlashInfer attention on GPUs: ragged verify passes of chains and trees inside CUDA graphs.
 
-Extends SGLang's backend, which runs ragged rows without graphs only. A graph is captured for each bucket of rows, once
-without a mask for chains and once with one for trees.
+Extends SGLang's backend, which runs ragged rows only without graphs. For each bucket of rows two graphs are captured:
+one without a mask for chains, and one with a mask for trees.
 """
 
 from dataclasses import dataclass
@@ -29,19 +29,19 @@ _ALL_BITS = 255
 
 @dataclass(frozen=True)
 class VerifyVariants:
-    """Which of a bucket's two graphs a pass runs; the contract is in SGLang's `layers/attention/graph_variants.py`."""
+    """Selects one of a bucket's two graphs. Source of the contract: SGLang's `layers/attention/graph_variants.py`."""
 
     capture_labels: ClassVar[tuple[str, ...]] = (CHAIN, TREE)
 
     def select(self, forward_batch: Any) -> str:
-        """Return TREE where rows may branch: a chain is causal and needs no mask."""
+        """Return TREE where rows may branch; a chain is causal and needs no mask."""
         return CHAIN if getattr(forward_batch.spec_info, "ancestor_words", None) is None else TREE
 
 
 class Lengths(NamedTuple):
     """Committed tokens and verified rows of each slot of a graph, [slots] int32 on the host.
 
-    Slots without a request carry the rows that the bucket has to spare, or the last request does.
+    Spare rows of the bucket belong to slots without a request or, where there are none, to the last request.
     """
 
     committed: Tensor
@@ -49,16 +49,16 @@ class Lengths(NamedTuple):
 
     @property
     def keys(self) -> Tensor:
-        """[slots] int32: what a slot's rows may attend to."""
+        """Number of keys that a slot's rows may attend to, [slots] int32."""
         return self.committed + self.rows
 
 
 class LadderFlashInfer(FlashInferAttnBackend):
-    """SGLang's FlashInfer backend, whose verify passes may differ in rows from request to request under graphs too."""
+    """SGLang's FlashInfer backend with ragged verify passes under graphs."""
 
     def __init__(self, model_runner: Any, **options: Any) -> None:
         super().__init__(model_runner, **options)
-        # SGLang checks these for its own class alone.
+        # SGLang runs these checks only for its own class.
         if model_runner.prefill_attention_backend_str == _NAME:
             self._check_kv_attention_access("prefill", self.prefill_kv_access)
         if model_runner.decode_attention_backend_str == _NAME:
@@ -66,18 +66,18 @@ class LadderFlashInfer(FlashInferAttnBackend):
 
     @property
     def supports_ragged_verify_graph(self) -> bool:
-        """Whether one wrapper serves all layers; sliding windows and cross attention have several, and run eagerly."""
+        """True if one wrapper serves all layers. Sliding windows and cross attention need several, and run eagerly."""
         return self.dispatch_reason is None
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int, kv_indices_buf: Tensor | None = None) -> None:
-        """Make the buffers that graphs read; SGLang's mask buffer has a byte where ours needs a bit."""
+        """Allocate the buffers that graphs read; SGLang's mask buffer has a byte where ours needs a bit."""
         super().init_cuda_graph_state(max_bs, max_num_tokens, kv_indices_buf)
-        # What a capture computes is thrown away, but rows that see nothing would route on what is not a number.
+        # Results of a capture are discarded, but rows that see no column would route tokens by NaN.
         self.cuda_graph_custom_mask.fill_(_ALL_BITS)
         self._verify_wrappers: dict[tuple[int, int, bool], Any] = {}
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
-        """Bring a graph's buffers to the lengths, slots and tree of this pass, before its capture and every replay."""
+        """Update a graph's buffers to the lengths, slots and tree of this pass, before its capture and every replay."""
         layout = resolve_ragged_verify_layout(forward_batch)
         if layout is None or not forward_batch.forward_mode.is_target_verify():
             super().init_forward_metadata_out_graph(forward_batch, in_capture)
@@ -120,14 +120,14 @@ class LadderFlashInfer(FlashInferAttnBackend):
             heads.num_qo_heads,
             heads.num_kv_heads,
             heads.head_dim,
-            1,  # slots of the pool, whatever its pages
+            1,  # page size: the page table names single slots
             q_data_type=heads.q_data_type,
             kv_data_type=heads.data_type,
             non_blocking=True,
             **known,
         )
         if in_capture:
-            # SGLang's plan without a wait for the device; it needs what the first, whole one has made.
+            # Replays use SGLang's plan without a sync; it reuses what this first, full plan has allocated.
             wrapper.begin_forward = partial(fast_prefill_plan, wrapper)
 
     def _write_mask(
@@ -146,13 +146,13 @@ class LadderFlashInfer(FlashInferAttnBackend):
 
 
 def host_lengths(forward_batch: Any, layout: RaggedVerifyLayout, *, slots: int, in_capture: bool) -> Lengths:
-    """Return the lengths of `layout`'s requests and of the empty slots after them, without asking the device.
+    """Return the lengths of `layout`'s requests and of the empty slots after them, from the host's copies.
 
-    The batch's host lengths count a live request's rows already (verify_pass.py) and are as captured in empty slots.
-    Where an overlapped scheduler keeps none, the device is asked.
+    The batch's host lengths already include the rows of live requests (verify_pass.py); those of empty slots are as
+    captured. An overlapped scheduler keeps no host lengths; then they are read from the device.
     """
     live = torch.tensor(layout.verify_lens_cpu, dtype=torch.int32)
-    # As the device's lengths are padded, on the host.
+    # The same padding as on the device, computed on the host.
     rows = PaddedToBucket.torch(
         verify_lens=live, graph_num_tokens=layout.graph_num_tokens, bs=len(live), padded_bs=slots
     )
@@ -175,7 +175,7 @@ def _host_plan(lengths: Lengths) -> dict[str, Any]:
 
 
 def install(*, trees: bool) -> None:
-    """Put the backend in the place of SGLang's own; with `trees`, have each bucket's second graph captured too."""
+    """Replace SGLang's backend by ours; with `trees`, capture each bucket's second graph too."""
     stock_backend = attention_registry.ATTENTION_BACKENDS[_NAME]
 
     def create(runner: Any) -> Any:
@@ -189,7 +189,7 @@ def install(*, trees: bool) -> None:
     stock_variants = decode_cuda_graph_runner.create_attention_graph_variants
 
     def create_variants(hf_config: Any) -> Any:
-        # A draft block has no tree in it.
+        # A draft block has no tree.
         is_draft = any("DSpark" in name for name in getattr(hf_config, "architectures", None) or ())
         return stock_variants(hf_config) if is_draft else VerifyVariants()
 

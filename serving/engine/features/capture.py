@@ -1,7 +1,7 @@
-"""Rank 0's side: sends the hidden states of every prefill chunk that belongs to a request for features.
+"""Rank 0's side: sends the hidden states of every prefill chunk of a request for features to the HTTP process.
 
-SGLang captures them (aux hidden states, and the last ones kept beside them); its own way out would turn them into JSON
-lists and drop all chunks but the last.
+SGLang captures them (aux hidden states, and the last ones beside them). Its own way out would turn them into JSON lists
+and drop every chunk but the last.
 """
 
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from typing import Any
 import zmq
 from torch import Tensor
 
-from sparktier.serving.engine.features.rows import REQUEST_PREFIX, Rows, frames
+from sparktier.serving.engine.features.feature_rows import REQUEST_PREFIX, FeatureRows, frames
 from sparktier.serving.engine.rank_options import FeatureOptions
 
 
 class RowSender:
-    """A socket to the HTTP process. Never waits: how much is under way is bounded by whoever asks."""
+    """A socket to the HTTP process. Never waits: the HTTP process bounds how many requests are under way."""
 
     def __init__(self, endpoint: str) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
@@ -23,13 +23,13 @@ class RowSender:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(endpoint)
 
-    def send(self, request_id: str, rows: Rows) -> None:
-        """Queue `rows`, whose tensors may be reused afterwards."""
+    def send(self, request_id: str, rows: FeatureRows) -> None:
+        """Queue a copy of `rows`; the caller may reuse their tensors."""
         self._socket.send_multipart(frames(request_id, rows))
 
 
 def install(options: FeatureOptions) -> None:
-    """Hook SGLang's worker and logits processor in this process, which may be a rank."""
+    """Hook SGLang's worker and logits processor in this process."""
     from sglang.srt.layers.logits_processor import LogitsProcessor
     from sglang.srt.managers.tp_worker import TpModelWorker
     from sglang.srt.runtime_context import get_parallel
@@ -49,15 +49,15 @@ def install(options: FeatureOptions) -> None:
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         stock_init(self, *args, **kwargs)
-        # SGLang keeps them where it captures without a draft; a drafting engine captures too.
+        # SGLang sets this only where it captures without a draft; a drafting engine captures too.
         self.keep_last_hidden_states = True
 
     TpModelWorker.forward_batch_generation = forward_batch_generation
     LogitsProcessor.__init__ = init
 
 
-def prefilled(batch: Any, output: Any) -> Iterator[tuple[str, Rows]]:
-    """Yield the rows of each request for features in the chunk that was just prefilled, by the request's id.
+def prefilled(batch: Any, output: Any) -> Iterator[tuple[str, FeatureRows]]:
+    """Yield the id and rows of each request for features in the chunk that was just prefilled.
 
     Copies to the host at once: the tensors may be a graph's buffers, which the next forward pass rewrites.
     """
@@ -69,5 +69,5 @@ def prefilled(batch: Any, output: Any) -> Iterator[tuple[str, Rows]]:
     for req, start, length in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
         if req.rid.startswith(REQUEST_PREFIX):
             features, last_hidden = (tensor[first : first + length].cpu() for tensor in captured)
-            yield req.rid, Rows(start, features, last_hidden)
+            yield req.rid, FeatureRows(start, features, last_hidden)
         first += length

@@ -1,6 +1,6 @@
-"""The HTTP process's side: collects the chunks of each sequence that was asked for, and drops all others.
+"""The HTTP process's side: joins the chunks of each expected sequence and drops all others.
 
-A client that went away is no longer expected, so what its request still yields is thrown away here.
+The sequence of a client that went away is no longer expected, so its remaining chunks are dropped.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import zmq
 import zmq.asyncio
 
 from sparktier.configs.errors import ReplicaError
-from sparktier.serving.engine.features.rows import Rows, joined, parsed
+from sparktier.serving.engine.features.feature_rows import FeatureRows, joined, parsed
 
 logger = logging.getLogger(__name__)
 
@@ -22,20 +22,20 @@ logger = logging.getLogger(__name__)
 class _Sequence:
     def __init__(self, length_tokens: int) -> None:
         self._missing = length_tokens
-        self._parts: list[Rows] = []
+        self._parts: list[FeatureRows] = []
         self._next = 0
-        self.whole: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
+        self.whole: asyncio.Future[FeatureRows] = asyncio.get_running_loop().create_future()
 
-    def fail(self, what: str) -> None:
-        """End the wait for the sequence."""
+    def fail(self, reason: str) -> None:
+        """End the wait for the sequence with a ReplicaError."""
         if not self.whole.done():
-            self.whole.set_exception(ReplicaError(f"features of a sequence: {what}. Ask again."))
+            self.whole.set_exception(ReplicaError(f"features of a sequence: {reason}. Ask again."))
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: FeatureRows) -> None:
         if self.whole.done():
             return
         if rows.start != self._next:
-            # A prefix from the cache has no hidden states, and a request that was retracted starts over.
+            # A cached prefix has no hidden states, and a retracted request starts over.
             self.fail(f"position {self._next} must come next (found {rows.start})")
             return
         self._parts.append(rows)
@@ -45,7 +45,7 @@ class _Sequence:
 
 
 class Inbox:
-    """Listens on `endpoint` from the first sequence on that is expected."""
+    """Receives rows on `endpoint`; it starts to listen when the first sequence is expected."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
@@ -54,10 +54,13 @@ class Inbox:
         self.unreadable_messages = 0
 
     @contextmanager
-    def expecting(self, request_id: str, length_tokens: int) -> Iterator["asyncio.Future[Rows]"]:
-        """Give a future that has every position of the sequence once its last chunk has come.
+    def expecting(self, request_id: str, length_tokens: int) -> Iterator["asyncio.Future[FeatureRows]"]:
+        """Yield a future of the whole sequence.
 
-        Raises ReplicaError where the endpoint can't be listened on. The future gets one when listening ends.
+        The future gets a ReplicaError when listening ends.
+
+        Raises:
+            ReplicaError: the endpoint is in use.
         """
         if self._receiving is None or self._receiving.done():
             socket = self._listening()
@@ -86,14 +89,14 @@ class Inbox:
                 request_id, rows = parsed(message)
                 if request_id in self._expected:
                     self._expected[request_id].add(rows)
-            # Whatever is wrong with one message must not keep those after it from being read.
+            # A broken message must not stop the reading of later ones.
             except Exception as error:
                 self.unreadable_messages += 1
                 why = f"{type(error).__name__}: {error}"
                 logger.warning("features: message %d that can't be read (%s)", self.unreadable_messages, why)
 
     def _ended(self, socket: Any, receiving: "asyncio.Task[None]") -> None:
-        """Tell those who wait for rows that none will come; the next sequence listens anew."""
+        """Fail every expected sequence; the next one opens a new socket."""
         socket.close(0)
         found = "cancelled" if receiving.cancelled() else repr(receiving.exception())
         if not receiving.cancelled():

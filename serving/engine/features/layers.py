@@ -1,4 +1,4 @@
-"""Whether an engine can hand out the layers that its settings name, asked before any rank starts."""
+"""Checks, before any rank starts, that the engine can capture the layers that its settings name."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ _KEY = "training.target_layer_ids"
 
 
 def require_layers(server_args: Any, target_layer_ids: tuple[int, ...]) -> None:
-    """Check the layers against the model, and against the draft where there is one: both read the same capture.
+    """Check the layers against the model and, where there is one, the draft: both read the same capture.
 
     Raises:
-        ConfigError: the model has no such layer to read, or the draft reads others.
+        ConfigError: the model has no such layer to read, or the draft reads other layers.
     """
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.speculative.dspark_components.dspark_config import (
@@ -20,7 +20,8 @@ def require_layers(server_args: Any, target_layer_ids: tuple[int, ...]) -> None:
     )
 
     model = ModelConfig.from_server_args(server_args)
-    # Most models capture a layer's output where the next one starts; those with a DSpark draft inside, where it ends.
+    # Most models capture a layer's output at the start of the next layer, so the last one can't be read. Models with a
+    # DSpark draft inside capture it at the layer's end.
     beyond = 1 if checkpoint_bundles_dspark_draft(model.hf_config) else 2
     highest = model.num_hidden_layers - beyond
     if target_layer_ids[-1] > highest:

@@ -1,7 +1,4 @@
-"""Makes the features of one sequence: a prefill of its token ids through the engine, and the rows that it yields.
-
-At most `records_at_once` sequences are under way.
-"""
+"""Makes the features of one sequence: prefills its token ids in the engine and waits for their rows."""
 
 import asyncio
 import uuid
@@ -10,27 +7,27 @@ from contextlib import aclosing
 from typing import Any
 
 from sparktier.configs.errors import ReplicaError, RequestError
+from sparktier.serving.engine.features.feature_rows import REQUEST_PREFIX, FeatureRows
 from sparktier.serving.engine.features.inbox import Inbox
-from sparktier.serving.engine.features.rows import REQUEST_PREFIX, Rows
 
-# Rows and the engine's answer come by different ways; the slower one is this late at most.
+# Rows and the engine's answer arrive on different channels; rows may be this late.
 _ROWS_LATE_S = 60.0
 
 
 class Recorder:
-    """`tokenizer_manager` is SGLang's, which takes requests in this process."""
+    """Prefills through SGLang's `tokenizer_manager`, at most `records_at_once` sequences at a time."""
 
     def __init__(self, tokenizer_manager: Any, inbox: Inbox, *, records_at_once: int) -> None:
         self._manager = tokenizer_manager
         self._inbox = inbox
         self._slots = asyncio.Semaphore(records_at_once)
 
-    async def record(self, token_ids: Sequence[int]) -> Rows:
-        """Return every position of the sequence. Cancelling this ends the work in the engine.
+    async def record(self, token_ids: Sequence[int]) -> FeatureRows:
+        """Return every position of the sequence. Cancelling the call ends the work in the engine.
 
         Raises:
             RequestError: the engine refuses the sequence.
-            ReplicaError: the engine gave the request up, or rows are missing.
+            ReplicaError: the engine aborted the request, or rows are missing.
         """
         request_id = REQUEST_PREFIX + uuid.uuid4().hex
         async with self._slots:

@@ -1,7 +1,7 @@
-"""`/sparktier/features` on a replica's own port: GET says what its records are, POST makes one.
+"""`/sparktier/features` on a replica's own port: GET describes its records, POST makes one.
 
-A record is asked for as `{"token_ids": [...]}` and comes as safetensors bytes with `features` and `last_hidden`. The
-front routes neither, and the port asks for the admin key.
+A request is `{"token_ids": [...]}`; the answer is safetensors bytes with `features` and `last_hidden`. The front has
+neither route, and the replica's port asks for the admin key.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ PATH = "/sparktier/features"
 
 
 def feature_routes(tokenizer_manager: Any, options: FeatureOptions) -> APIRouter:
-    """Return the two routes of an engine that was started with `options`."""
+    """Return the two routes of an engine started with `options`."""
     router = APIRouter()
     recorder = Recorder(tokenizer_manager, Inbox(options.endpoint), records_at_once=options.records_at_once)
     model = tokenizer_manager.model_config
@@ -65,7 +65,7 @@ def feature_routes(tokenizer_manager: Any, options: FeatureOptions) -> APIRouter
 
 @functools.cache
 def _binding(model_path: str) -> Binding:
-    """Return the fingerprints of the checkpoint, empty where it is not a folder that we can read."""
+    """Return the fingerprints of the checkpoint; empty ones where it is not a readable folder."""
     try:
         return read_target(Path(model_path)).binding
     except ArtifactError:

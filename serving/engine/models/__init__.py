@@ -1,1 +1,1 @@
-"""Model classes that SGLang loads in place of, or beside, its own (`SGLANG_EXTERNAL_MODEL_PACKAGE`)."""
+"""Model classes that SGLang loads beside its own or instead of them (`SGLANG_EXTERNAL_MODEL_PACKAGE`)."""

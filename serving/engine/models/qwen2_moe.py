@@ -1,4 +1,4 @@
-"""Qwen2-MoE as the demo model needs it: heads of the config's `head_dim`, and capture of features for a draft.
+"""Qwen2-MoE for the demo model: heads of the config's `head_dim`, and capture of features for a draft.
 
 SGLang's own class (`sglang/srt/models/qwen2_moe.py`) divides hidden size by heads, has no DFlash capture method, and
 adds its shared expert with a Triton kernel. Loads standard Qwen2-MoE weights.
@@ -28,8 +28,8 @@ class HeadDimAttention(Qwen2MoeAttention):
     """Attention whose heads together may be wider than the hidden size."""
 
     def __init__(self, config: Any, layer_id: int, quant_config: Any, prefix: str) -> None:
-        # The parent derives head_dim, rotary table and cache shape from hidden_size / num_heads; given the width of all
-        # heads it gets them right, and only the two projections have to be made again with the true hidden size.
+        # The parent derives head_dim, rotary table and cache shape from hidden_size / num_heads. With the width of all
+        # heads as hidden_size they come out right; then the two projections are rebuilt with the true hidden size.
         rope_theta, rope_scaling = get_rope_config(config)
         width = config.num_attention_heads * config.head_dim
         super().__init__(
@@ -76,10 +76,10 @@ class HeadDimDecoderLayer(Qwen2MoeDecoderLayer):
 
 
 class SparktierQwen2MoeForCausalLM(Qwen2MoeForCausalLM):
-    """Loaded by this name from the `architectures` of a checkpoint's config.json."""
+    """The demo model; SGLang finds it by this name in `architectures` of a checkpoint's config.json."""
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
-        # Not the parent's __init__: it has no seam for the layer type, and would allocate a second model.
+        # Skips the parent's __init__, which takes no layer type and would allocate a second model.
         nn.Module.__init__(self)
         self.pp_group = get_parallel().pp_group
         self.config = config

@@ -1,1 +1,1 @@
-"""SGLang's own DSPARK chain with our statistics, and its planner without a confidence head."""
+"""SGLang's own DSpark chain under our plans."""

@@ -1,7 +1,7 @@
-"""SGLang's own DSpark chain under our plan: the way for targets that take no tree mask, DeepSeek-V4 and MLA.
+"""Runs SGLang's own DSpark chain under our plan, for targets that take no tree mask: DeepSeek-V4 and MLA.
 
-SGLang's planner decides how many drafts each request verifies; ours may only lower that: by rung, row budget and tier.
-The block is drafted on every rung, `off` included: SGLang drafts before it plans.
+SGLang's planner decides how many drafts each request verifies; our plan only lowers that number, by rung, row budget
+and tier. SGLang drafts before it plans, so the block is drafted on every rung, `off` included.
 """
 
 from collections.abc import Iterator
@@ -28,18 +28,18 @@ class PlannedVerify(DSparkVerifyPlanner):
     """SGLang's verify planner with a ceiling. Source: `speculative/dspark_components/dspark_planner.py`."""
 
     def bind(self, tiers: Tensor) -> None:
-        """Take the table [request slots] of tier ids; no plan is in force yet."""
+        """Set the table [request slots] of tier ids; no plan is in force yet."""
         self._tiers = tiers
         self._plan: Plan | None = None
 
     def set_plan(self, plan: Plan) -> None:
         """Put `plan` in force from the next step on."""
         self._plan, self._caps = plan, tier_caps(plan, device=self._tiers.device)
-        # With a flat cost table SGLang would skip planning altogether.
+        # With a flat cost table SGLang would skip planning.
         self._is_verify_all = False
 
     def _budget_from_resolved(self, *, resolved: Any, req_pool_indices_cpu: Tensor) -> int | None:
-        """Drafted tokens of the coming step over all requests: SGLang's number, or the plan's where that is lower."""
+        """Return the drafted tokens of the next step over all requests: the lower of SGLang's number and the plan's."""
         budget: int | None = super()._budget_from_resolved(resolved=resolved, req_pool_indices_cpu=req_pool_indices_cpu)
         if self._plan is None:
             return budget
@@ -52,14 +52,14 @@ class PlannedVerify(DSparkVerifyPlanner):
     def _schedule_verify_lens(
         self, *, req_pool_indices: Tensor, confidence: Tensor | None, **step: Any
     ) -> Tensor | None:
-        """Rows of each request [batch] int32: SGLang's choice among the drafts that the plan leaves to its tier."""
+        """Return the rows of each request [batch] int32: SGLang's choice within the caps of the plan."""
         rows = None
         if self._plan is not None and confidence is not None:
             caps = self._caps[self._tiers[req_pool_indices]]
             useful = torch.full_like(caps, self.gamma)
             rows = row_counts(draft_tokens=self._drafted(), row_budget=0, caps=caps, useful=useful)
             places = torch.arange(1, self.gamma + 1, device=confidence.device)
-            # What may not be verified must not take budget from what may.
+            # Drafts beyond a cap must not take budget from others.
             confidence = confidence.masked_fill(places >= rows.unsqueeze(1), 0.0)
         lens: Tensor | None = super()._schedule_verify_lens(
             req_pool_indices=req_pool_indices, confidence=confidence, **step
@@ -67,12 +67,12 @@ class PlannedVerify(DSparkVerifyPlanner):
         return lens if lens is None or rows is None else torch.minimum(lens, rows.to(lens))
 
     def _drafted(self) -> int:
-        assert self._plan is not None, "asked for under a plan only"
+        assert self._plan is not None, "called under a plan only"
         return rung_tokens(self._plan.rung, block_tokens=self.gamma, short_tokens=SHORT_TOKENS)
 
 
 class NativeWorker(DSparkWorkerV2):
-    """SGLang's worker, which takes plans where its verification is trimmed at run time (`verification: compact`)."""
+    """SGLang's worker; it takes plans if verification is trimmed at run time (`verification: compact`)."""
 
     highest_rung = Rung.CHAIN
 
@@ -89,7 +89,7 @@ class NativeWorker(DSparkWorkerV2):
         return bool(self._verify_planner.is_compact_mode)
 
     def alloc_memory_pool(self, **kwargs: Any) -> None:
-        """Make the draft's KV pool, and the table of request slots beside it."""
+        """Allocate the draft's KV pool and the table of request slots."""
         super().alloc_memory_pool(**kwargs)
         slots = self.model_runner.req_to_token_pool.req_to_token.shape[0]
         self.slots = SlotTable(slots, tiers=rank_options().tiers, device=torch.device(self.device))
@@ -107,7 +107,7 @@ class NativeWorker(DSparkWorkerV2):
 
 
 def require_trained_block(block_tokens: int, trained_tokens: int | None) -> None:
-    """Raise ArtifactError where a block is longer than the draft was trained for, which SGLang only logs."""
+    """Raise ArtifactError if the block is longer than the draft was trained for; SGLang only logs it."""
     if trained_tokens is not None and block_tokens > trained_tokens:
         raise ArtifactError(
             f"speculation.block_tokens: must be at most the {trained_tokens} that the draft was trained for "

@@ -1,1 +1,1 @@
-"""Hooks around single requests inside SGLang: limits, grammars, faults that end one request alone."""
+"""Hooks in SGLang for single requests: limits, grammars, and faults that end one request only."""

@@ -1,5 +1,6 @@
-"""What the served model can do in a chat beyond text: call tools, reason apart from its answer, obey its template's
-arguments. SGLang knows it once it has read the chat template; requests that ask for more are refused by it.
+"""What the served model supports in a chat beyond text: tool calls, separate reasoning, arguments of its template.
+
+SGLang knows this once it has read the chat template; the front refuses requests that ask for more.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ Abilities = dict[str, Any]
 
 
 def abilities(tokenizer_manager: Any, template_manager: Any) -> Abilities:
-    """Return the parsers that are in force, and the names that the chat template reads (None: not known)."""
+    """Return the active parsers, and the names that the chat template reads (None: not known)."""
     other = template_manager.chat_template_name or template_manager.python_chat_template
     template = None if other else getattr(tokenizer_manager.tokenizer, "chat_template", None)
     return {
@@ -22,7 +23,7 @@ def abilities(tokenizer_manager: Any, template_manager: Any) -> Abilities:
 
 
 def names_read(template: str) -> list[str] | None:
-    """Return the names that a Jinja template takes from outside, sorted, or None where it isn't plain Jinja."""
+    """Return the sorted names that a Jinja template takes from outside, or None if it isn't plain Jinja."""
     try:
         tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(template)
     except jinja2.TemplateSyntaxError:

@@ -1,5 +1,5 @@
-"""Keeps what goes wrong in one request's grammar with that request: a grammar that can produce nothing is refused, an
-error inside a grammar leaves its request without a token.
+"""Confines grammar faults to their request: refuses a grammar that allows nothing, and gives the request of a failing
+grammar no token.
 
 SGLang calls grammars in the middle of a step, where an error would end the rank.
 """
@@ -14,7 +14,7 @@ from sglang.srt.constrained.xgrammar_backend import XGrammarGrammar
 from sglang.srt.speculative import spec_utils
 
 logger = logging.getLogger(__name__)
-# What grammars raise: C++ errors, and tokens that they don't take.
+# Grammars raise these: errors from C++, and refusals of a token.
 _ERRORS = (RuntimeError, ValueError)
 NOTHING = "it allows no first token, so no text can follow it. A rule that only refers to itself does that."
 
@@ -28,7 +28,7 @@ def install() -> None:
 
 
 def allows_nothing(grammar: Any, *, vocab_size: int) -> bool:
-    """Return whether `grammar` allows no token, nor an end, where it is."""
+    """Return whether `grammar` allows neither a token nor an end in its current state."""
     try:
         mask = grammar.allocate_vocab_mask(vocab_size=vocab_size, batch_size=1, device="cpu")
         grammar.fill_vocab_mask(mask, 0)
@@ -70,14 +70,14 @@ def _accepting(stock: Any) -> Any:
         try:
             stock(self, token)
         except RuntimeError as error:
-            # What SGLang's callers expect of a grammar that fails.
+            # SGLang's callers expect this error from a failing grammar.
             raise ValueError(f"the grammar failed: {error}") from error
 
     return accept
 
 
 def _traversing(stock: Any) -> Any:
-    """The masks of one request's rows; all rows allow nothing where its grammar fails."""
+    """Wrap `stock`, which fills the masks of one request's rows; if the grammar fails, its rows allow nothing."""
 
     @functools.wraps(stock)
     def traverse(

@@ -1,8 +1,8 @@
-"""Ends the one request that a step has no token for, or whose own part of a step raised an error; the others go on.
+"""Ends a request that gets no token in a step, or whose own part of a step raised an error; the other requests go on.
 
-A row of logits is silent when its largest is not finite: a grammar allows nothing more, or the numbers broke. Every
-sampler then yields some token in range and marks the row. When the step's result reaches the host, a marked request
-keeps what was accepted before and ends, with a declared reason unless that was its end already.
+A row of logits is silent if its maximum is not finite: its grammar allows no token, or the numbers broke. The sampler
+then yields an arbitrary token in range and marks the row. When the step's result reaches the host, a marked request
+keeps the drafts accepted before that row and ends; it gets an error unless those drafts already end it.
 """
 
 import functools
@@ -30,12 +30,12 @@ _NAMED_REQUESTS = 6
 
 
 def mark(logits_output: Any, silent: Tensor) -> None:
-    """Say on a step's `logits_output` which requests got no token: `silent` [batch] bool. The copy is asynchronous."""
+    """Note on a step's `logits_output` which requests got no token: `silent` [batch] bool. Copies asynchronously."""
     setattr(logits_output, _MARK, async_d2h(silent))
 
 
 def is_marked(logits_output: Any) -> bool:
-    """Return whether a sampler has chosen tokens from `logits_output`, which it hasn't where none were asked for."""
+    """Return whether a sampler has already chosen tokens from `logits_output`."""
     return getattr(logits_output, _MARK, None) is not None
 
 
@@ -62,7 +62,7 @@ def _marking(stock: Any) -> Any:
     def forward(self: Any, logits_output: Any, *args: Any, **kwargs: Any) -> Tensor:
         logits = logits_output.next_token_logits
         self.silent = ~logits.amax(dim=-1).isfinite()
-        if logits.device.type != "cpu" or self.silent.any():  # elsewhere asking would cost a wait for the device
+        if logits.device.type != "cpu" or self.silent.any():  # on a GPU `any` would wait for the device
             logits.masked_fill_(self.silent.unsqueeze(1), 0.0)
         tokens: Tensor = stock(self, logits_output, *args, **kwargs)
         mark(logits_output, self.silent)
@@ -73,7 +73,7 @@ def _marking(stock: Any) -> Any:
 
 def _agreeing(stock: Any) -> Any:
     def sync(self: Any, tokens: Tensor, sampling_info: Any) -> None:
-        # Where SGLang takes the least token of all ranks, one that has none speaks for all of them.
+        # SGLang may take the minimum token over all ranks; a rank without a token then decides for all.
         tokens.masked_fill_(self.silent, NO_TOKEN)
         stock(self, tokens, sampling_info)
         self.silent = tokens < 0
@@ -83,7 +83,7 @@ def _agreeing(stock: Any) -> Any:
 
 
 def _ending(stock: Any) -> Any:
-    """`stock`, which takes a step's batch and result in this order, after silent requests were told to end."""
+    """Wrap `stock` (a step's batch, then its result) so that silent requests end first."""
 
     def process(self: Any, batch: Any, result: Any) -> Any:
         end_silent(batch, result)
@@ -101,9 +101,9 @@ def _ending_before_grammars(stock: Any) -> Any:
 
 
 def end_silent(batch: Any, result: Any) -> None:
-    """Let requests of `batch` that its `result` marks as silent end with this step; done once a result.
+    """End the requests of `batch` that `result` marks as silent; a second call with the same result does nothing.
 
-    Drafts accepted before the silent row count: plain decoding would have emitted them, and they may end the answer.
+    Drafts accepted before the silent row are kept: plain decoding would have emitted them, and they may end the answer.
     """
     silent = getattr(getattr(result, "logits_output", None), _MARK, None)
     if silent is None:
@@ -116,17 +116,17 @@ def end_silent(batch: Any, result: Any) -> None:
         if is_silent and not (request.finished() or request.is_retracted or request.inflight_middle_chunks > 0):
             accepted = 0 if result.accept_lens is None else int(result.accept_lens[place]) - 1
             setattr(request, _FAULT, _Fault(accepted, len(request.output_ids) + accepted))
-            # Its KV may have the same broken numbers.
+            # The request's KV may hold the same broken numbers.
             request.skip_radix_cache_insert = True
             if accepted:
-                # The last token means nothing. The same tensor may be in use on the device.
+                # The last token is arbitrary. Cloned, because the device may still use the tensor.
                 result.accept_lens = result.accept_lens.clone()
                 result.accept_lens[place] = accepted
 
 
 @dataclass(frozen=True)
 class _Fault:
-    """A request that ends in this step: how many drafts the step accepted before, and how many tokens it then has."""
+    """A request that ends in this step: drafts that the step accepted, and tokens that the request then has."""
 
     accepted: int
     tokens: int
@@ -138,7 +138,7 @@ def _fault_of(request: Any) -> _Fault | None:
 
 
 def _ending_faulty(stock: Any) -> Any:
-    """SGLang's check whether a request has ended, with the end of those that can't go on."""
+    """Wrap SGLang's check whether a request has ended so that it also ends requests with a fault."""
 
     def update_finish_state(self: Any, new_accepted_len: int = 1) -> None:
         fault = _fault_of(self)
@@ -173,7 +173,7 @@ def _abort(request: Any, reason: str, status: HTTPStatus, kind: str) -> None:
 
 def _unless_silent(stock: Any) -> Any:
     def accept(self: Any, req: Any, tokens: Any) -> list[int]:
-        """No token of a request that got none in this step."""
+        """Accept nothing for a request that got no token in this step."""
         fault = _fault_of(req)
         if fault is not None and not fault.accepted:
             return []
@@ -203,7 +203,7 @@ def _naming_requests(stock: Any) -> Any:
 
 
 def _names(batch: Any) -> str:
-    """Return the requests of a step as the last words of the log before the process ends."""
+    """Return the ids of a step's requests for the log, which ends with them when the process dies."""
     ids = [request.rid for request in batch.reqs]
     more = f" and {len(ids) - _NAMED_REQUESTS} more" if len(ids) > _NAMED_REQUESTS else ""
     return f"Requests in the step: {', '.join(ids[:_NAMED_REQUESTS])}{more}."

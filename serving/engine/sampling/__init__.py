@@ -1,1 +1,1 @@
-"""Noise keyed by seed and position: samplers and seeds of choices."""
+"""Sampling with noise keyed by seed and position, and the seeds of requests and their choices."""

@@ -1,14 +1,14 @@
-"""A seed of its own for each of a request's `n` choices: SGLang gives all the same, so their answers would be equal.
+"""Gives each of a request's `n` choices its own seed; SGLang gives all the same one, so their answers would be equal.
 
-The first keeps the request's seed, so it says what it would say alone.
+The first choice keeps the request's seed, so its answer is that of a request with `n` = 1.
 """
 
 import copy
 from typing import Any
 
-# Choices that a broken send left uncounted must not pile up.
+# A send that fails leaves its count behind; such counts must not pile up.
 _MOST_OPEN = 4096
-_STRIDE = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: neighbours land far apart
+_STRIDE = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: consecutive indices give distant seeds
 _SEED_BITS = 63
 
 
@@ -18,15 +18,15 @@ def choice_seed(seed: int, index: int) -> int:
 
 
 class ChoiceSeeds:
-    """Counts which choice of its request is being sent; choices of one request share their sampling parameters."""
+    """Counts which choice of a request is sent next; the choices of one request share one `SamplingParams`."""
 
     def __init__(self) -> None:
-        # The parameters are kept beside the count, so that no other object can take their identity meanwhile.
+        # Holds the parameters too, so that no other object gets their id meanwhile.
         self._sent: dict[int, tuple[Any, int]] = {}
 
     def next_params(self, params: Any) -> Any:
-        """Return SGLang's `SamplingParams` with the seed of the next choice; what needs none comes back as it is."""
-        # The request that warms the cache for all choices yields nothing, and is none of them.
+        """Return SGLang's `SamplingParams` with the seed of the next choice, or `params` where none is needed."""
+        # The request that warms the prefix cache for all choices yields no token and is not a choice.
         if params.sampling_seed is None or params.n <= 1 or params.max_new_tokens == 0 or params.beam_width:
             return params
         _, index = self._sent.pop(id(params), (params, 0))
@@ -40,7 +40,7 @@ class ChoiceSeeds:
 
 
 def install(tokenizer_manager: Any) -> None:
-    """Give choices their seeds where `tokenizer_manager` sends them to the ranks."""
+    """Seed the choices that `tokenizer_manager` sends to the ranks."""
     send, seeds = tokenizer_manager._send_one_request, ChoiceSeeds()
 
     async def send_one_request(request: Any) -> None:

@@ -1,7 +1,6 @@
-"""The target's own choice of tokens, with noise keyed by (seed, position): the token that a prompt's prefill yields.
+"""Samples the token after a prefill with noise keyed by (seed, position).
 
-One rule for prompts and verify rows alike (see target_distribution.py), so that a sampled answer is the same whatever
-was drafted.
+Verify rows are sampled by the same rule (target_distribution.py), so a sampled answer does not depend on the drafts.
 """
 
 from typing import Any
@@ -16,15 +15,15 @@ from sparktier.serving.engine.sampling.seeds import seed_of
 
 
 class KeyedSampler(Sampler):
-    """SGLang's sampler with the draw itself replaced by ours, for the token that a prefill yields."""
+    """SGLang's sampler with our draw."""
 
     def _sample_from_probs(
         self, probs: Tensor, sampling_info: Any, positions: Tensor, simple_sampling_case: bool
     ) -> tuple[Tensor, None]:
-        # The probabilities come after temperature; their logarithm at temperature 1 gives them back.
+        # `probs` include the temperature already, so their logarithm is used at temperature 1.
         rows = sampling_rows(sampling_info, temperatures=torch.ones(len(probs), device=probs.device))
-        law = target_probs(logits=probs.log(), sampling=rows)
-        return draw(weights=law, seeds=sampling_info.sampling_seed, positions=positions.long()), None
+        distribution = target_probs(logits=probs.log(), sampling=rows)
+        return draw(weights=distribution, seeds=sampling_info.sampling_seed, positions=positions.long()), None
 
 
 def sampling_rows(info: Any, *, temperatures: Tensor | None = None) -> SamplingRows:

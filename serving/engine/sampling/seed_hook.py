@@ -1,13 +1,13 @@
-"""Gives every request of an engine that samples with keyed noise a seed that all ranks agree on.
+"""Gives every request a seed that all ranks agree on, in engines that sample with keyed noise.
 
-Without it SGLang ignores a request's own seed. It keeps the tensor in step with the batch from then on.
+Without it SGLang ignores a request's own seed. SGLang keeps the tensor of seeds in step with the batch afterwards.
 """
 
 from typing import Any
 
 
 def install() -> None:
-    """Offer the keyed sampler, and hook the making of SGLang's sampling parameters in this process."""
+    """Register the keyed sampler, and hook the construction of SGLang's sampling parameters in this process."""
     from sglang.srt.layers.sampler import register_sampler_backend
     from sglang.srt.runtime_context import get_exec
     from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo

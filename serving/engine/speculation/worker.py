@@ -165,7 +165,7 @@ class LadderWorker(DSparkWorkerV2):
         rows = record.row_counts.tolist()
         self.spec_stats.step(
             rung=record.rung,
-            phase_ms=record.phases.lasted_ms(),
+            phase_ms=record.phases.durations_ms(),
             tiers=record.tiers.tolist(),
             rows=rows,
             depths=record.depths.tolist(),

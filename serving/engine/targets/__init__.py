@@ -1,1 +1,1 @@
-"""Which targets each method of speculation can serve losslessly: one table, and the facts it reads."""
+"""Which targets each method of speculation serves losslessly: the table, and the facts that it reads."""

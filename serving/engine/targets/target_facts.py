@@ -1,4 +1,4 @@
-"""The facts of the target that a rank has loaded: what its config says, and what SGLang itself makes of it."""
+"""The facts of the target that a rank has loaded, from its config and from SGLang."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +12,7 @@ from sparktier.serving.engine.targets.target_support import TargetFacts, facts_o
 
 
 def loaded_facts(model_runner: Any) -> TargetFacts:
-    """Return the facts of the target in SGLang's `model_runner`; where config and SGLang differ, a yes counts."""
+    """Return the facts of the target in SGLang's `model_runner`: true where the config or SGLang says so."""
     config = model_runner.model_config
     facts = facts_of(config.hf_config.to_dict())
     return replace(

@@ -1,6 +1,6 @@
-"""Which targets a method of speculation serves without changing what they say: one table, from facts of their config.
+"""Decides, by one table over facts of its config, whether a method of speculation serves a target losslessly.
 
-Pure: a worker asks it when it starts, the plan of a deployment without any engine.
+Pure: both a starting worker and the plan of a deployment use it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +15,7 @@ _RECURRENT_LAYERS = frozenset((
     "recurrent", "conv", "hybrid",
 ))
 _WINDOW_LAYERS = frozenset(("sliding_attention", "chunked_attention", "local", "local_attention"))
-# Of those that keep a state in every version of their config, or whose layers have no name in it.
+# Model types that are recurrent in every version of their config, or whose config does not name its layers.
 _RECURRENT_TYPES = frozenset((
     "mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h", "zaya", "jamba", "bamba", "zamba", "zamba2", "rwkv",
     "recurrent_gemma", "lfm2", "lfm2_moe", "lfm2_vl", "qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe",
@@ -23,7 +23,7 @@ _RECURRENT_TYPES = frozenset((
     "bailing_hybrid", "bailing_moe_linear", "minimax_m1", "minimax_text_01", "gigachat3_5",
 ))
 # fmt: on
-# Keys that say the same where layers are not listed by type.
+# Keys of recurrent layers in configs that don't list layers by type.
 _RECURRENT_KEYS = (
     "mamba_d_state",
     "mamba_num_heads",
@@ -34,19 +34,19 @@ _RECURRENT_KEYS = (
     "conv_L_cache",
     "mamba2_cache_params",
 )
-# Multimodal configs keep the language model's own in one of these.
+# Multimodal configs keep the language model's config under one of these keys.
 _TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """What of a target decides who may speculate for it.
+    """The properties of a target that decide which methods may speculate for it.
 
     Args:
-        recurrent: some layers keep a state that moves with every token, as Mamba and linear attention do.
-        token_history: its embeddings depend on the tokens before, as n-gram embeddings do.
-        compressed: its cache holds sums over tokens, as DeepSeek-V4's does.
-        sectioned_positions: rotary positions come in three sections, as for text beside images.
+        recurrent: some layers keep a state that every token changes, as Mamba and linear attention do.
+        token_history: embeddings depend on earlier tokens, as n-gram embeddings do.
+        compressed: the cache holds sums over tokens, as DeepSeek-V4's does.
+        sectioned_positions: rotary positions have three sections, as in models for images.
         latent: keys and values are one latent vector (MLA).
         windowed: some layers see only the last tokens, or those of their own chunk.
     """
@@ -109,20 +109,20 @@ _TABLE = (
 
 
 def target_refusal(target: TargetFacts, method: str) -> str | None:
-    """Return why `method` (of the settings) can't serve `target` losslessly and what can, or None."""
+    """Return why `method` can't serve `target` losslessly and which method can, or None if it can."""
     limit = next((limit for limit in _TABLE if method in limit.methods and limit.applies(target)), None)
     return None if limit is None else f"the target {limit.reason}; use speculation.method {limit.instead}"
 
 
 def require_supported(target: TargetFacts, method: str, name: str) -> None:
-    """Raise ArtifactError where `method` would change what the target `name` says."""
+    """Raise ArtifactError if `method` would change the output of the target `name`."""
     reason = target_refusal(target, method)
     if reason:
         raise ArtifactError(f"speculation.method: {method} can't serve {name} losslessly: {reason}.")
 
 
 def facts_of(config: Mapping[str, Any]) -> TargetFacts:
-    """Return the facts in a `config.json`, the language model's own part first where the model has others."""
+    """Return the facts in a `config.json`; in a multimodal one, the language model's section comes first."""
     text = next((section for key in _TEXT_SECTIONS if isinstance(section := config.get(key), Mapping)), {})
     merged = {**config, **{key: value for key, value in text.items() if value is not None}}
     kind = str(merged.get("model_type") or "")
@@ -157,7 +157,7 @@ def _is_windowed(config: Mapping[str, Any]) -> bool:
         return False
     if layers:
         return bool(layers & _WINDOW_LAYERS)
-    # The layers below `max_window_layers` see everything (Qwen); such configs say whether the window is in use.
+    # In Qwen's configs the layers below `max_window_layers` have full attention, and `use_sliding_window` is set.
     full, count = config.get("max_window_layers"), config.get("num_hidden_layers")
     if config.get("use_sliding_window") is None or not isinstance(full, int) or not isinstance(count, int):
         return True

@@ -1,1 +1,1 @@
-"""What a rank reports: load, step times, acceptance, spans, and the routes that answer it."""
+"""What a rank reports (load, step times, acceptance, spans), and the routes that serve it."""

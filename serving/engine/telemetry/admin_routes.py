@@ -1,6 +1,6 @@
-"""Our routes on a replica's own port, beside SGLang's: ranks, signals, metrics. That port asks for keys.
+"""Our routes on a replica's own port, beside SGLang's: ranks, signals, metrics. The port asks for keys.
 
-Asks the ranks through SGLang's internal-state request, which they answer between two steps.
+The routes ask the ranks by SGLang's internal-state request, which ranks answer between two steps.
 """
 
 import asyncio
@@ -21,15 +21,15 @@ from sparktier.serving.engine.telemetry.observer import ASKED_BY_US, STATES
 from sparktier.serving.engine.telemetry.rank_state import RankReport, RankState, load
 from sparktier.serving.engine.telemetry.signals import signals_of
 
-# Whoever asks more often gets the same answer: nobody can slow the ranks down by asking.
+# More frequent requests share one answer, so that requests can't slow the ranks down.
 _FRESH_S = 0.1
-# Shorter than what scrapers wait, the front's page among them: they get the reason.
+# Shorter than the timeouts of scrapers (the front's page is one), so that they get the reason.
 _LATE_S = 8.0
 logger = logging.getLogger(__name__)
 
 
 def admin_routes(reports: list[RankReport], tokenizer_manager: Any, *, replica_id: str) -> APIRouter:
-    """Return the routes of the replica `replica_id`, whose ranks said `reports` when they started."""
+    """Return the routes of the replica `replica_id`; `reports` are those of its ranks at their start."""
     router = APIRouter()
     states, seq = _States(tokenizer_manager), itertools.count(1)
 
@@ -57,7 +57,7 @@ def admin_routes(reports: list[RankReport], tokenizer_manager: Any, *, replica_i
 
     @router.get("/sparktier/metrics")
     async def own_metrics() -> Response:
-        # SGLang's part is read from files and costs as much as a step of a small model.
+        # Without SGLang's metrics: reading their files takes as long as a step of a small model.
         try:
             _, found = await states.read()
         except ReplicaError as error:
@@ -80,15 +80,15 @@ class _States:
         self._answered_s = 0.0
 
     async def read(self) -> tuple[int, list[RankState]]:
-        """Return an answer that is fresh; who comes while the ranks are being asked shares theirs.
+        """Return a fresh answer; calls that arrive while the ranks are asked share one.
 
         Raises:
-            ReplicaError: a rank does not answer. It is not asked again before it has, so nothing queues up.
+            ReplicaError: a rank does not answer in time. It is not asked again until it has, so nothing queues up.
         """
         if self._asking is None or (self._asking.done() and not self._fresh(self._asking)):
             self._asking = asyncio.create_task(self._ask())
         asked = self._asking
-        # Not cancelled when late: SGLang would take the answer for that to the next question.
+        # Not cancelled when late: SGLang would take the late answer for the next question's.
         await asyncio.wait([asked], timeout=_LATE_S)
         if not asked.done():
             raise ReplicaError(
@@ -105,16 +105,16 @@ class _States:
 
         self._manager.auto_create_handle_loop()
         answers = await self._manager.get_internal_state_communicator(GetInternalStateReq(rid=ASKED_BY_US))
-        # The age is by a clock that nobody sets; the controller is told the time of day.
+        # The age is measured by a clock that is never set back; the controller gets the time of day.
         self._answered_s = time.monotonic()
         at_ms = round(time.time() * 1000)
-        # Each attention group answers, and unless control messages stay within a group, each for all ranks.
+        # Each attention group answers; unless control messages stay within groups, each answers for all ranks.
         states = (state for answer in answers for state in load(answer.internal_state[STATES]))
         return at_ms, list({state.tp_rank: state for state in states}.values())
 
 
 def _sglang_metrics() -> bytes:
-    """What SGLang's processes on this node keep in files for Prometheus; nothing where those were removed or cut."""
+    """Return the metrics that SGLang's processes on this node keep in files; nothing if the files are broken."""
     registry = CollectorRegistry()
     try:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
-"""Keeps a process alive whose metrics have no room on the disk any more.
+"""Keeps a process alive when the disk has no room left for its metrics.
 
-The Prometheus client maps files into memory and writes through the mapping. A page of a sparse file that gets no block
-is a SIGBUS, which ends the process. Here a file's blocks are there before it is mapped; where they can't be had the
-process counts in memory that is read by nobody, and says so.
+The Prometheus client maps files into memory and writes through the mapping. Where the disk has no block for a page of a
+sparse file, that write is a SIGBUS, which ends the process. Here a file's blocks are allocated before it is mapped; if
+that fails, the process counts in private memory and logs that its metrics are missing.
 """
 
 import logging
@@ -14,18 +14,18 @@ from prometheus_client import values
 from prometheus_client.mmap_dict import MmapedDict
 
 _FIRST_BYTES = 1 << 16
-# A value takes its key, that one's length, padding, the value and a time.
+# A value takes its key, the key's length, padding, the value and a time.
 _ENTRY_BYTES = 64
 logger = logging.getLogger(__name__)
 
 
 def install() -> None:
-    """Let this process keep its metrics in such files from now on."""
+    """Make the Prometheus client of this process use `MetricFile`."""
     values.MmapedDict = MetricFile  # type: ignore[attr-defined, misc]
 
 
 class MetricFile(MmapedDict):
-    """The Prometheus client's file of values, its blocks reserved."""
+    """The Prometheus client's file of values, with its blocks allocated."""
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
         try:
@@ -33,7 +33,7 @@ class MetricFile(MmapedDict):
                 _reserve(Path(filename))
             super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
         except OSError as error:
-            _say_lost(filename, error)
+            _log_lost(filename, error)
             descriptor = os.memfd_create("metrics")
             try:
                 super().__init__(f"/proc/self/fd/{descriptor}", read_mode)  # type: ignore[no-untyped-call]
@@ -50,11 +50,11 @@ class MetricFile(MmapedDict):
         super()._init_value(key)  # type: ignore[no-untyped-call]
 
     def _grow(self, capacity: int) -> None:
-        """Make room for `capacity` bytes, on the disk or in memory."""
+        """Grow the file to `capacity` bytes, on the disk or in memory."""
         try:
             os.posix_fallocate(self._f.fileno(), 0, capacity)
         except OSError as error:
-            _say_lost(self._fname, error)
+            _log_lost(self._fname, error)
             counted = self._m[:]
             self._f.close()
             self._f = os.fdopen(os.memfd_create("metrics"), "r+b")
@@ -66,7 +66,7 @@ class MetricFile(MmapedDict):
 
 
 def _reserve(path: Path) -> None:
-    """Make the file, with blocks for all of it. Raises OSError, and leaves no new file, when there is no room."""
+    """Create the file and allocate all its blocks. Raises OSError if the disk is full."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         os.posix_fallocate(descriptor, 0, max(_FIRST_BYTES, os.fstat(descriptor).st_size))
@@ -74,8 +74,8 @@ def _reserve(path: Path) -> None:
         os.close(descriptor)
 
 
-def _say_lost(filename: str, error: OSError) -> None:
-    """Take the file away, whose figures would stand still, and say what is missing."""
+def _log_lost(filename: str, error: OSError) -> None:
+    """Remove the file, whose figures would no longer change, and log what is missing."""
     Path(filename).unlink(missing_ok=True)
     logger.error(
         "%s: metrics of process %d must have room there (found %s). They are missing on /metrics from now on, until "

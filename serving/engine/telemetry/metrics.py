@@ -1,6 +1,6 @@
-"""What a replica exports as `sparktier_*` in Prometheus' text form, from what its ranks tell of themselves.
+"""Formats the states of a replica's ranks as `sparktier_*` metrics in Prometheus' text form. Pure.
 
-Every metric stands in docs/metrics.md. Pure; SGLang's own metrics are exported beside these, not here.
+docs/metrics.md lists every metric. SGLang's own metrics are added by the routes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ class _Snapshot(Collector):
         self._groups = leaders(states)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the plan of every rank, so that ranks that differ show, then what each attention group has."""
+        """Yield the plan of every rank, which shows ranks that differ, then the figures of each attention group."""
         ranks = [((state.tp_rank,), state) for state in self._states]
         for name, about, field in _PLAN:
             yield _gauge(name, about, ["tp_rank"], [(rank, getattr(state, field)) for rank, state in ranks])
@@ -113,7 +113,7 @@ def _accepted_length(stats: TierStats) -> float:
 
 
 def _parts(state: RankState) -> Mapping[Any, float]:
-    """Time in each part of decode steps; what no part has is `overhead`, the scheduler's own work included."""
+    """Return the time in each part of decode steps; `overhead` is the rest, with the scheduler's own work."""
     parts = state.spec_stats.phase_ms
     rest = "overhead" if parts else "plain"
     return {**parts, rest: max(0.0, state.decode_ms - sum(parts.values()))}

@@ -1,6 +1,6 @@
-"""Watches SGLang's scheduler in one rank: times its steps, and says what the rank carries when it is asked.
+"""Collects one rank's load and step times from SGLang's scheduler, and answers requests for the rank's state.
 
-Wraps methods of the scheduler that the rank holds, so it costs the engine nothing but a few host instructions a step.
+It wraps methods of the scheduler, which costs a few host instructions per step.
 """
 
 import statistics
@@ -18,14 +18,14 @@ from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
 from sparktier.serving.engine.telemetry.step_times import StepTimes, UserSpeeds, speed
 
 ASKED_BY_US = "sparktier"
-"""Request id of an internal-state request that wants rank states and nothing of what SGLang says."""
+"""Request id of an internal-state request that asks for rank states instead of SGLang's own answer."""
 STATES = "sparktier_ranks"
 
 
 class Observer:
-    """One rank's eyes; `clock` returns monotonic seconds.
+    """Collects the load and step times of one rank; `clock` returns monotonic seconds.
 
-    `times` are of its steps, `unknown_tier_requests` were served as the default tier.
+    `unknown_tier_requests` counts requests that were served as the default tier because their tier is unknown.
     """
 
     def __init__(self, scheduler: Any, tiers: Tiers, *, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -37,7 +37,7 @@ class Observer:
         self.unknown_tier_requests = 0
 
     def install(self) -> None:
-        """Wrap what the scheduler does after a step, while idle, and when asked for its state."""
+        """Hook the scheduler after each step, while idle, and when it is asked for its state."""
         scheduler, controller = self._scheduler, self._scheduler.internal_state
         process, idle, answer = scheduler.process_batch_result, scheduler.on_idle, controller.get_internal_state
 
@@ -75,7 +75,7 @@ class Observer:
                 self._note_end(request, now_s)
 
     def state(self) -> RankState:
-        """Return what this rank is, carries and does; call it between steps."""
+        """Return the state of this rank; call it between steps."""
         from sglang.srt.runtime_context import get_parallel
 
         parallel, running = get_parallel(), list(self._running())
@@ -84,7 +84,7 @@ class Observer:
         return RankState(
             tp_rank=parallel.tp_rank,
             dp_rank=parallel.attn_dp_rank,
-            leads=parallel.attn_tp_rank == 0,
+            is_group_leader=parallel.attn_tp_rank == 0,
             plan_version=plan.version,
             rung=int(plan.rung),
             rows=plan.rows,
@@ -103,7 +103,7 @@ class Observer:
         )
 
     def speeds(self, running: Iterable[Any]) -> dict[int, list[float]]:
-        """Return tokens per second by tier: of users who are `running`, and of those who ended lately."""
+        """Return tokens per second by tier, of `running` requests and of those that ended lately."""
         now_s = self._clock()
         return self._speeds.by_tier(now_s, self._running_speeds(running, now_s))
 
@@ -116,22 +116,22 @@ class Observer:
         return getattr(self._scheduler.draft_worker, "plan", _NO_PLAN)
 
     def _note_first_token(self, request: Any, now_s: float) -> None:
-        # One that was retracted comes back with more than one.
+        # A retracted request comes back with more than one token.
         if len(request.output_ids) != 1:
             return
-        # Kept on the request, so that nothing is left of one that vanishes from a queue.
+        # Stored on the request, so that it goes when the request leaves a queue.
         request.sparktier_first_token_s = now_s
         self.unknown_tier_requests += self._tiers.is_unknown(request.sampling_params.custom_params)
 
     def _note_end(self, request: Any, now_s: float) -> None:
-        # With overlap a request that has ended is still in the batch that was launched before that was known.
+        # With overlapped scheduling a request that has ended is still in the batch that was launched meanwhile.
         first_s = request.__dict__.pop("sparktier_first_token_s", None)
         if first_s is not None:
             tier = self._tiers.of(request.sampling_params.custom_params)
             self._speeds.ended(now_s, tier=tier, tokens=len(request.output_ids), first_token_s=first_s)
 
     def _running(self) -> Iterable[Any]:
-        """Requests in a batch or between two chunks of their prompt; one just prefilled has not joined the others."""
+        """Return requests in a batch or between two chunks of their prompt, with those that were just prefilled."""
         scheduler = self._scheduler
         batches = (scheduler.running_batch, scheduler.last_batch)
         found = {request.rid: request for batch in batches if batch is not None for request in batch.reqs}
@@ -163,7 +163,7 @@ _NO_PLAN = Plan(rung=Rung.OFF)
 
 
 def _answer(state: RankState) -> Any:
-    """Return SGLang's message with the states of all ranks that got the same request in the same pass of their loop."""
+    """Return SGLang's message with the states of all ranks that got the same request in the same loop pass."""
     from sglang.srt.managers.io_struct import GetInternalStateReqOutput
     from sglang.srt.runtime_context import get_parallel
 

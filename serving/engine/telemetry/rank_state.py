@@ -1,7 +1,4 @@
-"""What one rank tells of itself when signals are read: the plan it runs, what it carries, how fast it goes.
-
-The form in which it travels from ranks to the replica's HTTP process.
-"""
+"""The state of one rank (its plan, load and speed), and its JSON form between ranks and the replica's HTTP process."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,12 +10,12 @@ from sparktier.configs.plan_keys import TierShare
 from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
 
 RankReport = dict[str, Any]
-"""What a rank says of itself once, when it has started: where it is, what model and experts it holds."""
+"""A rank's report at its start: its node, model and experts."""
 
 
 @dataclass(frozen=True)
 class RankState:
-    """One rank. `leads`: the rank that speaks for its attention group; the group's others carry the same requests.
+    """One rank. The group leader reports for its attention group; the other ranks of the group run the same requests.
 
     `shares` are those of the plan in force, by tier id.
     `running`, `queued` and `speeds` (tokens per second of each user) are by tier id, `step_ms` by rung.
@@ -26,7 +23,7 @@ class RankState:
 
     tp_rank: int
     dp_rank: int
-    leads: bool
+    is_group_leader: bool
     plan_version: int
     rung: int
     rows: int

@@ -1,4 +1,4 @@
-"""From what all ranks of a replica tell of themselves to the `Signals` of the contract."""
+"""Merges the states of all ranks of a replica into the `Signals` of the contract."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -51,7 +51,7 @@ def signals_of(states: Sequence[RankState], *, replica_id: str, seq: int, at_ms:
 
 def leaders(states: Iterable[RankState]) -> list[RankState]:
     """Return the one state of each attention group that speaks for it, in order."""
-    return sorted((state for state in states if state.leads), key=lambda state: state.dp_rank)
+    return sorted((state for state in states if state.is_group_leader), key=lambda state: state.dp_rank)
 
 
 def by_tier(groups: Iterable[RankState]) -> dict[int, list[TierStats]]:

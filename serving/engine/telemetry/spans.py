@@ -1,6 +1,6 @@
-"""Sends a span for each decode step, with its parts below it, to an OpenTelemetry collector.
+"""Sends a span for each decode step and its parts to an OpenTelemetry collector.
 
-Made from the times that are measured anyway, after the step; a background thread sends them.
+Spans are made after the step from times that are measured anyway; a background thread sends them.
 """
 
 import os
@@ -23,7 +23,7 @@ class StepSpans:
         self._tracer = provider.get_tracer("sparktier.speculation")
 
     def step(self, phases: Phases, attributes: Mapping[str, int]) -> None:
-        """Record the step that `phases` measured; on a GPU its parts are placed by the GPU's clock after its launch."""
+        """Send the step that `phases` measured; on a GPU its parts are timed by the GPU, from the launch on."""
         parts = phases.spans_ms()
         end_ms = max((ended for _, ended in parts.values()), default=0.0)
         whole = self._tracer.start_span("decode", start_time=phases.started_ns, attributes=attributes)
@@ -35,7 +35,7 @@ class StepSpans:
 
 
 def spans_of_rank(rank: int) -> StepSpans | None:
-    """Return what sends the spans of `rank` to the collector that the environment names, or None for none."""
+    """Return the sender of spans of `rank`, or None where the environment names no collector."""
     if OTEL_EXPORTER_OTLP_TRACES_ENDPOINT not in os.environ:
         return None
     provider = TracerProvider(resource=Resource.create({"service.name": "sparktier-engine", "sparktier.rank": rank}))

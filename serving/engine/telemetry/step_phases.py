@@ -1,6 +1,6 @@
-"""How long the parts of one decode step took: draft, verify, and putting features into the draft's KV.
+"""Times the parts of one decode step: draft, verify, and the write of features into the draft's KV.
 
-On a GPU the marks are events on its stream, read once the step's results are on the host anyway: measuring adds no
+On a GPU the marks are events on its stream. They are read once the step's results are on the host, so measuring adds no
 sync.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 
 class Phases:
-    """The parts of one step, in the order they ran; made when the step starts."""
+    """The parts of one step, in the order they ran; construct it at the start of the step."""
 
     def __init__(self, device: torch.device) -> None:
         self._events = device.type != "cpu"
@@ -24,17 +24,17 @@ class Phases:
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Measure the body as the part `name`."""
+        """Time the body as the part `name`."""
         begun = self._now()
         yield
         self._marks.append((name, begun, self._now()))
 
     def spans_ms(self) -> dict[str, tuple[float, float]]:
-        """Return begin and end of each part, in ms since the step started; call it once the step's results are read."""
+        """Return start and end of each part in ms since the step's start; call it after the step's results are read."""
         return {name: (self._since(begun), self._since(ended)) for name, begun, ended in self._marks}
 
-    def lasted_ms(self) -> dict[str, float]:
-        """Return how long each part took; as `spans_ms`."""
+    def durations_ms(self) -> dict[str, float]:
+        """Return the duration of each part; call it when `spans_ms` may be called."""
         return {name: ended - begun for name, (begun, ended) in self.spans_ms().items()}
 
     def _now(self) -> Any:

@@ -1,6 +1,6 @@
-"""How fast one rank goes: the time of a step by rung, the part of it spent in prefill, and what each user gets.
+"""Averages of one rank's speed: step time by rung, the share of time in prefill, tokens per second of each user.
 
-Counts what it is told; reads no clock and no engine. Every average fades, so that old traffic is forgotten.
+Pure: callers pass the time. Every average decays, so that old traffic is forgotten.
 """
 
 from collections import deque
@@ -10,14 +10,14 @@ _STEP_WEIGHT = 0.1
 _PREFILL_MEMORY_S = 10.0
 _FINISHED_MEMORY_S = 30.0
 _MOST_FINISHED = 1024
-# A chain delivers several tokens at once; over fewer than this the last such burst would be most of the speed.
+# A step delivers several tokens at once; over fewer tokens than this the last step would dominate the speed.
 LEAST_TOKENS = 8
 
 
 class StepTimes:
-    """Times of steps, each from the end of the one before: what the scheduler does between them is part of them.
+    """Times of steps, each measured from the end of the step before, so that the scheduler's work is included.
 
-    `step_ms` is a moving average of decode steps by rung, `decode_steps` and `decode_ms` are the totals of all.
+    `step_ms` is a moving average by rung; `decode_steps` and `decode_ms` are totals over all decode steps.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class StepTimes:
 
     @property
     def prefill_frac(self) -> float:
-        """The part of recent busy time that went into prefill."""
+        """The share of recent busy time spent in prefill."""
         return self._prefill_s / self._busy_s if self._busy_s > 0 else 0.0
 
     def idle(self, now_s: float) -> None:
@@ -62,7 +62,7 @@ class StepTimes:
 
 
 class UserSpeeds:
-    """Tokens per second of requests that ended lately, each over its whole life after the first token, by tier."""
+    """Tokens per second by tier of requests that ended lately, each measured from its first token to its last."""
 
     def __init__(self) -> None:
         self._ended: deque[tuple[float, int, float]] = deque(maxlen=_MOST_FINISHED)
@@ -74,7 +74,7 @@ class UserSpeeds:
             self._ended.append((now_s, tier, rate))
 
     def by_tier(self, now_s: float, running: Iterable[tuple[int, float]]) -> dict[int, list[float]]:
-        """Return the speeds of those who ended lately and of those `running`, given as (tier, speed)."""
+        """Return the speeds of requests that ended lately and of those `running`, given as (tier, speed)."""
         found: dict[int, list[float]] = {}
         recent = ((tier, rate) for at_s, tier, rate in self._ended if now_s - at_s <= _FINISHED_MEMORY_S)
         for tier, rate in (*recent, *running):
@@ -83,7 +83,7 @@ class UserSpeeds:
 
 
 def speed(tokens: int, *, first_token_s: float, last_token_s: float) -> float | None:
-    """Return tokens per second after the first one, or None for too few to tell."""
+    """Return tokens per second after the first token, or None for fewer than LEAST_TOKENS."""
     if tokens < LEAST_TOKENS or last_token_s <= first_token_s:
         return None
     return (tokens - 1) / (last_token_s - first_token_s)

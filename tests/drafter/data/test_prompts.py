@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.drafter.data.answers import Answer, append_answer, read_answers
+from sparktier.drafter.data.answers import Answer, read_answers
 from sparktier.drafter.data.prompts import Prompt, distinct, of_split, read_prompt_files, read_prompts, write_prompts
 from sparktier.drafter.demo.open_questions import open_questions
 from sparktier.drafter.demo.prompt_making import make_prompts
@@ -151,10 +152,8 @@ def test_open_questions_judge_only_and_are_of_many_kinds() -> None:
 def test_answers_read_back_without_a_cut_line_and_without_stubs(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     answers = [Answer("d1", (1, 2), (3, 4, 5)), Answer("d2", (1,), (9,)), Answer("d3", (7,), (8, 9))]
-    for answer in answers:
-        append_answer(path, answer)
-    with path.open("a") as handle:
-        handle.write('{"digest": "d4", "prom')
+    lines = [json.dumps(asdict(answer)) for answer in answers]
+    path.write_text("\n".join([*lines, '{"digest": "d4", "prom']))
     assert read_answers(path) == [answers[0], answers[2]]
     assert answers[0].length_tokens == 5
 
@@ -171,6 +170,6 @@ def test_a_broken_answer_is_named(ids: object, tmp_path: Path) -> None:
 
 
 def test_a_file_without_an_answer_is_refused(tmp_path: Path) -> None:
-    append_answer(tmp_path / "a.jsonl", Answer("short", (1, 2), (3,)))
+    (tmp_path / "a.jsonl").write_text(json.dumps(asdict(Answer("short", (1, 2), (3,)))) + "\n")
     with pytest.raises(ArtifactError, match=r"must hold an answer of 2 tokens or more \(found none\)"):
         read_answers(tmp_path / "a.jsonl")

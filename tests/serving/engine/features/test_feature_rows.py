@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from sparktier.configs.errors import ConfigError, ReplicaError
 from sparktier.serving.engine.features.capture import RowSender, prefilled
+from sparktier.serving.engine.features.feature_rows import REQUEST_PREFIX, FeatureRows, frames, joined, parsed
 from sparktier.serving.engine.features.inbox import Inbox
 from sparktier.serving.engine.features.layers import require_layers
-from sparktier.serving.engine.features.rows import REQUEST_PREFIX, Rows, frames, joined, parsed
 from sparktier.serving.engine.rank_options import fresh_endpoint
 from support.oracles.oracle_draft import make_oracle_draft
 from support.sglang_rank import cpu_server_args
@@ -24,13 +24,13 @@ from support.tiny_moe import make_tiny_moe
 HIDDEN, LAYERS = 6, 3
 
 
-def random_rows(start: int, count: int, dtype: torch.dtype = torch.float32) -> Rows:
+def random_rows(start: int, count: int, dtype: torch.dtype = torch.float32) -> FeatureRows:
     generator = torch.Generator().manual_seed(start * 1000 + count)
     tensors = (torch.randn(count, width, generator=generator).to(dtype) for width in (LAYERS * HIDDEN, HIDDEN))
-    return Rows(start, *tensors)
+    return FeatureRows(start, *tensors)
 
 
-def same(one: Rows, other: Rows) -> bool:
+def same(one: FeatureRows, other: FeatureRows) -> bool:
     equal = torch.equal(one.features, other.features) and torch.equal(one.last_hidden, other.last_hidden)
     return one.start == other.start and equal and one.features.dtype == other.features.dtype
 
@@ -48,7 +48,7 @@ def test_chunks_make_a_whole(lengths: list[int]) -> None:
     whole = random_rows(0, sum(lengths))
     starts = [sum(lengths[:place]) for place in range(len(lengths))]
     cuts = [slice(start, start + length) for start, length in zip(starts, lengths, strict=True)]
-    parts = [Rows(cut.start, whole.features[cut], whole.last_hidden[cut]) for cut in cuts]
+    parts = [FeatureRows(cut.start, whole.features[cut], whole.last_hidden[cut]) for cut in cuts]
     assert same(joined(parts), whole)
 
 
@@ -66,15 +66,15 @@ def test_each_request_gets_its_own_rows_and_users_none() -> None:
     output = SimpleNamespace(hidden_states=rows.features, last_hidden_states=rows.last_hidden)
     found = dict(prefilled(mine, output))
     assert list(found) == [f"{REQUEST_PREFIX}a", f"{REQUEST_PREFIX}b"]
-    assert same(found[f"{REQUEST_PREFIX}a"], Rows(0, rows.features[:3], rows.last_hidden[:3]))
-    assert same(found[f"{REQUEST_PREFIX}b"], Rows(8, rows.features[7:], rows.last_hidden[7:]))
+    assert same(found[f"{REQUEST_PREFIX}a"], FeatureRows(0, rows.features[:3], rows.last_hidden[:3]))
+    assert same(found[f"{REQUEST_PREFIX}b"], FeatureRows(8, rows.features[7:], rows.last_hidden[7:]))
 
 
 def test_a_batch_of_users_is_left_alone() -> None:
     assert list(prefilled(batch(("user", 0, 4)), SimpleNamespace())) == []
 
 
-async def received(*sent: Rows, length_tokens: int) -> Rows:
+async def received(*sent: FeatureRows, length_tokens: int) -> FeatureRows:
     endpoint = fresh_endpoint()
     inbox, sender = Inbox(endpoint), RowSender(endpoint)
     with inbox.expecting("mine", length_tokens) as whole:
@@ -106,7 +106,7 @@ BAD_MESSAGES: dict[str, list[bytes]] = {
     "no type at all": [b"mine 0 4 load", b"abcd", b"abcd"],
     "bytes that are no tensor": [b"mine 0 4 float32", b"abc", b"abc"],
     "no rows": [b"mine 0 0 float32", b"", b""],
-    "other widths": frames("mine", Rows(4, torch.zeros(3, 5), torch.zeros(3, 2))),
+    "other widths": frames("mine", FeatureRows(4, torch.zeros(3, 5), torch.zeros(3, 2))),
 }
 
 
@@ -146,7 +146,7 @@ async def test_an_end_of_listening_is_told_to_those_who_wait_and_mended_for_the_
     assert same(await received_by(inbox, sender), random_rows(0, 5))
 
 
-async def received_by(inbox: Inbox, sender: RowSender) -> Rows:
+async def received_by(inbox: Inbox, sender: RowSender) -> FeatureRows:
     """Ask until the system has given the inbox's address back, which takes it a moment."""
     async with asyncio.timeout(10):
         while True:

@@ -14,7 +14,7 @@ _ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| (.+?) \| .{20,} \|$", flags=re.MULTI
 
 
 def exported() -> list[Metric]:
-    states = [rank_state(), rank_state(tp_rank=1, leads=False, rung=3)]
+    states = [rank_state(), rank_state(tp_rank=1, is_group_leader=False, rung=3)]
     return list(text_string_to_metric_families(exposition(states).decode()))
 
 

@@ -45,7 +45,7 @@ def test_the_message_is_the_contract_s_own_json() -> None:
 
 
 def test_ranks_of_one_group_count_once() -> None:
-    follower = rank_state(tp_rank=1, leads=False, running={0: 3, 5: 1})
+    follower = rank_state(tp_rank=1, is_group_leader=False, running={0: 3, 5: 1})
     assert signals(follower, rank_state()) == signals(rank_state())
 
 
@@ -64,7 +64,7 @@ def test_ranks_of_one_group_count_once() -> None:
 )
 def test_ranks_that_run_different_plans_are_no_signals(change: dict[str, Any]) -> None:
     with pytest.raises(ReplicaError, match="one plan"):
-        signals(rank_state(), rank_state(tp_rank=1, leads=False, **change))
+        signals(rank_state(), rank_state(tp_rank=1, is_group_leader=False, **change))
 
 
 def test_groups_are_listed_and_what_they_did_is_joined() -> None:
@@ -91,5 +91,5 @@ def test_a_replica_that_has_done_nothing_has_signals() -> None:
 
 
 def test_states_travel_as_they_are() -> None:
-    states = [rank_state(), rank_state(tp_rank=1, leads=False)]
+    states = [rank_state(), rank_state(tp_rank=1, is_group_leader=False)]
     assert load(dump(states)) == states

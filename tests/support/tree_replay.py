@@ -1,4 +1,4 @@
-"""Which nodes of a draft tree target-match accepts, at every anchor of an answer that the target already gave.
+"""Replays draft trees at every anchor of a stored answer: which nodes target-match accepts.
 
 Exact without running the target again: under target-match the emitted tokens are the target's own whatever is drafted,
 so a path of the tree is accepted as far as it equals the stored answer, greedy or sampled. A tree of one child per
