@@ -40,11 +40,6 @@ class Manifest(BaseModel):
         """Return how many shards the complete store has."""
         return -(-len(self.lengths_tokens) // self.sequences_per_shard)
 
-    @property
-    def size_bytes(self) -> int:
-        """Return the size of all tensors of the complete store."""
-        return sum(self.lengths_tokens) * self.spec.bytes_per_token
-
 
 class FeatureWriter:
     """Fills a store in order. `next_index` is the first sequence still to be written, also after a crash."""
