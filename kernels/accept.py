@@ -79,7 +79,7 @@ def accept_ratio(
 def coins(*, seeds: Tensor, rounds: Tensor, counters: Tensor) -> Tensor:
     """The uniforms that decide on a round's drafts: seeds, rounds [batch], counters [batch, n] int64 -> [batch, n].
 
-    All at once, as each call has its cost. `rounds` are the positions of the anchors.
+    One call for all, because each call has a fixed cost. `rounds` are the positions of the anchors.
     """
     keys = stream_seeds(seeds=seeds, stream=Stream.ACCEPT, rounds=rounds)
     flat = uniforms(seeds=keys.unsqueeze(1).expand_as(counters).flatten(), counters=counters.flatten())

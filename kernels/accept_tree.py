@@ -23,7 +23,7 @@ class TreeAcceptance(NamedTuple):
 
     accepted [batch]: number of accepted nodes. path [batch, max_depth + 1]: their rows from the anchor (row 0) down,
     then NO_ROW. tokens [batch, max_depth + 1]: the drafts, then the bonus token, then PAD_TOKEN. bonus [batch]: -1
-    where the target said nothing in the last accepted row (`target_probs.NO_TOKEN`).
+    where the target has no token in the last accepted row (`target_probs.NO_TOKEN`).
     """
 
     accepted: Tensor

@@ -1,7 +1,6 @@
 """Compiles every Triton kernel ahead of time for the GPUs we serve on and reports registers and spills.
 
-Needs no GPU: `python -m sparktier.kernels.compile_report`. Knows the kernels' argument types and launch constants, and
-nothing of their meaning.
+Needs no GPU: `python -m sparktier.kernels.compile_report`. It lists each kernel's argument types and launch constants.
 """
 
 import json
@@ -33,7 +32,7 @@ class KernelVariant(NamedTuple):
 
 
 class KernelReport(NamedTuple):
-    """What ptxas says of one variant on one architecture."""
+    """ptxas' report of one variant on one architecture."""
 
     kernel: str
     architecture: str
@@ -69,7 +68,7 @@ def compile_variant(variant: KernelVariant, architecture: int) -> KernelReport:
 
 
 def _ask_ptxas(ptx: str) -> tuple[int, int]:
-    """Registers per thread and bytes spilled, from Triton's own ptxas; Triton keeps neither without a GPU."""
+    """Return registers per thread and bytes spilled, from Triton's ptxas; without a GPU Triton keeps neither."""
     target = re.search(r"\.target (sm_\w+)", ptx)
     assert target is not None, "Triton writes PTX with a target"
     ptxas = triton.knobs.nvidia.ptxas_blackwell if "sm_10" in target[1] else triton.knobs.nvidia.ptxas

@@ -1,4 +1,4 @@
-"""The attention mask of a verify pass: every row sees its ancestors, as bit words and as FlashInfer's mask bytes.
+"""The attention mask of a verify pass, in which a row sees its ancestors: as bit words, and as FlashInfer's bytes.
 
 Columns of a request are its prefix, then the rows of its tree. A padding row sees exactly one column, the anchor's: a
 softmax over no column is not a number.

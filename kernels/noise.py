@@ -26,9 +26,9 @@ class Stream(IntEnum):
 def stream_seeds(*, seeds: Tensor, stream: Stream, rounds: Tensor) -> Tensor:
     """Seeds [n] int64 for one stream of one round, from request seeds [n] int64 and rounds [n] int64.
 
-    `rounds` is the position of the round's anchor. A rejected position is drafted again in the next round: were its
-    noise the same again, a budget that follows lagged confidences would already have read it. The anchor moves every
-    round, so no key is ever used twice. Mixing: the finaliser of SplitMix64 (Steele et al., 2014).
+    `rounds` is the position of the round's anchor. A rejected position is drafted again in the next round; with the
+    same noise, a budget that follows lagged confidences would already have read it. The anchor moves every round, so no
+    key is used twice. Mixing: the finaliser of SplitMix64 (Steele et al., 2014).
     """
     return _mix64(_mix64(seeds + int(stream)) ^ rounds)
 

@@ -1,4 +1,4 @@
-"""Frequency, presence and repetition penalties on rows of logits, given what each row's text has emitted before it.
+"""Frequency, presence and repetition penalties on rows of logits, given the tokens emitted before each row.
 
 Order as SGLang's overlapped scheduler applies it (`srt/sampling/sampling_batch_info.py`): what is added first, then
 what scales.
@@ -19,7 +19,7 @@ class Penalties:
 
 
 def penalise(*, logits: Tensor, counts: Tensor, penalties: Penalties) -> None:
-    """Change `logits` [rows, V] in place; `counts` [rows, V] tells how often each token was emitted before the row."""
+    """Penalise `logits` [rows, V] in place; `counts` [rows, V] is how often each token was emitted before the row."""
     seen = counts.to(logits.dtype)
     if penalties.frequency is not None:
         logits.sub_(seen * penalties.frequency.unsqueeze(1))

@@ -1,7 +1,7 @@
-"""From target logits to the distribution p that acceptance must reproduce: temperature, top-k, top-p, min-p.
+"""Computes the distribution p that acceptance must reproduce from target logits: temperature, top-k, top-p, min-p.
 
-Order and kept sets are SGLang's, so that speculation changes no request's distribution. Penalties, logit bias and
-grammar masks act on logits and are the caller's, before this.
+Order and kept sets are SGLang's, so that speculation changes no request's distribution. The caller applies penalties,
+logit bias and grammar masks to the logits before.
 """
 
 from dataclasses import dataclass
@@ -69,15 +69,15 @@ def target_probs(*, logits: Tensor, sampling: SamplingRows) -> Tensor:
         floor = probs.amax(dim=-1, keepdim=True) * sampling.min_ps.unsqueeze(1)
         probs = _renormalised(probs.masked_fill(probs < floor, 0.0))
     greedy = _greedy_rows(sampling)
-    if probs.device.type == "cpu" and not greedy.any():  # elsewhere asking would cost a wait for the device
+    if probs.device.type == "cpu" and not greedy.any():  # on a GPU `any` would wait for the device
         return probs
     return _one_hot_where(probs, greedy_tokens(logits=logits), greedy)
 
 
 def _without_broken_rows(probs: Tensor) -> Tensor:
-    """Zero the rows of a softmax that are NaN, which they are in every place if in one."""
+    """Zero the NaN rows of a softmax; a row with one NaN is NaN everywhere."""
     broken = probs[:, :1].isnan()
-    if probs.device.type == "cpu" and not broken.any():  # elsewhere asking would cost a wait for the device
+    if probs.device.type == "cpu" and not broken.any():  # on a GPU `any` would wait for the device
         return probs
     return probs.masked_fill(broken, 0.0)
 
@@ -103,7 +103,7 @@ def _keep_leading_ranks(probs: Tensor, sampling: SamplingRows) -> Tensor:
     """Every filter keeps a leading run of the ranks, so a row's kept set is one count of ranks."""
     vocab = probs.shape[-1]
     limit = min(sampling.max_top_k or vocab, vocab)
-    if limit <= _LEAD or probs.device.type != "cpu":  # elsewhere asking who needs more would cost a wait
+    if limit <= _LEAD or probs.device.type != "cpu":  # on a GPU finding those that need more would wait
         return _keep_counts(probs, *_kept_ranks(probs, sampling, limit))
     ranked, counts = _kept_ranks(probs, sampling, _LEAD)
     kept = _keep_counts(probs, ranked, counts)

@@ -1,7 +1,7 @@
 """Calibrates a drafter on stored answers: its confidences for chains, its children's probabilities for trees.
 
-A calibrated drafter is the checkpoint, with its confidence head fitted anew, and `sts.json` (SGLang's) and
-`children.json` (ours) beside it. The answers must be of the calibration split.
+A calibrated drafter is the checkpoint with a refitted confidence head, and `sts.json` (SGLang's format) and
+`children.json` (ours) beside it. The answers must come from the calibration split.
 """
 
 import shutil
@@ -38,32 +38,32 @@ STS_FILE = "sts.json"
 
 
 class Confidence(NamedTuple):
-    """The confidence head fitted anew, and the temperatures after it."""
+    """The refitted confidence head, and the temperatures fitted after it."""
 
     fit: Refit
     sts: StsCalibration
 
 
 class Calibrated(NamedTuple):
-    """What was fitted: the confidence (None without a head), and the children of each temperature class."""
+    """The fits: the confidence (None without a head), and the children of each temperature class."""
 
     confidence: Confidence | None
     children: list[ChildCalibrator]
 
 
 def calibrate(draft: Path, target: Target, sources: Sequence[FeatureSource], seed: int, folder: Path) -> Calibrated:
-    """Fit the checkpoint `draft` and put it, calibrated, where `folder` is, in one step.
+    """Calibrate the checkpoint `draft` and replace `folder` by the result in one step.
 
     Args:
         draft: the checkpoint's folder.
         target: its target.
-        sources: stored answers of the calibration split. The confidence head, of which a drafter has only one, is
-            fitted on those of the lowest temperature; children get a fit for each temperature class among them.
+        sources: stored answers of the calibration split. A drafter has one confidence head, which is fitted on the
+            answers of the lowest temperature; children get a fit for each temperature class.
         seed: of coins and draws.
-        folder: `draft` itself, or one whose content may be replaced.
+        folder: `draft` itself, or a folder whose content may be replaced.
 
     Raises:
-        ArtifactError: the checkpoint is not a draft of this target's, or can't be written, or the answers are too few.
+        ArtifactError: the checkpoint is no draft of this target or can't be written, or there are too few answers.
     """
     _require_enough(sources)
     model = load_draft(draft, target)

@@ -23,8 +23,7 @@ def fit_children(q: Floats, accepted: Floats, rule: AcceptRule, temperature: flo
         temperature: the sampling temperature they come from.
 
     Raises:
-        ArtifactError: the outcomes are all alike, or don't rise with q, so they can't come from a drafter that learned
-            anything.
+        ArtifactError: all outcomes are equal, or they don't rise with q, as those of a trained drafter do.
     """
     if not 0 < np.sum(accepted) < len(accepted):
         raise ArtifactError(

@@ -1,8 +1,8 @@
 """Refits a trained confidence head on rounds of text that it was not trained on.
 
-A head is right on the text that it learned from. Elsewhere it is off by an amount that depends on the text, which
-neither a constant nor a temperature can mend: they can't tell texts apart, what the head reads can. So its weights are
-fitted by logistic regression, drawn towards what they were.
+A head is well calibrated on the text that it was trained on. On other text its error depends on the text; a constant or
+a temperature can't correct that, but the head's inputs can tell texts apart. So its weights are fitted by logistic
+regression with a penalty on their change.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.drafter.calibration.samples import ConfidenceSamples, Rows
+from sparktier.drafter.calibration.samples import ConfidenceSamples, FitRows
 from sparktier.drafter.data.arrays import Floats
 from sparktier.drafter.model.heads import LinearHead
 
@@ -60,7 +60,7 @@ def refit(head: LinearHead, samples: ConfidenceSamples) -> Refit:
     return Refit(fitted, RIDGES[best], float(losses[0]), float(losses[1 + best]))
 
 
-def _fits(head: LinearHead, rows: Rows, ridges: Sequence[float]) -> list[LinearHead]:
+def _fits(head: LinearHead, rows: FitRows, ridges: Sequence[float]) -> list[LinearHead]:
     """Return the head with only a slope and a constant fitted, then with its weights for each ridge, from strong to
     weak; each starts from the one before."""
     spread = rows.inputs.std(axis=0, dtype=np.float64)
@@ -95,6 +95,6 @@ def _minimised(start: Floats, logits: Floats, inputs: Floats, accepted: Floats, 
     return fitted
 
 
-def _loss(head: LinearHead, rows: Rows) -> float:
+def _loss(head: LinearHead, rows: FitRows) -> float:
     z = head.logits(rows.inputs)
     return float(np.mean(np.logaddexp(0.0, z) - rows.accepted * z))

@@ -16,16 +16,16 @@ from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.drafter.training.schedule import mixed_seed
 
 
-class Rows(NamedTuple):
-    """Rows to fit on: inputs [n, width], accepted [n], and the answer [n] that each row is of."""
+class FitRows(NamedTuple):
+    """Rows to fit on: inputs [n, width], accepted [n], and the answer [n] that each row belongs to."""
 
     inputs: NDArray[np.float32]
     accepted: Floats
     answers: NDArray[np.int64]
 
-    def only(self, kept: NDArray[np.bool_]) -> "Rows":
+    def only(self, kept: NDArray[np.bool_]) -> "FitRows":
         """Return the rows where `kept` [n]."""
-        return Rows(self.inputs[kept], self.accepted[kept], self.answers[kept])
+        return FitRows(self.inputs[kept], self.accepted[kept], self.answers[kept])
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class ConfidenceSamples:
     accepted: Floats
     answers: NDArray[np.int64]
 
-    def reached(self) -> "Rows":
-        """Return the rows whose predecessors were all accepted: only they say how likely a row is."""
+    def reached(self) -> "FitRows":
+        """Return the rows whose predecessors were all accepted: only their outcome was observed."""
         kept = np.concatenate((np.ones((len(self.accepted), 1)), self.accepted[:, :-1]), axis=1) > 0
         of_round = np.broadcast_to(self.answers[:, None], kept.shape)
-        return Rows(self.inputs[kept], self.accepted[kept], of_round[kept])
+        return FitRows(self.inputs[kept], self.accepted[kept], of_round[kept])
 
 
 def joined_samples(parts: Sequence[ConfidenceSamples]) -> ConfidenceSamples:
@@ -58,7 +58,7 @@ def joined_samples(parts: Sequence[ConfidenceSamples]) -> ConfidenceSamples:
 
 
 def confidence_samples(model: DraftModel, source: FeatureSource, seed: int) -> ConfidenceSamples:
-    """Return what the confidence head read in whole rounds of a source and what came of it, to refit it on."""
+    """Return the inputs of the confidence head in whole rounds of a source, with the outcomes."""
     gamma, order, parts = model.config.block_size, range(len(source.lengths_tokens)), []
     for index, record in zip(order, source.read(order), strict=True):
         answer, inputs = replay_with_inputs(model, record, source.spec.temperature, mixed_seed(seed, index))
@@ -69,7 +69,7 @@ def confidence_samples(model: DraftModel, source: FeatureSource, seed: int) -> C
 
 
 def child_samples(model: DraftModel, source: FeatureSource) -> tuple[Floats, Floats]:
-    """Return q of every likely child in a source and whether it was accepted, to fit `children.fit_children` on."""
+    """Return q of every likely child in a source, and whether it was accepted."""
     order = range(len(source.lengths_tokens))
     parts = [likeliest_children(model, record, source.spec.temperature) for record in source.read(order)]
     q, accepted = torch.cat([part.q for part in parts]), torch.cat([part.accepted for part in parts])

@@ -1,7 +1,7 @@
 """Sequential Temperature Scaling of the confidence head, fitted on the product that the planner uses.
 
 Row by row, the temperature that gives the running product of confidences the smallest ECE against "this row was reached
-and accepted" (DSpark paper 3.4). A temperature turns around a logit of 0; what else is off, `confidence.py` mends.
+and accepted" (DSpark paper 3.4). A temperature scales logits around 0; `confidence.py` corrects the rest.
 Owns the file that SGLang loads with --speculative-dspark-confidence-sts-path (`D/dspark_sts.py`).
 """
 
@@ -66,10 +66,10 @@ def write_sts(path: Path, calibration: StsCalibration) -> None:
 
 
 def read_sts(path: Path, gamma: int) -> StsCalibration:
-    """Read SGLang's STS file, ours or one of its own fit tool.
+    """Read an STS file, written by us or by SGLang's fit tool.
 
     Raises:
-        ArtifactError: it isn't one, or it has not `gamma` positive temperatures.
+        ArtifactError: the file is not an STS file, or does not have `gamma` positive temperatures.
     """
     raw = read_json(path, "an STS calibration")
     try:

@@ -1,7 +1,6 @@
-"""Target features on disk, in shards written one by one, so that an interrupted run resumes where it stopped.
+"""Target features on disk, written shard by shard, so that an interrupted run resumes where it stopped.
 
-Owns the folder's layout (`manifest.json`, `shard-00000.safetensors`, ...), its size before it exists, and the refusal
-when the disk is too small.
+Owns the folder's layout (`manifest.json`, `shard-00000.safetensors`, ...) and refuses a store that the disk can't hold.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,13 +19,13 @@ from sparktier.drafter.data.features import TENSORS, FeatureSpec, checked_record
 from sparktier.drafter.data.packing import FeatureRecord
 
 MANIFEST = "manifest.json"
-# A disk that is filled to the last byte breaks others: this share of the size must stay free beside it.
+# A full disk breaks other programs: this share of the store's size must stay free.
 SPARE_FRAC = 0.05
 OPEN_SHARDS = 16
 
 
 class Manifest(BaseModel):
-    """What a store will hold once it is complete."""
+    """The content of a complete store."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,13 +41,13 @@ class Manifest(BaseModel):
 
 
 class FeatureWriter:
-    """Fills a store in order. `next_index` is the first sequence still to be written, also after a crash."""
+    """Fills a store in order. `next_index` is the next sequence to write, also after a crash."""
 
     def __init__(self, folder: Path, manifest: Manifest, free_bytes: int) -> None:
         """Open or continue the store.
 
         Args:
-            folder: where it lies or will lie.
+            folder: the store's folder.
             manifest: the whole store, as planned.
             free_bytes: room on that disk now.
 
@@ -101,7 +100,7 @@ class FeatureStore:
         """Open the store.
 
         Raises:
-            ArtifactError: it is no store, or it is not complete.
+            ArtifactError: the folder is no store, or an incomplete one.
         """
         self.folder = folder
         self.manifest = _read_manifest(folder)

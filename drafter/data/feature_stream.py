@@ -1,7 +1,6 @@
 """Target features made while the trainer runs, without a cache: one producer thread, a bounded queue, one consumer.
 
-The bound is the backpressure: the producer (an engine's prefill) waits while `in_flight` records are unread. Knows
-nothing of what produces features.
+The bound is the backpressure: the producer (an engine's prefill) waits while `in_flight` records are unread.
 """
 
 import queue
@@ -14,7 +13,7 @@ from sparktier.drafter.data.features import FeatureSpec, checked_record, record_
 from sparktier.drafter.data.packing import FeatureRecord
 
 Produce = Callable[[Iterator[int]], Iterator[FeatureRecord]]
-# How soon a producer that waits for room notices that its reader is gone.
+# A producer that waits for room checks this often whether its reader is gone.
 POLL_S = 0.1
 
 
@@ -27,7 +26,7 @@ _Ready = queue.Queue[FeatureRecord | _Failure]
 
 
 class FeatureStream:
-    """A `FeatureSource` over a producer that yields the sequences it is asked for, in order."""
+    """A `FeatureSource` over a producer that yields the requested sequences in order."""
 
     def __init__(self, spec: FeatureSpec, lengths_tokens: Sequence[int], produce: Produce, in_flight: int) -> None:
         self.spec = spec
@@ -36,7 +35,7 @@ class FeatureStream:
         self._in_flight = in_flight
 
     def read(self, order: Sequence[int]) -> Iterator[FeatureRecord]:
-        """Yield sequences in `order`; an error of the producer is raised here, at the record it broke."""
+        """Yield sequences in `order`; an error of the producer is raised here, at the record that failed."""
         ready: _Ready = queue.Queue(self._in_flight)
         closed = threading.Event()
         worker = threading.Thread(target=self._work, args=(order, ready, closed), daemon=True)

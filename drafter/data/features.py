@@ -1,6 +1,6 @@
-"""The trainer's side of the trainer-engine contract (docs/trainer-engine.md): what a source of target features offers.
+"""The trainer's side of the trainer-engine contract (docs/trainer-engine.md): sources of target features.
 
-Owns the spec, the checks of a record against it, and the tensors a record travels as.
+Owns the spec of a source, the checks of a record against it, and the tensors of a record.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ TENSORS = ("token_ids", "answer_mask", "features", "last_hidden")
 
 
 class FeatureSpec(BaseModel):
-    """What every record of a source holds, and which target made it.
+    """The layout of a source's records, and the target that made them.
 
     `temperature` and `seed` are those the target answered with (0: greedy), `dataset` is a name for reports.
     """
@@ -37,11 +37,11 @@ class FeatureSpec(BaseModel):
 
     @property
     def binding(self) -> Binding:
-        """Return what made these features."""
+        """Return the target and tokenizer that made these features."""
         return Binding(self.target_sha256, self.tokenizer_sha256)
 
     def require_target(self, target: Target, what: str) -> None:
-        """Raise ArtifactError unless `what`, which this describes, was made by `target`."""
+        """Raise ArtifactError unless `what`, the described source, was made by `target`."""
         target.binding.require(self.binding, what)
         if self.hidden_size != target.hidden_size or max(self.target_layer_ids) >= target.num_hidden_layers:
             raise ArtifactError(
@@ -88,7 +88,7 @@ def checked_record(tensors: Mapping[str, Tensor], spec: FeatureSpec, length_toke
     """Return the record behind tensors that came from elsewhere.
 
     Raises:
-        ArtifactError: a tensor is missing, has another shape than the contract says, or has no room for a block.
+        ArtifactError: a tensor is missing, has a wrong shape, or has no room for a block.
     """
     wanted = {
         "token_ids": [length_tokens],

@@ -1,4 +1,4 @@
-"""Several feature stores as one source: answers at several temperatures, or made by several processes."""
+"""Several feature stores as one source, for answers at several temperatures or from several processes."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -10,12 +10,12 @@ from sparktier.drafter.data.feature_store import FeatureStore
 from sparktier.drafter.data.features import FeatureSpec
 from sparktier.drafter.data.packing import FeatureRecord
 
-# What records of one training run may differ in.
+# Records of one training run may differ in these.
 _FREE = {"temperature", "seed", "dataset"}
 
 
 class JoinedStores:
-    """Stores of the same target and layers, numbered through in the order given (a `FeatureSource`)."""
+    """Stores of the same target and layers, numbered consecutively in the given order (a `FeatureSource`)."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         """Open the stores; `spec` is the first one's.

@@ -11,7 +11,7 @@ _SHOWN_CHARS = 60
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """Return the lines of a text file; `what` says what it should have been.
+    """Return the lines of a text file; `what` names the expected content in errors.
 
     Lines end at line feeds alone: JSON allows U+2028, U+0085 and the like unescaped inside strings, where
     `str.splitlines` would cut. A byte order mark at the start is dropped.

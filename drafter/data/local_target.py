@@ -1,6 +1,6 @@
-"""A target small enough for this process, run by transformers: its answers, and the features of every position.
+"""Runs a small target in this process with transformers: its answers, and the features of every position.
 
-The source of features where no engine runs: the demo drafter's recipe, and evaluation of small targets.
+The demo drafter's recipe and the evaluation of small targets get their features here, without an engine.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ class LocalTarget:
                 folder, dtype="auto", attn_implementation=_ATTENTION
             ).eval()
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        # Readers of weights, configs and tokenizers raise each its own, even bare `Exception`.
+        # Readers of weights, configs and tokenizers raise different errors, even bare `Exception`.
         except Exception as error:
             raise ArtifactError(
                 f"{folder}: transformers must be able to run it (found {type(error).__name__}: {error}). Restore the "
@@ -74,7 +74,7 @@ class LocalTarget:
                 f"{folder}: must have a chat template (found none in its tokenizer). Add chat_template.jinja, or take "
                 "features from an engine."
             )
-        # Features are kept in the checkpoint's format, whatever computes them.
+        # Features are stored in the checkpoint's format, whatever format computes them.
         self._kept_dtype = torch.float32 if self._model.dtype == torch.float32 else torch.bfloat16
         if not has_bfloat16_units():
             self._model.float()
@@ -84,7 +84,7 @@ class LocalTarget:
         self._ends = torch.tensor([stops]).flatten()
 
     def spec(self, dataset: str, temperature: float, seed: int) -> FeatureSpec:
-        """Return what records written at `temperature` hold."""
+        """Return the spec of records written at `temperature`."""
         return FeatureSpec(
             target_layer_ids=self.layer_ids,
             hidden_size=self.hidden_size,
@@ -163,7 +163,7 @@ class LocalTarget:
 
 
 class _Batch:
-    """Left-padded rows that grow together. Rows that are finished stay until enough of them are to drop."""
+    """Left-padded rows that grow together. Finished rows are dropped once there are enough of them."""
 
     def __init__(self, prefixes: Sequence[Sequence[int]]) -> None:
         widest = max(map(len, prefixes))

@@ -1,7 +1,6 @@
-"""Packs several sequences into one row and says what a draft block in such a row may see and must predict.
+"""Packs several sequences into one row; draws anchors, and builds the masks and labels of the draft blocks in it.
 
-Owns the packed row, the choice of anchors, the exact masks and the labels. A row has no batch dimension and no padding:
-S tokens, A anchors, gamma rows a block.
+A row has no batch dimension and no padding: S tokens, A anchors, gamma rows per block.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Reads and writes prompts as JSON lines, and assigns each to a split by its text.
 
-The split is a function of the text alone: whatever files a prompt comes from and in whatever order, it never trains a
-drafter and also judges or calibrates it.
+The split depends on the text alone, not on files or their order, so a prompt that trains a drafter never evaluates or
+calibrates it.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from sparktier.drafter.data.json_lines import objects_in, read_lines, require_te
 
 Split = Literal["train", "calibrate", "evaluate"]
 CALIBRATE_SHARE, EVALUATE_SHARE = 5, 5
-# Whose words OpenAI (`role`) and ShareGPT (`from`) call the user's.
+# The user's name in OpenAI's `role` and ShareGPT's `from`.
 _USERS = ("user", "human")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a user says, turn by turn."""
+    """The user's turns of a conversation."""
 
     turns: tuple[str, ...]
 
@@ -35,7 +35,7 @@ class Prompt:
 
     @property
     def split(self) -> Split:
-        """Return the split this prompt belongs to, for good: 90% train, 5% calibrate, 5% evaluate."""
+        """Return the split of this prompt, which never changes: 90% train, 5% calibrate, 5% evaluate."""
         slot = int(self.digest[:8], 16) % 100
         if slot < CALIBRATE_SHARE:
             return "calibrate"
@@ -55,7 +55,7 @@ def of_split(prompts: Iterable[Prompt], split: Split) -> list[Prompt]:
 def read_prompts(path: Path) -> list[Prompt]:
     """Read a jsonl file of prompts: `{"turns": [...]}`, OpenAI's `messages` or ShareGPT's `conversations` a line.
 
-    Of the latter two only what the user says is taken: a target answers itself.
+    Only the user's turns of the latter two are read: the target gives its own answers.
 
     Raises:
         ArtifactError: a line is no prompt; it is named.
@@ -65,10 +65,10 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def read_prompt_files(paths: Sequence[Path]) -> dict[str, list[Prompt]]:
-    """Read several files by the names that reports tell them apart by, those of the files without their ending.
+    """Read several files; the keys are their names in reports: the file names without their ending.
 
     Raises:
-        ArtifactError: two have one name, or one holds no prompt or something else.
+        ArtifactError: two files have one name, or a file holds no prompt or something else.
     """
     named: dict[str, Path] = {}
     for path in paths:
@@ -96,7 +96,7 @@ def _parsed(row: Mapping[str, Any], where: str) -> Prompt:
 
 
 def _said(messages: object, where: str) -> list[Any]:
-    """Return what the user says in a conversation, written with OpenAI's names or ShareGPT's."""
+    """Return the user's turns of a conversation in OpenAI's or ShareGPT's form."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return []
     return [
@@ -107,7 +107,7 @@ def _said(messages: object, where: str) -> list[Any]:
 
 
 def _text(content: object, where: str) -> object:
-    """Return a message's content; OpenAI allows a list of parts, of which a prompt can have text ones."""
+    """Return a message's text; OpenAI allows a list of parts, of which only text parts are taken."""
     if not isinstance(content, list):
         return content
     texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]

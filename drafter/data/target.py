@@ -1,6 +1,6 @@
-"""What a drafter needs of its target's checkpoint: sizes, the two token tables, and fingerprints to recognise it by.
+"""Reads what a drafter needs from its target's checkpoint: sizes, the two token tables, and fingerprints.
 
-Reads two tensors of a Hugging Face checkpoint, never the model: a target that fits only sharded can be read here.
+Only these two tensors are read, so the target itself need not fit this machine.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ HEAD_NAME = "lm_head.weight"
 
 @dataclass(frozen=True)
 class Binding:
-    """Which target and tokenizer something was made for; an empty string is unknown and matches all."""
+    """The target and tokenizer that something was made for; an empty string is unknown and matches all."""
 
     target_sha256: str
     tokenizer_sha256: str
@@ -41,7 +41,7 @@ class Binding:
 
 @dataclass(frozen=True)
 class Target:
-    """A target model as its drafter sees it: embedding and head [vocab, hidden] in the checkpoint's dtype."""
+    """The parts of a target that its drafter uses: embedding and head [vocab, hidden] in the checkpoint's dtype."""
 
     hidden_size: int
     num_hidden_layers: int

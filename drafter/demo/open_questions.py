@@ -1,7 +1,7 @@
-"""Open questions as people ask an assistant: roles, texts to work on, choices to weigh, things to explain.
+"""Makes open questions for an assistant: roles to play, texts to edit, choices to weigh, things to explain.
 
-They calibrate a drafter and train none: a drafter is surest of itself on the kinds of text that trained it, so its
-confidence must be judged on a kind that did not. The same seed gives the same prompts.
+They calibrate a drafter and never train it: a drafter is most confident on the kinds of text it was trained on, so its
+confidence must be judged on another kind. The same seed gives the same prompts.
 """
 
 import itertools

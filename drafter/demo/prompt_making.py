@@ -1,7 +1,6 @@
-"""A prompt set from what every machine has: Python's standard library, arithmetic, and everyday tasks.
+"""Makes a prompt set without a download: from Python's standard library, arithmetic, and everyday tasks.
 
-The same seed and Python version give the same prompts. Nothing is downloaded, so anyone can rerun a recipe. Knows
-nothing of targets or training.
+The same seed and Python version give the same prompts.
 """
 
 import ast
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from sparktier.drafter.data.prompts import Prompt, distinct
 
-# Lookup tables, generated files and tests: text that says nothing of code.
+# Lookup tables, generated files and tests: little of their text is code to learn from.
 SKIPPED_PARTS = frozenset(
     {"encodings", "pydoc_data", "test", "tests", "idle_test", "site-packages", "lib2to3", "entities.py"}
 )
@@ -123,7 +122,7 @@ def _functions() -> Iterator[ast.FunctionDef]:
 
 
 def _tells_enough(node: ast.FunctionDef) -> bool:
-    """Has a docstring, and is neither trivial nor long."""
+    """Return whether a function has a docstring and is neither trivial nor long."""
     return len(ast.get_docstring(node) or "") in DOCSTRING_CHARS and ast.unparse(node).count("\n") + 1 in FUNCTION_LINES
 
 

@@ -27,16 +27,16 @@ BATCH = 64
 # How benchmarks ask, DeepSpec's evaluation sets among them.
 _ASKED_CODE = "Write a solution to the following problem and make sure that it passes the tests:\n"
 _ASKED_SUM = "\nPlease reason step by step, and put your final answer within \\boxed{}."
-# What the model goes on from when it writes prompts, and the tokens it may take.
+# The beginnings from which the model writes prompts, and how many tokens it may add.
 _OWN_QUESTIONS = ("", 60)
 _OWN_PROBLEMS = (_ASKED_CODE + "```python\nfrom typing import List\n\n\ndef ", 180)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything: prompts of each family (sampled ones, fewer are kept), answer length, steps.
+    """The sizes of the recipe: prompts sampled for each family (fewer are kept), answer length, steps.
 
-    `calibrate` are held out from the families that train, `open_questions` are of a kind that trains nothing.
+    `calibrate` prompts are held out from the families that train; no open question trains.
     """
 
     functions: int = 2400
@@ -53,7 +53,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Families:
-    """Prompts by what they are for: `made` and `self_written` train; `calibrate`, of all families, does not."""
+    """Prompts by purpose: `made` and `self_written` train the drafter; `calibrate` is held out of all families."""
 
     made: list[Prompt]
     self_written: list[Prompt]
@@ -64,7 +64,7 @@ def read_questions(path: Path) -> list[str]:
     """Return the questions of gsm8k's training half.
 
     Raises:
-        ArtifactError: the file is missing, or another one.
+        ArtifactError: the file is missing, or is not that of gsm8k.
     """
     cure = "Take grade_school_math/data/train.jsonl of github.com/openai/grade-school-math."
     if not path.is_file():
@@ -75,7 +75,7 @@ def read_questions(path: Path) -> list[str]:
 
 
 def families(target: LocalTarget, questions: Sequence[str], scale: Scale, done: Callable[[int], None]) -> Families:
-    """Make all prompts; the target writes its own ones here, `done` counts them."""
+    """Make all prompts; `done` gets the number of those that the target wrote."""
     rng = random.Random(1)
     functions = functions_to_complete(_ASKED_CODE)
     everyday = make_prompts(scale.everyday, seed=7)
@@ -127,7 +127,7 @@ def shape(mask_token_id: int, heads: int = 8, head_dim: int = 64, intermediate_s
 
 
 def course(target: Path, folder: Path, draft: DraftShape, scale: Scale) -> TrainSettings:
-    """Return the run on everything, which scores some columns of the vocabulary a step to save time."""
+    """Return the settings of the run; to save time each step scores a sample of the vocabulary."""
     return TrainSettings(
         target=target,
         run_dir=folder,

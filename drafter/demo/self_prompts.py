@@ -1,6 +1,6 @@
-"""Prompts that a target writes itself: given the beginning of a user's turn, an instruct model ends it plausibly.
+"""Samples prompts from the target itself: an instruct model completes the beginning of a user's turn.
 
-More variety than templates have, in words the target has an answer to, from no data at all (Magpie, arXiv 2406.08464).
+They vary more than templates do and need no data (Magpie, arXiv 2406.08464).
 """
 
 from collections.abc import Callable

@@ -33,7 +33,7 @@ Row = dict[str, float | int | str | None]
 class Evaluation:
     """One drafter on one dataset with one seed.
 
-    `replays` are its answers, `temperatures` the STS that is applied, `confident` whether it has a confidence head.
+    `replays` has an entry per answer, `temperatures` is the applied STS, `confident`: there is a confidence head.
     """
 
     drafter: str
@@ -60,7 +60,7 @@ class Evaluation:
         return [rounds_of(answer, all_rows(answer, limit)) for answer in self.replays]
 
     def row(self) -> Row:
-        """Return the report's row: accepted length, honesty of the confidence, degeneracy of the text."""
+        """Return the report's row: accepted length, calibration of the confidence, repetition in the text."""
         rounds = self.rounds()
         predicted, outcomes = (table.ravel() for table in self.predictions())
         by_row = conditional_acceptance(rounds)
@@ -173,5 +173,5 @@ def all_rows(answer: Replay, longest: int) -> Ints:
 
 
 def _known(value: float) -> float | None:
-    """JSON has no nan."""
+    """Return None for nan, which JSON lacks."""
     return None if np.isnan(value) else value

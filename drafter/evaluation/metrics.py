@@ -30,7 +30,7 @@ class Reliability:
 def reliability(predicted: Floats, outcomes: Floats, bins: int = BINS) -> Reliability:
     """Bin [n] predictions with their [n] outcomes (0 or 1) into equal shares of the samples.
 
-    Equal mass, not equal width as in SGLang's `dspark_sts_fit`: bins that hold a handful of samples say nothing.
+    Bins have equal mass, not equal width as in SGLang's `dspark_sts_fit`, because bins with few samples are noise.
     """
     order = np.argsort(predicted, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]

@@ -1,4 +1,4 @@
-"""Replays a drafter at every anchor of an answer that the target already gave: what it drafts, what is accepted.
+"""Replays a drafter at every anchor of a stored answer of the target: what it drafts, and what is accepted.
 
 Exact without running the target again, by conditioning on the answer:
 
@@ -60,7 +60,7 @@ def replay(model: DraftModel, record: FeatureRecord, temperature: float, seed: i
 def replay_with_inputs(
     model: DraftModel, record: FeatureRecord, temperature: float, seed: int
 ) -> tuple[Replay, Tensor]:
-    """Return the same replay, and what the confidence head read for it, [A, gamma, width]."""
+    """Return the same replay, and the inputs of the confidence head, [A, gamma, width]."""
     parts, inputs = [], []
     for chunk, part in _by_chunk(model, record, temperature, seed):
         before = torch.cat((chunk.anchor_tokens.unsqueeze(1), part.drafted[:, :-1]), dim=1)
@@ -71,7 +71,7 @@ def replay_with_inputs(
 
 @torch.no_grad()
 def likeliest_children(model: DraftModel, record: FeatureRecord, temperature: float) -> Children:
-    """Return the children that a tree of deterministic (top-k) children has, and which of them target-match takes.
+    """Return the children in a tree of deterministic (top-k) children, and which of them target-match accepts.
 
     A parent counts where it was accepted: all stored tokens above it were among their parents' children.
     """
@@ -89,7 +89,7 @@ def likeliest_children(model: DraftModel, record: FeatureRecord, temperature: fl
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some blocks of one sequence: their backbone rows [A, gamma, hidden] and everything to judge them by."""
+    """Some blocks of one sequence: their backbone rows [A, gamma, hidden], and their labels."""
 
     row: PackedRow
     anchors: Tensor
@@ -189,7 +189,7 @@ def _sampled(model: DraftModel, chunk: Chunk, temperature: float, seed: int) -> 
 
 
 class _Replayed:
-    """Chooses the tokens that are already known (accepted rows and the rejected one), then draws from the draft."""
+    """Chooses the known tokens (accepted rows and the rejected one), then draws from the draft."""
 
     def __init__(self, known: Tensor, accepted: Tensor, temperature: float, seed: int) -> None:
         self._known, self._accepted, self._temperature, self._row = known, accepted, temperature, 0

@@ -1,4 +1,4 @@
-"""The rounds that decoding takes, from what is accepted at every anchor, and their statistics."""
+"""The rounds that decoding takes, given the acceptances at every anchor, and their statistics."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -107,7 +107,7 @@ def confident_prefix(confidence: Floats, threshold: float) -> Ints:
 def distinct_4gram_frac(tokens: Sequence[int]) -> float:
     """Return the share of an answer's 4-grams that are distinct; 1.0 for answers too short to have one.
 
-    Degenerate text repeats itself and is easy to draft: no accepted length without this figure beside it.
+    Degenerate text repeats itself and is easy to draft, so reports show this figure beside the accepted length.
     """
     grams = [tuple(tokens[place : place + 4]) for place in range(len(tokens) - 3)]
     return len(set(grams)) / len(grams) if grams else 1.0

@@ -1,4 +1,4 @@
-"""Draft checkpoints in DeepSpec's and SGLang's layout, both ways, with a note of what they were made for.
+"""Reads and writes draft checkpoints in DeepSpec's and SGLang's layout, with a note of the target they are for.
 
 Owns `config.json` + `model.safetensors` + `sparktier.json` (digest of the weights, fingerprints of target and
 tokenizer). Layout: sglang `srt/models/dspark.py` `load_weights`.
@@ -54,7 +54,7 @@ def save_draft(
 
 
 def replace_confidence(folder: Path, head: LinearHead) -> None:
-    """Give a checkpoint another confidence head, in place and not in one step: see `files.staged`."""
+    """Replace the confidence head of a checkpoint in place. Not atomic: call it on a staged copy (`files.staged`)."""
     parts = {"weight": torch.from_numpy(head.weight).float().unsqueeze(0), "bias": torch.tensor([head.bias]).float()}
     for file in folder.glob("*.safetensors"):
         tensors = load_file(file)
@@ -78,7 +78,7 @@ def load_draft(folder: Path, target: Target | None = None) -> DraftModel:
     that is slow in bf16: its products with many rows took nine tenths of an evaluation there.
 
     Raises:
-        ArtifactError: it is corrupt, not a draft we run, or made for another target or tokenizer.
+        ArtifactError: the checkpoint is corrupt, no draft that we run, or made for another target or tokenizer.
     """
     config = DraftConfig.from_hf(
         read_json(folder / "config.json", "a draft's config.json"), str(folder / "config.json")
@@ -99,7 +99,7 @@ def load_draft(folder: Path, target: Target | None = None) -> DraftModel:
 
 
 def read_binding(folder: Path) -> Binding:
-    """Return what the checkpoint was made for; unknown for checkpoints that are not ours."""
+    """Return the target and tokenizer of the checkpoint; unknown for checkpoints that are not ours."""
     if not (folder / NOTE).exists():
         return Binding("", "")
     note = read_json(folder / NOTE, "a drafter's note")
@@ -107,7 +107,7 @@ def read_binding(folder: Path) -> Binding:
 
 
 def check_draft(folder: Path, target: Target | None) -> None:
-    """Check a checkpoint's digest and, if `target` is given, that it was made for that; any other's has no note.
+    """Check a checkpoint's digest and, if `target` is given, its target; checkpoints of others have no note to check.
 
     Raises:
         ArtifactError: it is corrupt, of another schema, or made for another target or tokenizer.

@@ -1,6 +1,6 @@
 """The shape of a draft model, and its `config.json` in the layout that DeepSpec writes and SGLang reads.
 
-Owns the names of the keys and which values we can run.
+Owns the names of the keys, and refuses values that we can't run.
 """
 
 from collections.abc import Mapping
@@ -126,7 +126,7 @@ class DraftConfig(BaseModel):
         """Read a `config.json`; `source` names the file in messages.
 
         Raises:
-            ArtifactError: it describes no DSpark draft, or one with parts that we do not run.
+            ArtifactError: the file describes no DSpark draft, or one with parts that we do not run.
         """
         merged = dict(raw) | {key: value for part in _NESTED for key, value in _nested(raw, part, source).items()}
         _refuse_foreign_parts(merged, source)

@@ -1,4 +1,4 @@
-"""The files of a draft's weights, and the digest that calibrations and notes name them by."""
+"""The files of a draft's weights, and the digest by which calibrations and notes name them."""
 
 import hashlib
 from pathlib import Path

@@ -66,7 +66,7 @@ def loss_sums(output: BlockOutput, decay_rows: float) -> LossSums:
     """Sum the losses of one packed row's blocks."""
     weights = row_weights(output.valid, decay_rows)
     surprise, distance = row_losses(output.draft_logits, output.target_logits, output.tokens)
-    # The chance that ratio rejection accepts the row. It moves with the draft; only the confidence head may learn it.
+    # The chance that ratio rejection accepts the row. It depends on the draft; only the confidence head may learn it.
     accept = (1.0 - 0.5 * distance.detach()).clamp(0.0, 1.0)
     confidence = torch.zeros_like(accept)
     if output.confidence is not None:

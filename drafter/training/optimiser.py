@@ -37,7 +37,7 @@ class Optimiser:
         self._slow_in_bfloat16 = on_cpu and not has_bfloat16_units()
 
     def step(self, learning_rate: float) -> None:
-        """Step by the gradients at hand, and drop them."""
+        """Step by the current gradients, and drop them."""
         for optimiser, _, _ in self._parts:
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate
@@ -47,13 +47,13 @@ class Optimiser:
 
     @property
     def moment_names(self) -> frozenset[str]:
-        """What `moments` returns is called, `<moment>.<parameter>` each."""
+        """Return the keys of `moments`, each `<moment>.<parameter>`."""
         return frozenset(
             f"{kind}.{name}" for _, parameters, kinds in self._parts for name in parameters for kind in kinds
         )
 
     def moments(self) -> dict[str, Tensor]:
-        """Return what `restore` takes; there is none before the first step."""
+        """Return the moments for `restore`; empty before the first step."""
         return {
             f"{kind}.{name}": optimiser.state[value][kind]
             for optimiser, parameters, kinds in self._parts
@@ -75,5 +75,5 @@ class _InFloat32(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        # A copy, as a cast is: Muon goes on to scale it in place, and it may be the momentum itself.
+        # A copy in any case, as a cast makes one: Muon scales it in place, and it may be the momentum itself.
         return args[0].clone() if func is Tensor.bfloat16 else func(*args, **(kwargs or {}))

@@ -1,6 +1,6 @@
-"""The schedule of a training run as functions of the step alone, so that a resumed run repeats it.
+"""The schedule of a training run (learning rate, order of sequences, rows and seeds of each step).
 
-Pure: learning rate, order of sequences, rows of each step, seeds.
+Pure functions of the step, so that a resumed run repeats it.
 """
 
 import itertools

@@ -1,6 +1,6 @@
-"""Trains a drafter from settings: checks, the model to start from, the run's folder, then the loop of trainer.py.
+"""Trains a drafter from settings: checks them, loads or builds the model, opens the run, starts the training loop.
 
-The same call trains afresh, fine-tunes and resumes, on one rank or many.
+The same call trains, fine-tunes and resumes, on one rank or many.
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ from sparktier.drafter.model.config import DraftConfig
 from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.drafter.training.distributed import DistributedContext
 from sparktier.drafter.training.progress import TrainingProgress
-from sparktier.drafter.training.run_dir import RunDir
 from sparktier.drafter.training.schedule import generator
 from sparktier.drafter.training.train_settings import TrainSettings
 from sparktier.drafter.training.trainer import Trainer
+from sparktier.drafter.training.training_run import TrainingRun
 from sparktier.kernels.cpu_features import has_bfloat16_units
 
 
@@ -32,14 +32,14 @@ def train(
     console: Console,
     facts: Mapping[str, Any],
 ) -> Path:
-    """Train, or go on where the run in `settings.run_dir` stopped.
+    """Train, or resume the run in `settings.run_dir`.
 
     Args:
         settings: the run.
         source: the target's features.
         context: this process's rank, and the device it computes on.
         console: where progress is shown (rank 0).
-        facts: what to note of the environment in run.json.
+        facts: facts of the environment to write into run.json.
 
     Returns:
         The folder of the final draft checkpoint.
@@ -53,7 +53,7 @@ def train(
     target = read_target(settings.target)
     source.spec.require_target(target, f"features {source.spec.dataset}")
     trainer = Trainer(settings, build_model(settings, target, source.spec), target, source, context)
-    run = RunDir(settings.run_dir, settings.keep_checkpoints)
+    run = TrainingRun(settings.run_dir, settings.keep_checkpoints)
     if context.rank == 0:
         run.start(facts, settings.model_dump(mode="json"))
     state = run.latest()
@@ -67,7 +67,7 @@ def train(
 
 
 def _with_precision(settings: TrainSettings, context: DistributedContext) -> TrainSettings:
-    """Settle `auto`: bf16 but on a CPU that is slow in it. A run resumes in the precision it was begun in."""
+    """Resolve `auto`: bf16, or fp32 on a CPU that is slow in bf16. A run resumes in the precision of its start."""
     if settings.precision != "auto":
         return settings
     quick = context.device.type != "cpu" or has_bfloat16_units()
@@ -75,7 +75,7 @@ def _with_precision(settings: TrainSettings, context: DistributedContext) -> Tra
 
 
 def build_model(settings: TrainSettings, target: Target, spec: FeatureSpec) -> DraftModel:
-    """Return the draft to train: the one in `init_from`, or a fresh one that fits target and features."""
+    """Return the draft to train: the one in `init_from`, or a new one that fits target and features."""
     if settings.init_from is not None:
         model = load_draft(settings.init_from, target)
         if model.config.target_layer_ids != spec.target_layer_ids:

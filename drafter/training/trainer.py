@@ -1,4 +1,4 @@
-"""The training loop of one rank: packed rows in; metrics, checkpoints and a better draft out.
+"""The training loop of one rank: reads packed rows; writes metrics and checkpoints.
 
 Everything that varies by step comes from schedule.py, so a killed and resumed run, and a run on more ranks, follow the
 same curve. Master weights are the model's own fp32 parameters; bf16 is autocast. Recipe: DeepSpec
@@ -24,9 +24,9 @@ from sparktier.drafter.training.distributed import DistributedContext
 from sparktier.drafter.training.losses import LossSums, LossWeights, loss_sums, weight_sum
 from sparktier.drafter.training.optimiser import Optimiser
 from sparktier.drafter.training.progress import TrainingProgress
-from sparktier.drafter.training.run_dir import RunDir, TrainingState
 from sparktier.drafter.training.schedule import generator, learning_rate_scale, rows_forever, rows_of_steps
 from sparktier.drafter.training.train_settings import TrainSettings
+from sparktier.drafter.training.training_run import TrainingRun, TrainingState
 
 # Keeps the held-out blocks apart from every training step's.
 _HELD_OUT_STREAM = 1 << 40
@@ -55,7 +55,7 @@ class Trainer:
         self._own = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self._optimiser = Optimiser(self._own, settings.weight_decay)
         self._parallel: nn.Module = DistributedDataParallel(self.model) if context.world > 1 else self.model
-        # Drawn, not the last ones: a source may well be sorted by length or kind.
+        # Drawn at random: a source may be sorted by length or kind.
         count, stream = len(source.lengths_tokens), generator(settings.seed, _HELD_OUT_STREAM)
         drawn = torch.randperm(count, generator=stream).tolist()
         self._held_out = sorted(drawn[: settings.held_out_sequences])
@@ -82,10 +82,10 @@ class Trainer:
         tensors |= self._optimiser.moments()
         return TrainingState(self.step, {name: value.contiguous().cpu() for name, value in tensors.items()})
 
-    def run(self, run: RunDir, progress: TrainingProgress) -> None:
+    def run(self, run: TrainingRun, progress: TrainingProgress) -> None:
         """Train to the last step, logging, evaluating and saving on the way (files: rank 0).
 
-        What is saved has finite weights and a finite loss on a held-out sequence: it never replaces better ones by NaN.
+        A checkpoint is saved only if its weights and its loss on a held-out sequence are finite.
 
         Raises:
             ConfigError: loss, gradients or weights are no longer finite.

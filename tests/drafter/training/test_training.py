@@ -29,10 +29,10 @@ from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.drafter.training import train as train_module
 from sparktier.drafter.training.distributed import DistributedContext
 from sparktier.drafter.training.optimiser import Optimiser
-from sparktier.drafter.training.run_dir import RunDir
 from sparktier.drafter.training.train import train
 from sparktier.drafter.training.train_settings import TrainSettings, load_train_settings
 from sparktier.drafter.training.trainer import Trainer
+from sparktier.drafter.training.training_run import TrainingRun
 from support.toy_training import curve, toy_settings, write_world
 
 HERE = DistributedContext(0, 1, torch.device("cpu"))
@@ -234,7 +234,7 @@ def test_a_run_that_diverges_ends_with_its_last_good_checkpoint(
     assert found in problem.value
     assert f"in step {last_good + (2 if found == 'loss nan' else 1)}" in problem.value
     assert f"the checkpoint of step {saved}" in problem.cure
-    state = RunDir(world / "run", 2).latest()
+    state = TrainingRun(world / "run", 2).latest()
     assert state is not None
     assert state.step == saved
     assert all(tensor.isfinite().all() for tensor in state.tensors.values())

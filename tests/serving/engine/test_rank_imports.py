@@ -10,7 +10,7 @@ import pytest
 from sparktier.serving.engine.rank_options import FeatureOptions, LadderOptions, RankOptions, TreeBounds
 
 ALONE = "import sglang.srt.managers.scheduler"
-# As in a rank that drafts trees, hands out features and keeps metrics: the hooks, then what they and SGLang import later.
+# A rank that drafts trees, makes features and keeps metrics: its hooks, then what they and SGLang import later.
 RANK = """
 from sparktier.serving.engine.rank_actor import Rank
 from sparktier.serving.engine import plugin

@@ -1,7 +1,6 @@
 """A training run on disk: its settings (`run.json`), its metrics (`metrics.jsonl`) and checkpoints to resume from.
 
-Every file is replaced in one step. Training state is safetensors and JSON, so reading one executes nothing. Knows
-nothing of the training loop.
+Every file is replaced in one step. Training state is safetensors and JSON, so that reading it executes no code.
 """
 
 import json
@@ -29,14 +28,14 @@ _OWN_FILES = {STATE, STATE_NOTE, *(f"{DRAFT}/{name}" for name in ("config.json",
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a run needs to go on after `step` finished steps: fp32 weights and optimiser moments by name."""
+    """The state to resume from after `step` finished steps: fp32 weights and optimiser moments by name."""
 
     step: int
     tensors: dict[str, Tensor]
 
 
-class RunDir:
-    """One run's folder."""
+class TrainingRun:
+    """The folder of one training run."""
 
     def __init__(self, folder: Path, keep_checkpoints: int) -> None:
         self.folder = folder
@@ -45,7 +44,7 @@ class RunDir:
         self._checkpoints = folder / "checkpoints"
 
     def start(self, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """Note what is run. A folder that holds another run is refused.
+        """Write the settings of the run; refuse a folder that holds another run.
 
         Raises:
             ArtifactError: the folder was made with other settings.
@@ -87,7 +86,7 @@ class RunDir:
     def save(self, state: TrainingState, model: DraftModel, binding: Binding) -> Path:
         """Write a checkpoint, then drop the oldest beyond those to keep. Returns the draft's folder.
 
-        Only what a run wrote is dropped: copies, and checkpoints with files of somebody else's in them, are left alone.
+        Only what a run wrote is dropped: copies, and checkpoints with added files, are kept.
         """
         folder = self._checkpoints / f"step-{state.step:08d}"
         with staged(folder) as part:
@@ -136,7 +135,7 @@ def _step_in(name: str) -> int | None:
 
 
 def _noted_step(folder: Path) -> int | None:
-    """Return the step that a checkpoint notes of itself, None without a note that can be read."""
+    """Return the step in a checkpoint's note, None without a readable note."""
     try:
         step = read_json(folder / STATE_NOTE, "a training state's note").get("step")
     except ArtifactError:
