@@ -11,8 +11,8 @@ from sparktier.kernels.accept import PAD_TOKEN, accept_matching, accept_ratio, r
 from sparktier.kernels.accept_tree import walk_drawn, walk_matching
 from sparktier.kernels.draft_tree import chain_tree
 from sparktier.kernels.reference import accept as reference
+from support.oracles.tree_contract import check_tree
 from support.random_trees import random_tree
-from support.tree_contract import check_tree
 
 BATCH, GAMMA, VOCAB, CHANCE = st.integers(1, 5), st.integers(0, 5), st.integers(2, 7), st.integers(0, 2**31)
 

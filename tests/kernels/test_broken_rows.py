@@ -13,7 +13,7 @@ from sparktier.kernels.expand import MarkovHead, Shape, expand_drawn, expand_top
 from sparktier.kernels.noise import draw
 from sparktier.kernels.select import select_rows
 from sparktier.kernels.target_probs import NO_TOKEN, SamplingRows, greedy_tokens, target_probs
-from support.tree_contract import check_tree
+from support.oracles.tree_contract import check_tree
 
 VOCAB = 9000  # above the partial sort's width, and many blocks of the search
 BROKEN = {

@@ -11,7 +11,7 @@ from sparktier.kernels.draft_tree import DraftTree, chain_tree
 from sparktier.kernels.expand import Candidates, DraftDistributions, MarkovHead, Shape, expand_drawn, expand_top
 from sparktier.kernels.reference import tree as reference
 from sparktier.kernels.select import select_rows
-from support.tree_contract import check_tree
+from support.oracles.tree_contract import check_tree
 
 VOCAB, RANK, BLOCK = 11, 3, 4
 BATCH, CHANCE = st.integers(1, 4), st.integers(0, 2**31)

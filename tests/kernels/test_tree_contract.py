@@ -11,8 +11,8 @@ from sparktier.kernels.draft_tree import DraftTree, anchors_alone, chain_tree, c
 from sparktier.kernels.mask import ancestor_words, flat_mask, mask_byte_indptr, packed_mask, unpacked
 from sparktier.kernels.reference import tree as reference
 from support.dense_mask import dense_mask
+from support.oracles.tree_contract import check_tree
 from support.random_trees import random_tree
-from support.tree_contract import check_tree
 
 BATCH, CHANCE = st.integers(1, 4), st.integers(0, 2**31)
 ROWS = st.one_of(st.integers(1, 9), st.sampled_from([31, 32, 33, 64, 65]))
