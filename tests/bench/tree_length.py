@@ -24,7 +24,7 @@ from sparktier.drafter.model.checkpoint import load_draft
 from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.kernels.expand import Shape
 from sparktier.serving.engine.speculation.edge_acceptance import read_edges
-from support.tree_replay import TreePlan, chain_plan, replay_trees
+from support.oracles.tree_replay import TreePlan, chain_plan, replay_trees
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.kernels.expand import Shape
 from sparktier.kernels.reference import tree as reference
 from support.drafts import loud_model, random_record, tiny_config
-from support.tree_replay import TreePlan, chain_plan, replay_trees
+from support.oracles.tree_replay import TreePlan, chain_plan, replay_trees
 
 CONFIG = tiny_config()
 SHAPE, ROWS = Shape(CONFIG.block_size, 3, 3), 9
