@@ -56,7 +56,8 @@ class Fit(NamedTuple):
     drift_frac: Floats
     """[windows] how slow the machine was, over the median of the run."""
     unseen_error_frac: Floats
-    """[windows] (predicted - measured) / measured, the window left out of the fit; NaN where it alone has its rung."""
+    """[windows] (predicted - measured) / measured, the window left out of the fit. NaN where it alone has its rung, and
+    outside of the first and the last reference, which the fit doesn't read."""
 
 
 class _Parts(NamedTuple):
@@ -76,9 +77,13 @@ def fit_table(windows: Sequence[Window], prefill_ms: Curve, *, key: TableKey, so
     _require_enough(windows)
     # 1. The drift, by the references, and the parts, by what is left when it is divided out.
     drift = _drift(windows)
-    parts = _parts(windows, drift)
+    references = [window.at_s for window in windows if window.is_reference]
+    inside = np.array([references[0] < window.at_s < references[-1] for window in windows])
+    told = [window for window, is_inside in zip(windows, inside, strict=True) if is_inside]
+    parts = _parts(told, drift[inside])
     # 2. The error on windows that the fit has not seen.
-    errors = np.array([_unseen_error_frac(windows, drift, place) for place in range(len(windows))])
+    errors = np.full(len(windows), np.nan)
+    errors[inside] = [_unseen_error_frac(told, drift[inside], place) for place in range(len(told))]
     known = np.abs(errors[np.isfinite(errors)])
     p50, p90 = np.quantile(known, [0.5, 0.9])
     if p50 > _MOST_ERROR_FRAC_P50:

@@ -23,7 +23,11 @@ def write_fit_plot(fit: Fit, windows: Sequence[Window], path: Path) -> None:
         errors.plot(np.flatnonzero(of_size), 100 * fit.unseen_error_frac[of_size], ".", label=f"{size} requests")
     ends = [min(predicted.min(), measured.min()), max(predicted.max(), measured.max())]
     times.plot(ends, ends, color="grey", linewidth=0.8)
-    times.set(title="a step, drift divided out", xlabel="table, ms", ylabel="measured, ms", xscale="log", yscale="log")
+    times.set(title="a step, drift divided out", xlabel="table, ms", ylabel="measured, ms")
+    times.set_xscale("log", base=2)
+    times.set_yscale("log", base=2)
+    for axis in (times.xaxis, times.yaxis):
+        axis.set_major_formatter("{x:g}")
     times.legend(fontsize="small")
     errors.axhline(0.0, color="grey", linewidth=0.8)
     errors.set(title="error on a window left out", xlabel="window, in order of time", ylabel="table over measured, %")

@@ -119,6 +119,7 @@ def test_a_few_stalls_change_little() -> None:
     fit = fit_table(windows, PREFILL, key=KEY, source="test")
     assert worst_frac(fit.table, table, windows) < 0.05
     assert fit.unseen_error_frac[stalled].max() < -0.2
+    assert np.flatnonzero(np.isnan(fit.unseen_error_frac)).tolist() == [0, len(windows) - 1]
 
 
 def test_prefill_never_falls_and_the_key_is_kept() -> None:
