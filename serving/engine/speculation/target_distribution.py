@@ -57,6 +57,11 @@ class TargetDistribution:
             self._penalised = torch.full_like(self._lengths, -1, dtype=torch.int64)
             self._penalised[places] = torch.arange(len(places), device=places.device)
 
+    @cached_property
+    def _was_read(self) -> Tensor:
+        """[rows of the pass] bool: whose logits are adjusted."""
+        return torch.zeros(len(self._verified.logits), dtype=torch.bool, device=self._verified.logits.device)
+
     @property
     def is_penalised(self) -> bool:
         """Whether any request has penalties, so that rows must be read level by level."""
@@ -106,20 +111,32 @@ class TargetDistribution:
         logits = verified.logits if places is None else verified.logits.index_select(0, places)
         if self._seen is None and self._grammar is None and self._info.logit_bias is None:
             return logits
+        is_new = self._first_read(places)
         if self._seen is not None:
-            self._penalise(logits, self._seen, requests, rows)
+            self._penalise(logits, self._seen, requests, rows, is_new)
         if self._grammar is not None:
             mask = self._grammar.vocab_mask[requests * self._tree.tokens.shape[1] + rows]
             self._grammar.grammar.apply_vocab_mask(logits=logits, vocab_mask=mask)
         if self._info.logit_bias is not None:
-            logits.add_(self._info.logit_bias[requests])
+            logits.add_(self._info.logit_bias[requests].masked_fill(~is_new.unsqueeze(1), 0.0))
         if places is not None:
             verified.logits[places] = logits
         return logits
 
-    def _penalise(self, logits: Tensor, seen: Tensor, requests: Tensor, rows: Tensor) -> None:
-        """Change the rows of penalised requests, and count the tokens of these rows in `seen`."""
-        own = (self._penalised[requests] >= 0).nonzero().view(-1)
+    def _first_read(self, places: Tensor | None) -> Tensor:
+        """[n] bool: which of `places`, None for all, were not read before.
+
+        Off the CPU a walk reads the last row of a request again at each level that other requests reach.
+        """
+        if places is None:
+            return torch.ones_like(self._was_read)
+        is_new = ~self._was_read[places]
+        self._was_read[places] = True
+        return is_new
+
+    def _penalise(self, logits: Tensor, seen: Tensor, requests: Tensor, rows: Tensor, is_new: Tensor) -> None:
+        """Change the rows of penalised requests that are new, and count the tokens of these rows in `seen`."""
+        own = ((self._penalised[requests] >= 0) & is_new).nonzero().view(-1)
         if not len(own):
             return
         requests, rows = requests[own], rows[own]

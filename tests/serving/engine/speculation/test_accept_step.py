@@ -1,6 +1,8 @@
 """Every walk of the match rule accepts the same, whatever order it reads the target's rows in; when each is used."""
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparktier.kernels import accept_triton
+from sparktier.kernels import accept_tree, accept_triton
 from sparktier.kernels.accept_tree import TreeAcceptance, walk_matching
 from sparktier.kernels.draft_tree import DraftTree, chain_tree
 from sparktier.kernels.expand import Shape
@@ -26,6 +28,10 @@ from support.random_trees import random_tree
 VOCAB = 4
 BATCH, ROWS, CHANCE = st.integers(1, 4), st.integers(2, 9), st.integers(0, 2**31)
 CPU = torch.device("cpu")
+
+
+class Request(SimpleNamespace):
+    """In the place of SGLang's `Req`; unlike its base it can be referred to weakly."""
 
 
 def walk_of_chosen(*, tree: DraftTree, target_tokens: Tensor, max_depth: int) -> TreeAcceptance:
@@ -51,35 +57,57 @@ def sampling(batch: int, *, temperature: float, top_k: int | None, generator: to
     )
 
 
-def outcomes(tree: DraftTree, info: Any, generator: torch.Generator) -> dict[MatchWalk, TreeAcceptance]:
-    """What each walk accepts of `tree` in the same pass."""
-    counts = tree.row_counts
-    requests = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    first = counts.cumsum(0) - counts
-    rows = torch.arange(len(requests)) - first[requests]
-    logits = 2 * torch.randn(len(requests), VOCAB, generator=generator)
-    lengths = torch.randint(9000, (len(counts),), generator=generator)
-    batch = SimpleNamespace(reqs=[], sampling_info=info, seq_lens=lengths, req_pool_indices=torch.arange(len(counts)))
-    branching = bool((tree.parents.diff(dim=1) < 1).any())
-    budget = StepBudget(tree.tokens.shape[1] - 1, branching, Shape(1, 1, 1), counts, counts)
-    found = {}
-    for walk in MatchWalk:
-        verified = Verified(None, logits.clone(), torch.empty(0), first, requests, rows)
+@dataclass(frozen=True)
+class Pass:
+    """A verify pass over the rows of `tree`, packed request by request."""
+
+    tree: DraftTree
+    info: Any
+    logits: Tensor
+    lengths: Tensor
+    requests: Sequence[Any] = ()
+    penalties: PenaltyTable = field(default_factory=lambda: PenaltyTable(1, vocab=VOCAB, device=CPU))
+
+    def accepted(self, walk: MatchWalk) -> tuple[TreeAcceptance, Tensor]:
+        """What `walk` accepts, and the pass's logits after it."""
+        counts, rows_each = self.tree.row_counts, self.tree.tokens.shape[1]
+        requests = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        first = counts.cumsum(0) - counts
+        rows = torch.arange(len(requests)) - first[requests]
+        verified = Verified(None, self.logits.clone(), torch.empty(0), first, requests, rows)
+        batch = SimpleNamespace(
+            reqs=self.requests,
+            sampling_info=self.info,
+            seq_lens=self.lengths,
+            req_pool_indices=torch.arange(len(counts)),
+        )
+        branching = bool((self.tree.parents.diff(dim=1) < 1).any())
+        budget = StepBudget(rows_each - 1, branching, Shape(1, 1, 1), counts, counts)
         distribution = TargetDistribution(
             verified,
             batch=batch,
-            tree=tree,
-            prompt_lens=lengths,
-            penalties=PenaltyTable(1, vocab=VOCAB, device=CPU),
+            tree=self.tree,
+            prompt_lens=self.lengths,
+            penalties=self.penalties,
             grammar=None,
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(accept_step, "match_walk", lambda walk=walk, **_: walk)
+            patch.setattr(accept_step, "match_walk", lambda **_: walk)
             patch.setattr(accept_triton, "walk_matching_triton", walk_of_chosen)
-            found[walk] = accept(
-                distribution, batch, budget, Drafted(tree), verified, block_tokens=tree.tokens.shape[1] - 1
-            )
-    return found
+            found = accept(distribution, batch, budget, Drafted(self.tree), verified, block_tokens=rows_each - 1)
+        return found, verified.logits
+
+
+def random_pass(tree: DraftTree, info: Any, generator: torch.Generator, **more: Any) -> Pass:
+    logits = 2 * torch.randn(int(tree.row_counts.sum()), VOCAB, generator=generator)
+    lengths = torch.randint(9000, (len(tree.row_counts),), generator=generator)
+    return Pass(tree, info, logits, lengths, **more)
+
+
+def outcomes(tree: DraftTree, info: Any, generator: torch.Generator) -> dict[MatchWalk, TreeAcceptance]:
+    """What each walk accepts of `tree` in the same pass."""
+    verified = random_pass(tree, info, generator)
+    return {walk: verified.accepted(walk)[0] for walk in MatchWalk}
 
 
 @settings(max_examples=25)
@@ -106,6 +134,36 @@ def test_every_walk_of_a_chain_accepts_the_same(batch: int, rows: int, chance: i
     walks = outcomes(tree, sampling(batch, temperature=temperature, top_k=None, generator=generator), generator)
     for other in (MatchWalk.CHAIN, MatchWalk.KERNEL):
         assert all(map(torch.equal, walks[other], walks[MatchWalk.BY_LEVEL]))
+
+
+@settings(max_examples=25)
+@given(BATCH, ROWS, CHANCE)
+def test_a_row_that_is_read_again_is_adjusted_once(batch: int, rows: int, chance: int) -> None:
+    """A GPU reads the last row of each request at every level, and logprobs are of what is there in the end."""
+    generator = torch.Generator().manual_seed(chance)
+    tree = random_tree(batch=batch, rows=rows, vocab=VOCAB, generator=generator)
+    running = [penalised_request(str(number)) for number in range(batch)]
+
+    def table() -> PenaltyTable:
+        counts = PenaltyTable(batch, vocab=VOCAB, device=CPU)
+        counts.add_requests(running, list(range(batch)))
+        return counts
+
+    info = sampling(batch, temperature=0.0, top_k=None, generator=generator)
+    verified = random_pass(tree, info, generator, requests=running, penalties=table())
+    on_cpu, logits = verified.accepted(MatchWalk.BY_LEVEL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accept_tree, "_places", lambda mask: torch.arange(len(mask)))
+        on_gpu, same = replace(verified, penalties=table()).accepted(MatchWalk.BY_LEVEL)
+    assert all(map(torch.equal, on_gpu, on_cpu))
+    assert torch.equal(same, logits)
+
+
+def penalised_request(rid: str) -> Any:
+    params = SimpleNamespace(
+        frequency_penalty=0.5, presence_penalty=0.0, repetition_penalty=1.5, min_new_tokens=0, stop_token_ids=[]
+    )
+    return Request(rid=rid, sampling_params=params, output_ids=[1], eos_token_ids=None, tokenizer=None)
 
 
 def test_rows_that_depend_on_each_other_are_always_read_by_level() -> None:
