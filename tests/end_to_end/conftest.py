@@ -1,30 +1,131 @@
-"""The deployments that the end-to-end tests share. A start takes most of a minute, so there are few."""
+"""The deployments that the end-to-end tests share. A start takes most of a minute, so there are few.
 
-from collections.abc import Iterator
+Tests run sorted by the deployments they use, and each ends with the last test that uses it: few live at once.
+"""
+
+import contextlib
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from support.deployment import Deployment, deployed
+from support.oracles.oracle_draft import make_oracle_draft
+from support.span_collector import SpanCollector, span_collector
 from support.tiny_moe import make_tiny_moe
+
+# The fixtures below that are deployments, in the order in which tests use them up.
+SHARED = ("sharded", "pair", "drafting")
+_LIVE = pytest.StashKey[dict[str, contextlib.ExitStack]]()
+
+
+def used_by(item: pytest.Item) -> list[int]:
+    """Return the places in SHARED of the deployments that a test uses, directly or through other fixtures."""
+    fixtures = getattr(item, "fixturenames", ())
+    return [place for place, name in enumerate(SHARED) if name in fixtures]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the tests of this folder by what they share, those that share nothing last."""
+
+    def key(item: pytest.Item) -> tuple[int, int]:
+        used = used_by(item) or [len(SHARED)]
+        return used[0], used[-1]
+
+    ours = [place for place, item in enumerate(items) if Path(__file__).parent in item.path.parents]
+    for place, item in zip(ours, sorted((items[place] for place in ours), key=key), strict=True):
+        items[place] = item
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """End the shared deployments that no later test uses, once the test and its module have let go of them."""
+    yield
+    live = item.config.stash.get(_LIVE, {})
+    later = item.session.items[item.session.items.index(item) + 1 :] if live else []
+    needed = {SHARED[place] for other in later for place in used_by(other)}
+    for name in live.keys() - needed:
+        live.pop(name).close()
+
+
+@pytest.fixture(scope="session")
+def live(request: pytest.FixtureRequest) -> Iterator[dict[str, contextlib.ExitStack]]:
+    """The shared deployments that run, each in what ends it; all end with the session at the latest."""
+    running = request.config.stash.setdefault(_LIVE, {})
+    try:
+        yield running
+    finally:
+        for name in list(running):
+            running.pop(name).close()
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of the tiny checkpoint."""
+    """The directory of the tiny checkpoint, whose tokens depend on the whole context."""
     return make_tiny_moe(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="session")
-def sharded(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """One replica whose experts are sharded over two ranks. Tests may harm it, and then wait until it answers again."""
-    with deployed(tiny, tmp_path_factory.mktemp("sharded") / "output") as deployment:
-        yield deployment
+def predictable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a checkpoint whose tokens mostly follow from the last one: drafts of bigrams are often right."""
+    return make_tiny_moe(tmp_path_factory.mktemp("predictable") / "target", context_gain=0.2)
 
 
 @pytest.fixture(scope="session")
-def pair(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Two replicas of one rank each, which holds every expert."""
+def bigrams(predictable: Path) -> Path:
+    """The directory of a drafter that guesses the bigrams of `predictable`, five tokens at a time."""
+    return make_oracle_draft(predictable.parent / "draft", predictable, block_tokens=5)
+
+
+@pytest.fixture(scope="session")
+def collector() -> Iterator[SpanCollector]:
+    """What collects the spans of `drafting`."""
+    with span_collector() as collector:
+        yield collector
+
+
+WIDE = {"model.context_tokens": 8192, "replicas.kv_tokens": 16384, "replicas.chunked_prefill_tokens": 256}
+FEATURES = {"training.target_layer_ids": [0, 2]}
+TIERS = {"tiers.0.name": "standard", "tiers.0.default": "true", "tiers.5.name": "gold", "tiers.7.name": "lone"}
+
+
+@pytest.fixture(scope="session")
+def sharded(live: dict[str, contextlib.ExitStack], tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    """One replica that decodes plainly, its experts sharded over two ranks, and hands out features two at a time.
+
+    Tests may harm it, and then wait until it answers again.
+    """
+    features = {**FEATURES, "training.records_at_once": 2, "replicas.chunked_prefill_tokens": 64}
+    return _kept(live, "sharded", deployed(tiny, tmp_path_factory.mktemp("sharded") / "output", **features))
+
+
+@pytest.fixture(scope="session")
+def pair(
+    live: dict[str, contextlib.ExitStack], predictable: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Deployment:
+    """Two replicas of one rank each, which holds every expert and decodes plainly."""
     single = {"replicas.count": 2, "replicas.tensor_parallel": 1, "replicas.expert_parallel": 1}
-    with deployed(tiny, tmp_path_factory.mktemp("pair") / "output", **single) as deployment:
-        yield deployment
+    output = tmp_path_factory.mktemp("pair") / "output"
+    return _kept(live, "pair", deployed(predictable, output, **WIDE, **single))
+
+
+@pytest.fixture(scope="session")
+def drafting(
+    live: dict[str, contextlib.ExitStack],
+    predictable: Path,
+    bigrams: Path,
+    collector: SpanCollector,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Deployment:
+    """One replica of two ranks that drafts trees, has three tiers, hands out features and sends spans."""
+    tree = {"speculation.method": "tree", "speculation.draft_path": bigrams, "speculation.tree_rows": 12}
+    settings = {**WIDE, **tree, **TIERS, **FEATURES, "telemetry.otlp_endpoint": collector.endpoint}
+    output = tmp_path_factory.mktemp("drafting") / "output"
+    return _kept(live, "drafting", deployed(predictable, output, **settings))
+
+
+def _kept(
+    live: dict[str, contextlib.ExitStack], name: str, deployment: contextlib.AbstractContextManager[Deployment]
+) -> Deployment:
+    live[name] = contextlib.ExitStack()
+    return live[name].enter_context(deployment)

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,24 +23,15 @@ from sparktier.serving.demo_model import ensure_demo_model
 from sparktier.serving.drafting.feature_client import EngineFeatures, engine_facts
 from support import replica_http
 from support.deployment import Deployment, deployed, wait_until
-from support.generation import Tokens, generate_all, random_prompts
-from support.oracles.oracle_draft import make_oracle_draft
+from support.generation import Tokens, generate_all, random_prompts, set_plan
 from support.oracles.plain_forward import PlainForward, assert_same_features
 from support.toy_training import SHAPE, curve, toy_settings
 
 pytestmark = pytest.mark.engine
 LAYERS = (0, 2)
 CHUNK = 64
-CAPTURE = {"training.target_layer_ids": list(LAYERS), "replicas.chunked_prefill_tokens": CHUNK}
+CHAIN, TREE = 2, 3
 PATH = "/sparktier/features"
-
-
-@pytest.fixture(scope="module")
-def replica(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """One replica, its experts over two ranks, which hands out features two at a time."""
-    output = tmp_path_factory.mktemp("features") / "output"
-    with deployed(tiny, output, **CAPTURE, **{"training.records_at_once": 2}) as deployment:
-        yield deployment
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +61,19 @@ def assert_records(
         assert_same_features((record.features, record.last_hidden), plain(tokens, layers))
 
 
-def test_features_are_those_of_a_plain_forward(replica: Deployment, plain: PlainForward) -> None:
+def test_features_are_those_of_a_plain_forward(sharded: Deployment, plain: PlainForward) -> None:
     sequences = random_prompts(12, seed=1, longest=500)
     assert max(map(len, sequences)) > 5 * CHUNK, "some take many chunks"
-    records = made(replica.replica_url(), sequences)
+    records = made(sharded.replica_url(), sequences)
     assert_records(records, sequences, plain)
     for wrong in ((1, 2), (0, 1), (2, 0)):
         with pytest.raises(AssertionError, match="not close"):
             assert_records(records, sequences, plain, wrong)
 
 
-def test_no_position_comes_from_the_prefix_cache(replica: Deployment, plain: PlainForward) -> None:
+def test_no_position_comes_from_the_prefix_cache(sharded: Deployment, plain: PlainForward) -> None:
     [tokens] = random_prompts(1, seed=2, longest=400)
-    url = replica.replica_url()
+    url = sharded.replica_url()
     generate_all(url, [tokens], tokens=4, at_once=1)
     [again] = generate_all(url, [tokens], tokens=4, at_once=1)
     assert again.meta["cached_tokens"] > 0, "what follows has a prefix to be found"
@@ -90,9 +81,9 @@ def test_no_position_comes_from_the_prefix_cache(replica: Deployment, plain: Pla
     assert_records(made(url, sequences), sequences, plain)
 
 
-def test_users_are_answered_alike_meanwhile(replica: Deployment, plain: PlainForward) -> None:
+def test_users_are_answered_alike_meanwhile(sharded: Deployment, plain: PlainForward) -> None:
     prompts, sequences = random_prompts(6, seed=3), random_prompts(20, seed=4, longest=400)
-    url = replica.replica_url()
+    url = sharded.replica_url()
     alone = generate_all(url, prompts, tokens=40, at_once=1)
     with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(made, url, sequences)
@@ -101,15 +92,16 @@ def test_users_are_answered_alike_meanwhile(replica: Deployment, plain: PlainFor
     assert_records(busy.result(), sequences, plain)
 
 
-def test_a_drafting_engine_hands_out_the_same(tiny: Path, plain: PlainForward, tmp_path: Path) -> None:
-    draft = make_oracle_draft(tmp_path / "draft", tiny)
-    chain = {"speculation.method": "chain", "speculation.draft_path": draft}
+def test_a_drafting_engine_hands_out_the_same(drafting: Deployment, predictable: Path) -> None:
     sequences = random_prompts(8, seed=5, longest=400)
-    with deployed(tiny, tmp_path / "output", **CAPTURE, **chain) as drafting, ThreadPoolExecutor(1) as pool:
-        url = drafting.replica_url()
-        users = pool.submit(generate_all, url, random_prompts(8, seed=6), tokens=60, at_once=4)
-        assert_records(made(url, sequences), sequences, plain)
-        assert all(answer.meta["spec_verify_ct"] > 0 for answer in users.result())
+    assert max(map(len, sequences)) > 256, "some take several chunks"
+    url = drafting.replica_url()
+    for rung in (CHAIN, TREE):
+        assert set_plan(url, {"sparktier_rung": rung})
+        with ThreadPoolExecutor(1) as pool:
+            users = pool.submit(generate_all, url, random_prompts(8, seed=6), tokens=60, at_once=4)
+            assert_records(made(url, sequences), sequences, PlainForward(predictable))
+            assert all(answer.meta["spec_verify_ct"] > 0 for answer in users.result())
 
 
 @pytest.mark.prove
@@ -139,54 +131,56 @@ BAD_BODIES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", BAD_BODIES)
-def test_bad_input_is_one_clear_error(replica: Deployment, name: str) -> None:
+def test_bad_input_is_one_clear_error(sharded: Deployment, name: str) -> None:
     body = BAD_BODIES[name]
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    answer = replica_http.post(replica.replica_url() + PATH, content=content, timeout=30.0)
+    answer = replica_http.post(sharded.replica_url() + PATH, content=content, timeout=30.0)
     assert answer.status_code == 400
     message = answer.json()["error"]
     assert message.startswith("token_ids: must be a list of 1 to 511 token ids from 0 to 511 (found ")
     assert "\n" not in message
 
 
-def test_what_doesn_t_fit_is_refused_before_any_work(replica: Deployment) -> None:
-    long = engine_features(replica.replica_url(), answers([[5] * 512]))
+def test_what_doesn_t_fit_is_refused_before_any_work(sharded: Deployment) -> None:
+    long = engine_features(sharded.replica_url(), answers([[5] * 512]))
     with pytest.raises(ArtifactError, match="takes up to 511 tokens"):
         long.require_fit(engine_facts(long.url, key=long.key))
     with pytest.raises(ReplicaError, match="found 512 of them"):
         list(long.produce(iter([0])))
 
 
-def test_clients_can_t_reach_it(replica: Deployment, sharded: Deployment) -> None:
+def test_clients_can_t_reach_it(sharded: Deployment) -> None:
     for send in (httpx.get, httpx.post):
-        assert send(replica.url + PATH, timeout=30.0).status_code == 404
+        assert send(sharded.url + PATH, timeout=30.0).status_code == 404
     with pytest.raises(ReplicaError, match="hand out features"):
-        engine_facts(replica.url, key="any")
+        engine_facts(sharded.url, key="any")
     with pytest.raises(ReplicaError, match=r"the replica must know the admin key .*SPARKTIER_KEYS_FILE"):
-        engine_facts(replica.replica_url(), key=replica.keys.requests)
-    # Nor anybody, where it is not configured.
-    assert replica_http.get(sharded.replica_url() + PATH, timeout=30.0).status_code == 404
+        engine_facts(sharded.replica_url(), key=sharded.keys.requests)
 
 
-def test_a_trainer_that_goes_away_ends_its_work(replica: Deployment, plain: PlainForward) -> None:
+def test_it_is_not_there_where_it_is_not_configured(pair: Deployment) -> None:
+    assert replica_http.get(pair.replica_url() + PATH, timeout=30.0).status_code == 404
+
+
+def test_a_trainer_that_goes_away_ends_its_work(sharded: Deployment, plain: PlainForward) -> None:
     sequences = random_prompts(64, seed=8, longest=500)
-    url = replica.replica_url()
+    url = sharded.replica_url()
     for _ in range(3):
         reading = engine_features(url, answers(sequences), ahead=40).produce(iter(range(64)))
         next(reading)
         reading.close()
-    wait_until(lambda: replica.running_requests() == 0, timeout_s=10, what=lambda: "an idle engine")
+    wait_until(lambda: sharded.running_requests() == 0, timeout_s=10, what=lambda: "an idle engine")
     # Both slots are free again, or this would wait for ever.
     assert_records(made(url, sequences[:4]), sequences[:4], plain)
 
 
 @pytest.fixture(scope="module")
-def corpus(replica: Deployment) -> EngineFeatures:
+def corpus(sharded: Deployment) -> EngineFeatures:
     """The target's own greedy answers."""
     prompts = random_prompts(40, seed=9, longest=24)
-    given = generate_all(replica.replica_url(), prompts, tokens=24, at_once=8)
+    given = generate_all(sharded.replica_url(), prompts, tokens=24, at_once=8)
     found = [Answer("", tuple(prompt), tuple(answer.tokens)) for prompt, answer in zip(prompts, given, strict=True)]
-    return engine_features(replica.replica_url(), found)
+    return engine_features(sharded.replica_url(), found)
 
 
 def filled(corpus: EngineFeatures, folder: Path) -> FeatureStore:

@@ -1,7 +1,6 @@
 """Trees and chains on a real engine change no token: any rung, switching, any sampling, two ranks against plain one."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,11 @@ from typing import Any
 import pytest
 
 from support import replica_http
-from support.deployment import Deployment, deployed
+from support.deployment import Deployment
 from support.generation import Answer, Switching, Tokens, generate, generate_all, random_prompts, set_plan
 from support.inputs.dead_ends import assert_every_request_ends_alone
 from support.inputs.random_requests import run_random_requests
 from support.oracles.greedy import assert_same_greedy
-from support.oracles.oracle_draft import make_oracle_draft
-from support.tiny_moe import make_tiny_moe
 
 pytestmark = pytest.mark.engine
 OFF, SHORT, CHAIN, TREE = 0, 1, 2, 3
@@ -41,19 +38,8 @@ class Engines:
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
-    """A target predictable enough that drafts of bigrams are often right, and a drafter that guesses them."""
-    folder = tmp_path_factory.mktemp("ladder")
-    model = make_tiny_moe(folder / "target", context_gain=0.2)
-    draft = make_oracle_draft(folder / "draft", model, block_tokens=BLOCK)
-    wide = {"model.context_tokens": CONTEXT, "replicas.kv_tokens": 16384, "replicas.chunked_prefill_tokens": 256}
-    single = {"replicas.tensor_parallel": 1, "replicas.expert_parallel": 1}
-    tree = {"speculation.method": "tree", "speculation.draft_path": draft, "speculation.tree_rows": TREE_ROWS}
-    with (
-        deployed(model, folder / "plain", **wide, **single) as plain,
-        deployed(model, folder / "drafting", **wide, **tree) as drafting,
-    ):
-        yield Engines(plain.replica_url(), drafting.replica_url(), model, (plain, drafting))
+def engines(pair: Deployment, drafting: Deployment, predictable: Path) -> Engines:
+    return Engines(pair.replica_url(), drafting.replica_url(), predictable, (pair, drafting))
 
 
 def tokens_of(answers: list[Answer]) -> list[Tokens]:

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx
@@ -11,11 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sparktier.configs.contracts.signals import RankLoad, Signals
 from support import replica_http
-from support.deployment import MODEL, Deployment, deployed, wait_until
+from support.deployment import MODEL, Deployment, wait_until
 from support.generation import generate, generate_all, random_prompts, set_plan
-from support.oracles.oracle_draft import make_oracle_draft
-from support.span_collector import SpanCollector, span_collector
-from support.tiny_moe import make_tiny_moe
+from support.span_collector import SpanCollector
 
 pytestmark = pytest.mark.engine
 OFF, SHORT, CHAIN = 0, 1, 2
@@ -50,22 +47,8 @@ class Replica:
 
 
 @pytest.fixture(scope="module")
-def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
-    folder = tmp_path_factory.mktemp("signals")
-    model = make_tiny_moe(folder / "target", context_gain=0.2)
-    draft = make_oracle_draft(folder / "draft", model, block_tokens=BLOCK)
-    settings = {
-        "speculation.method": "chain",
-        "speculation.draft_path": draft,
-        f"tiers.{STANDARD}.name": "standard",
-        f"tiers.{STANDARD}.default": "true",
-        f"tiers.{GOLD}.name": "gold",
-        f"tiers.{LONE}.name": "lone",
-    }
-    with span_collector() as collector:
-        settings["telemetry.otlp_endpoint"] = collector.endpoint
-        with deployed(model, folder / "output", **settings) as deployment:
-            yield Replica(deployment, deployment.replica_url(), collector)
+def replica(drafting: Deployment, collector: SpanCollector) -> Replica:
+    return Replica(drafting, drafting.replica_url(), collector)
 
 
 def custom(tier: int) -> dict[str, dict[str, int]]:

@@ -12,10 +12,11 @@ import ray
 from ray.cluster_utils import Cluster
 
 from support.deployment import Deployment, deployed
-from support.generation import generate_all, random_prompts
-from support.oracles.greedy import assert_same_greedy, plain_greedy
+from support.generation import generate_all, random_prompts, set_plan
+from support.oracles.greedy_distribution import GreedyDistribution, Penalty
 
 OTHER = "127.0.0.2"
+OFF, CHAIN = 0, 2
 pytestmark = pytest.mark.engine
 
 
@@ -38,9 +39,13 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def spread(cluster: str, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def spread(
+    cluster: str, predictable: Path, bigrams: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    """It drafts chains, and needs no trees for that: other tests draft chains with an engine that also has trees."""
     output = tmp_path_factory.mktemp("two-nodes") / "output"
-    with deployed(tiny, output, **{"ray.address": cluster, "replicas.nodes": 2}) as deployment:
+    chain = {"speculation.method": "chain", "speculation.draft_path": bigrams}
+    with deployed(predictable, output, **{"ray.address": cluster, "replicas.nodes": 2}, **chain) as deployment:
         yield deployment
 
 
@@ -51,7 +56,12 @@ def test_each_node_has_a_rank_and_half_of_the_experts(spread: Deployment) -> Non
     assert ranks[1]["node"] == OTHER
 
 
-def test_tokens_are_those_of_the_model_itself(spread: Deployment, tiny: Path) -> None:
-    prompts = random_prompts(6, seed=4)
+@pytest.mark.parametrize("rung", [OFF, CHAIN])
+def test_tokens_are_those_of_the_model_itself(spread: Deployment, predictable: Path, rung: int) -> None:
+    prompts, whole = random_prompts(6, seed=4), GreedyDistribution(predictable)
+    assert set_plan(spread.replica_url(), {"sparktier_rung": rung})
     answers = generate_all(spread.replica_url(), prompts, tokens=32, at_once=3)
-    assert_same_greedy(plain_greedy(tiny, prompts, tokens=32), [answer.tokens for answer in answers], prompts, tiny)
+    assert {len(answer.tokens) for answer in answers} == {32}
+    assert not any(whole.wrong(p, answer.tokens, Penalty()) for p, answer in zip(prompts, answers, strict=True))
+    steps = sum(answer.meta["spec_verify_ct"] for answer in answers)
+    assert steps < 6 * 28 if rung == CHAIN else steps >= 6 * 31

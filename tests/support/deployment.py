@@ -1,6 +1,7 @@
 """A real `sparktier up` in a process of its own, for tests: started, waited for, asked, harmed and ended."""
 
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -131,6 +132,11 @@ class Deployment:
         ranks: list[dict[str, Any]] = self._ask(number, "/sparktier/ranks").json()
         return ranks
 
+    def rank_pids(self) -> list[int]:
+        """Return the process ids of all ranks of the replicas that serve."""
+        numbers = sorted(set(re.findall(r"replica (\d+) serves on", self.output)))
+        return [int(rank["pid"]) for number in numbers for rank in self.ranks(int(number))]
+
     def running_requests(self, number: int = 0) -> int:
         """Return how many requests the engine of replica `number` holds, running or waiting."""
         # Not SGLang's /v1/loads: it shows the load of some steps ago, and of one who hung up the engine hears late.
@@ -221,7 +227,9 @@ def wait_until(met: Callable[[], bool], *, timeout_s: float, what: Callable[[], 
 
 def _free_port() -> int:
     """Return a port outside the range that the system gives to connections: Ray and SGLang take theirs from there."""
-    for port in _PORTS:
+    # A deployment listens some time after this look: runs beside each other on a machine start looking elsewhere.
+    first = os.getpid() % len(_PORTS)
+    for port in (*_PORTS[first:], *_PORTS[:first]):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

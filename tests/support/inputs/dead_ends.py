@@ -61,7 +61,7 @@ def endings() -> list[Ending]:
 
 def assert_every_request_ends_alone(deployment: Deployment) -> None:
     """Send `endings` and requests whose logits break, all beside others, who answer as if they had been alone."""
-    ranks = [report["pid"] for report in deployment.ranks()]
+    ranks = deployment.rank_pids()
     undisturbed = _bystanders(deployment)
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         others = pool.submit(_bystanders, deployment)
@@ -71,7 +71,7 @@ def assert_every_request_ends_alone(deployment: Deployment) -> None:
         assert others.result() == undisturbed
         assert [each.result() for each in broken] == [True, True]
         assert streamed.result()
-    assert [report["pid"] for report in deployment.ranks()] == ranks
+    assert deployment.rank_pids() == ranks
 
 
 def _assert_ends(deployment: Deployment, ending: Ending) -> None:

@@ -63,7 +63,7 @@ class Outcome:
 
 def run_random_requests(deployment: Deployment, count: int, *, seed: int) -> Outcome:
     """Send `count` random requests and a seeded bystander beside every eighth; every end must be a declared one."""
-    ranks = [report["pid"] for report in deployment.ranks()]
+    ranks = deployment.rank_pids()
     rng, outcome = random.Random(seed), Outcome()
     with httpx.Client(base_url=deployment.url, timeout=_TIMEOUT_S) as client:
         bystanders = list(_bystanders(rng, max(6, count // 8)))
@@ -77,7 +77,7 @@ def run_random_requests(deployment: Deployment, count: int, *, seed: int) -> Out
             outcome.ends.update(pool.map(lambda request: _end(client, *request), requests))
             for (prompt, params), before, other in zip(bystanders, undisturbed, others, strict=True):
                 _compare(outcome, prompt, params, before, other.result())
-    assert [report["pid"] for report in deployment.ranks()] == ranks, "a rank ended"
+    assert deployment.rank_pids() == ranks, "a rank ended"
     return outcome
 
 

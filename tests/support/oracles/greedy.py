@@ -72,17 +72,6 @@ def float64_model(model: Path) -> Any:
     ).eval()
 
 
-@torch.no_grad()
-def plain_greedy(model: Path, prompts: Sequence[Sequence[int]], *, tokens: int) -> list[list[int]]:
-    """Return the `tokens` tokens that transformers continues each of `prompts` with, in float64 and greedily."""
-    continued = float64_model(model)
-    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "eos_token_id": None}
-    return [
-        continued.generate(torch.tensor([prompt]), pad_token_id=1, **options)[0, len(prompt) :].tolist()
-        for prompt in prompts
-    ]
-
-
 def _is_tie(tie: Tie, gap: float) -> bool:
     return min(tie.logit_gap, tie.router_gap) < gap
 
