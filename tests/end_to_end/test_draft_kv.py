@@ -10,9 +10,7 @@ import pytest
 
 from sparktier.serving.supervision.processes import held_port
 from support.engine_starts import STARTED
-from support.kv_probe import Pairs, read_pairs
-from support.oracles.oracle_draft import make_oracle_draft
-from support.tiny_moe import make_tiny_moe
+from support.kv_probe import WHOLE, Pairs, read_pairs
 
 pytestmark = pytest.mark.engine
 TESTS = Path(__file__).parents[1]
@@ -22,33 +20,34 @@ KV_HEADS = 2  # of the tiny model
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    model = make_tiny_moe(folder / "model", context_gain=0.2)
-    return model, make_oracle_draft(folder / "draft", model, block_tokens=5)
+def runs(predictable: Path, bigrams: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pairs]:
+    """Snapshots of one rank alone: of a whole run, and of one without each part that a mistake could leave out."""
+    folder = tmp_path_factory.mktemp("draft-kv") / "pairs"
+    [found] = probed(predictable, bigrams, folder, "injection", "compaction", "flush")
+    return found
 
 
-def probed(checkpoints: tuple[Path, Path], out: Path, *broken: str, ranks: int = 1) -> list[Pairs]:
-    """Snapshots in mid-run, each with that of a fresh prefill; for each rank."""
+def probed(model: Path, draft: Path, out: Path, *broken: str, ranks: int = 1) -> list[dict[str, Pairs]]:
+    """Snapshots in mid-run, each with that of a fresh prefill, by run; for each rank."""
     out.mkdir()
     environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     probes = []
     with held_port() as port:
         for rank in map(str, range(ranks)):
-            place = [str(out / rank), rank, str(ranks), str(port)]
-            command = [sys.executable, "-m", "support.kv_probe", *map(str, checkpoints), *place, *broken]
+            arguments = [str(model), str(draft), str(out / rank), rank, str(ranks), str(port), *broken]
             with (out / f"{rank}.log").open("w") as log:
+                command = [sys.executable, "-m", "support.kv_probe", *arguments]
                 probes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
             STARTED["stepped engine"] += 1
         try:
             for rank, probe in enumerate(probes):
-                assert probe.wait(timeout=300) == 0, (out / f"{rank}.log").read_text()[-3000:]
+                assert probe.wait(timeout=540) == 0, (out / f"{rank}.log").read_text()[-3000:]
         finally:
             for probe in probes:
                 probe.kill()
-    pairs = [read_pairs(out / str(rank)) for rank in range(ranks)]
-    assert all(len(of_rank) > 20 for of_rank in pairs)
-    return pairs
+    of_ranks = [read_pairs(out / str(rank)) for rank in range(ranks)]
+    assert all(len(pairs) > 20 for found in of_ranks for pairs in found.values())
+    return of_ranks
 
 
 def furthest(pairs: Pairs, what: str) -> float:
@@ -62,9 +61,11 @@ def same_anchor(pairs: Pairs) -> Pairs:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_mid_run_is_like_a_fresh_prefill(checkpoints: tuple[Path, Path], tmp_path: Path, ranks: int) -> None:
-    of_ranks = probed(checkpoints, tmp_path / "pairs", ranks=ranks)
-    for pairs in of_ranks:
+def test_mid_run_is_like_a_fresh_prefill(
+    runs: dict[str, Pairs], predictable: Path, bigrams: Path, tmp_path: Path, ranks: int
+) -> None:
+    found = [runs] if ranks == 1 else probed(predictable, bigrams, tmp_path / "pairs", ranks=ranks)
+    for pairs in (of_rank[WHOLE] for of_rank in found):
         assert all(mid.tokens == new.tokens for mid, new in pairs)
         assert any(mid.request.startswith("next-") for mid, _ in pairs)
         assert max(len(mid.tokens) for mid, _ in pairs) > 128, "some prompts take several chunks"
@@ -72,18 +73,17 @@ def test_mid_run_is_like_a_fresh_prefill(checkpoints: tuple[Path, Path], tmp_pat
             assert furthest(pairs, what) < TOLERANCE, what
         assert len(same_anchor(pairs)) > len(pairs) / 2
         assert furthest(same_anchor(pairs), "logits") < TOLERANCE
-    heads = {pairs[0][0].target.shape[3] * ranks for pairs in of_ranks}
+    heads = {of_rank[WHOLE][0][0].target.shape[3] * ranks for of_rank in found}
     assert heads == {KV_HEADS}, "each rank holds its share"
 
 
 @pytest.mark.parametrize("broken", ["injection", "flush"])
-def test_rows_that_were_not_injected_are_seen(checkpoints: tuple[Path, Path], tmp_path: Path, broken: str) -> None:
-    (pairs,) = probed(checkpoints, tmp_path / "pairs", broken)
+def test_rows_that_were_not_injected_are_seen(runs: dict[str, Pairs], broken: str) -> None:
+    pairs = runs[broken]
     assert furthest(pairs, "target") < TOLERANCE
     assert furthest(pairs, "draft") > 100 * TOLERANCE
     assert furthest(same_anchor(pairs), "logits") > 100 * TOLERANCE
 
 
-def test_accepted_rows_left_where_they_were_verified_are_seen(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
-    (pairs,) = probed(checkpoints, tmp_path / "pairs", "compaction")
-    assert furthest(pairs, "target") > 100 * TOLERANCE
+def test_accepted_rows_left_where_they_were_verified_are_seen(runs: dict[str, Pairs]) -> None:
+    assert furthest(runs["compaction"], "target") > 100 * TOLERANCE

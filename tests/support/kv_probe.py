@@ -1,14 +1,17 @@
 """Records what target and draft hold of requests in mid-run, and again after a fresh prefill of the same tokens.
 
-Run as a program, once for each rank: `python -m support.kv_probe MODEL DRAFT OUT RANK RANKS PORT [BROKEN]`. BROKEN
-names a part of the worker to leave out, so that a test can see whether it would be noticed.
+Run as a program, once for each rank: `python -m support.kv_probe MODEL DRAFT OUT RANK RANKS PORT [BROKEN...]`. BROKEN
+names parts of the worker to leave out, each in a run of its own after a whole one, so that a test can see whether it
+would be noticed.
 """
 
+import contextlib
 import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ from sparktier.serving.engine.speculation.deferred_injection import MOST_STEPS
 from support.generation import random_prompts
 from support.stepped_engine import Place, SteppedEngine
 
+WHOLE = "whole"
 NEW_TOKENS = 48
 # A snapshot at every third step that drafts.
 _EVERY = 3
@@ -42,9 +46,9 @@ class Snapshot:
 Pairs = list[tuple[Snapshot, Snapshot]]
 
 
-def read_pairs(file: Path) -> Pairs:
-    """Return the snapshots in `file`: each in mid-run, and of a fresh prefill."""
-    return [(Snapshot(**mid), Snapshot(**new)) for mid, new in torch.load(file)]
+def read_pairs(file: Path) -> dict[str, Pairs]:
+    """Return the snapshots in `file`, each in mid-run and of a fresh prefill, by the part left out or WHOLE."""
+    return {run: [(Snapshot(**mid), Snapshot(**new)) for mid, new in pairs] for run, pairs in torch.load(file).items()}
 
 
 class Probe:
@@ -52,16 +56,19 @@ class Probe:
 
     def __init__(self, engine: SteppedEngine) -> None:
         self._engine = engine
-        self.taken: list[Snapshot] = []
-        self.every = _EVERY
-        self._steps = 0
+        self.start(every=_EVERY)
         step = engine.worker.decode_step.drafter
         self._stock, step._block = step._block, self._block
+
+    def start(self, *, every: int) -> None:
+        """Take a snapshot at each `every`-th step from now on, and forget those before."""
+        self.taken: list[Snapshot] = []
+        self._every, self._steps = every, 0
 
     def _block(self, batch: Any, window: Any) -> tuple[Tensor, Tensor]:
         base, hidden = self._stock(batch, window)
         self._steps += 1
-        if self._steps % self.every == 0:
+        if self._steps % self._every == 0:
             self.taken += [self._snapshot(batch, place, base[place]) for place in range(len(batch.reqs))]
         return base, hidden
 
@@ -86,19 +93,24 @@ def _held(pool: Any, slots: Tensor) -> Tensor:
     return torch.stack([torch.stack([keys[slots], values[slots]]) for keys, values in layers])
 
 
-def mid_run(engine: SteppedEngine, probe: Probe) -> None:
-    """Decode greedy and sampled requests of all lengths on changing rungs, some after another's cached tokens."""
+def mid_run(engine: SteppedEngine, probe: Probe, run: str) -> list[Snapshot]:
+    """Decode greedy and sampled requests of all lengths on changing rungs, some after another's cached tokens.
+
+    Runs share no cached tokens.
+    """
     rng = random.Random(0)
+    probe.start(every=_EVERY)
     prompts = random_prompts(6, seed=1, longest=200)
     for number, prompt in enumerate(prompts):
         sampling = {"temperature": 0.8, "sampling_seed": number} if number % 3 == 2 else {}
-        engine.add(f"first-{number}", prompt, new_tokens=NEW_TOKENS, cache_key=None, **sampling)
+        engine.add(f"first-{number}", prompt, new_tokens=NEW_TOKENS, cache_key=run, **sampling)
     _wander(engine, rng)
     # What a conversation's next turn finds in the cache was partly written by decode steps.
     finished = {snapshot.request: (*snapshot.tokens, snapshot.anchor) for snapshot in probe.taken}
     for request, tokens in list(finished.items())[:3]:
-        engine.add(f"next-{request}", [*tokens, 7, 8, 9], new_tokens=NEW_TOKENS // 2, cache_key=None)
+        engine.add(f"next-{request}", [*tokens, 7, 8, 9], new_tokens=NEW_TOKENS // 2, cache_key=run)
     _wander(engine, rng)
+    return probe.taken
 
 
 def _wander(engine: SteppedEngine, rng: random.Random) -> None:
@@ -114,29 +126,29 @@ def _wander(engine: SteppedEngine, rng: random.Random) -> None:
             engine.worker.set_plan(Plan(rung=rung))
 
 
-def fresh(engine: SteppedEngine, probe: Probe, snapshots: list[Snapshot]) -> list[Snapshot]:
+def fresh(engine: SteppedEngine, probe: Probe, run: str, snapshots: list[Snapshot]) -> list[Snapshot]:
     """Prefill the tokens of each snapshot anew, and take another at the first step after it."""
     from sparktier.configs.plan_keys import Plan, Rung
 
     engine.worker.set_plan(Plan(rung=Rung.CHAIN))
-    probe.taken, probe.every = [], 1
+    probe.start(every=1)
     again = []
     for number, snapshot in enumerate(snapshots):
-        engine.add(f"fresh-{number}", snapshot.tokens, new_tokens=2, cache_key=f"fresh-{number}")
+        engine.add(f"fresh-{number}", snapshot.tokens, new_tokens=2, cache_key=f"{run}-{number}")
         engine.run()
         again.append(probe.taken[-1])
     return again
 
 
-def leave_out(worker: Any, broken: str) -> None:
-    """Make the worker skip what it does with rows that were accepted."""
+def left_out(worker: Any, part: str) -> contextlib.AbstractContextManager[object]:
+    """The worker skips a part of what it does with rows that were accepted, until the context ends."""
     step = worker.decode_step
     owner, skipped = {
         "injection": (type(step.features), "inject"),
         "compaction": (type(step), "_compact"),
         "flush": (type(step.features), "flush"),
-    }[broken]
-    setattr(owner, skipped, lambda *_: None)
+    }[part]
+    return mock.patch.object(owner, skipped, lambda *_: None)
 
 
 def main() -> None:
@@ -145,13 +157,13 @@ def main() -> None:
     torch.set_num_threads(1)
     place = Place(int(rank), int(ranks), int(port))
     engine = SteppedEngine(Path(model), Path(draft), chunk_tokens=64, tree_rows=10, place=place)
-    probe = Probe(engine)
-    for part in broken:
-        leave_out(engine.worker, part)
-    mid_run(engine, probe)
-    snapshots = probe.taken
-    pairs = zip(snapshots, fresh(engine, probe, snapshots), strict=True)
-    torch.save([(vars(mid), vars(new)) for mid, new in pairs], out)
+    probe, found = Probe(engine), {}
+    for run in (WHOLE, *broken):
+        with left_out(engine.worker, run) if run != WHOLE else contextlib.nullcontext():
+            snapshots = mid_run(engine, probe, run)
+            again = fresh(engine, probe, run, snapshots)
+        found[run] = [(vars(mid), vars(new)) for mid, new in zip(snapshots, again, strict=True)]
+    torch.save(found, out)
 
 
 if __name__ == "__main__":
