@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +17,13 @@ pytestmark = pytest.mark.engine
 KILLED_LIMIT_S = 30.0
 
 
-@pytest.fixture
-def starting(tiny: Path, tmp_path: Path) -> Iterator[Deployment]:
+@pytest.fixture(scope="module")
+def starting(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A deployment whose ranks are being started."""
-    deployment = Deployment(tiny, tmp_path / "output")
+    deployment = Deployment(tiny, tmp_path_factory.mktemp("starting") / "output")
     try:
         wait_until(
-            lambda: any("engine" in process.cmdline() for process in deployment.processes()),
+            lambda: bool(deployment.found("engine", "--port")),
             timeout_s=120,
             what=lambda: f"a replica process in:\n{deployment.output}",
         )
@@ -39,6 +40,13 @@ def test_ctrl_c_while_ray_starts(tiny: Path, tmp_path: Path) -> None:
         assert deployment.exit_status == 0
     finally:
         deployment.kill_all()
+
+
+def test_a_replica_s_port_is_its_own_while_it_starts(starting: Deployment) -> None:
+    """A replica listens most of a minute after its port was chosen, and hangs if another has it by then."""
+    command = starting.process("engine", "--port").cmdline()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", int(command[command.index("--port") + 1])))
 
 
 def test_ctrl_c_while_ranks_start(starting: Deployment) -> None:

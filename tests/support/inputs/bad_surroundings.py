@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from support.namespaces import (
     PRIVILEGED_PORT,
     can_drop_rights,
@@ -82,6 +84,10 @@ def _with_file(command: str, setting: str) -> Callable[[Place], Sequence[str]]:
     return lambda place: [command, DEMO, f"--set={setting.format(file=place.file('file', 'mine'))}"]
 
 
+def _no_such_model(place: Place) -> Sequence[str]:
+    return ["up", DEMO, f"--set=model.path={place.folder / 'none'}"]
+
+
 def _config_json_is_a_folder(place: Place) -> Sequence[str]:
     (place.folder / "model" / "config.json").mkdir(parents=True)
     return ["up", DEMO, f"--set=model.path={place.folder / 'model'}"]
@@ -117,6 +123,17 @@ _STARTS = [
     Row("open host without keys", _up("server.host=0.0.0.0"), ["server.host", "this machine alone", "keys_file"]),
     Row("keys without a pepper", _up(_WITH_KEYS), ["gateway.pepper_file", "SPARKTIER_PEPPER", "openssl"]),
     Row("no keys file", _no_keys_file, ["gateway.keys_file", "none.yaml", "No such file", "Check the path"]),
+    Row(
+        "no such model",
+        _no_such_model,
+        ["model.path: a local model is a directory with config.json"],
+    ),
+    Row(
+        "attention that this device can't run",
+        _up("replicas.attention_backend=flashinfer"),
+        ["demo.yaml: replicas.attention_backend: must be"],
+        lambda: not torch.cuda.is_available(),
+    ),
     Row("model is a file", _with_file("up", "model.path={file}"), ["model.path", "Give the directory"]),
     Row("model below a file", _with_file("up", "model.path={file}/model"), ["model.path", "Give the directory"]),
     Row("model's path is too long", _up(f"model.path=/{'a' * 300}"), ["model.path", "too long", "Give the directory"]),
