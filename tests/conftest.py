@@ -33,7 +33,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Say what the run took of memory, and how many engines it started."""
     terminalreporter.write_line(config.stash[_PEAK].described())
     terminalreporter.write_line(
-        f"started: {STARTED['deployment']} deployments, {STARTED['stepped engine']} stepped engines (a process a rank)"
+        f"started: {STARTED['deployment']} deployments, {STARTED['stepped engine']} stepped engines (a process a rank),"
+        f" {STARTED['SGLang']} of SGLang alone"
     )
 
 

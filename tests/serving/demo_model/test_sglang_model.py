@@ -12,6 +12,7 @@ from sparktier.serving.demo_model import ensure_demo_model
 from sparktier.serving.demo_model.dense import DenseConfig
 from sparktier.serving.demo_model.recipe import ARCHITECTURE, Recipe
 from sparktier.serving.demo_model.upcycle import moe_config
+from support.engine_starts import STARTED
 from support.sglang_rank import cpu_server_args, rank
 
 MODELS = "sparktier.serving.engine.models"
@@ -92,6 +93,7 @@ def test_engine_answers_like_transformers(monkeypatch: pytest.MonkeyPatch) -> No
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     reference = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     prompts = ["The capital of France is", "def add(a, b):\n", "Once upon a time"]
+    STARTED["SGLang"] += 1
     engine = sglang.Engine(
         model_path=str(checkpoint),
         device="cpu",
