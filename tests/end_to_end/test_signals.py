@@ -56,16 +56,17 @@ def custom(tier: int) -> dict[str, dict[str, int]]:
 
 
 def test_the_plan_in_signals_is_the_one_that_ranks_run(replica: Replica) -> None:
-    replica.plan(plan_version=3, rung=SHORT, rows=12)
+    newer = replica.signals().plan_version + 1
+    replica.plan(plan_version=newer, rung=SHORT, rows=12)
     found = replica.signals()
-    assert (found.replica_id, found.plan_version, found.rung, found.rows) == ("replica-0", 3, SHORT, 12)
+    assert (found.replica_id, found.plan_version, found.rung, found.rows) == ("replica-0", newer, SHORT, 12)
     assert abs(found.at_ms / 1000 - time.time()) < 60
     metrics = replica.metrics()
     for rank in ("0", "1"):
-        assert metrics["sparktier_plan_version", frozenset({("tp_rank", rank)})] == 3
+        assert metrics["sparktier_plan_version", frozenset({("tp_rank", rank)})] == newer
         assert metrics["sparktier_rung", frozenset({("tp_rank", rank)})] == SHORT
-    replica.plan(plan_version=4, rung=CHAIN, rows=0)
-    assert replica.signals().plan_version == 4
+    replica.plan(plan_version=newer + 1, rung=CHAIN, rows=0)
+    assert replica.signals().plan_version == newer + 1
 
 
 def held(rank: RankLoad, *tiers: int) -> int:
