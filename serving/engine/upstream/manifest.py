@@ -124,7 +124,7 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.speculative.spec_info:SpeculativeAlgorithm.create_worker", "gives DSPARK our worker"),
     Use("sglang.srt.speculative.spec_tp_sync:SpecTpSync.sync", "hands rank 0's tree and outcome to all ranks"),
     Use("sglang.srt.speculative.spec_tp_sync:SpecTpSyncSite", "the places where ranks agree"),
-    Use("sglang.srt.speculative.spec_tp_sync:SpecTpSyncSite.DSPARK_ACCEPT_SAMPLE", "ranks agree on what stands"),
+    Use("sglang.srt.speculative.spec_tp_sync:SpecTpSyncSite.DSPARK_ACCEPT_SAMPLE", "ranks agree on what is accepted"),
     Use("sglang.srt.speculative.spec_tp_sync:SpecTpSyncSite.DSPARK_DRAFT", "ranks agree on the tree"),
     Use("sglang.srt.speculative.dspark_components.dspark_draft:DraftBlockProposer", "runs the draft block"),
     Use("sglang.srt.speculative.dspark_components.dspark_draft:draft_markov_block", "samples the block's tokens"),
