@@ -20,7 +20,6 @@ STARTS = {
     "end_to_end/conftest.py": 3,
     "end_to_end/test_attention_groups.py": 1,
     "end_to_end/test_draft_kv.py": 2,
-    "end_to_end/test_harmed_run.py": 1,
     "end_to_end/test_hostile_surroundings.py": 1,
     "end_to_end/test_ratio_distribution.py": 1,
     "end_to_end/test_retraction.py": 1,
