@@ -23,7 +23,7 @@ from sparktier.serving.gateway.tenants.directory import Directory
 from sparktier.serving.gateway.tenants.keys import keyed_hash
 from sparktier.serving.gateway.tenants.keys_file import KeysFile
 from sparktier.serving.gateway.tier_resolution import TierTable
-from support.tier_cases import CASES, GATEWAY, TIERS, TierCase
+from support.inputs.tier_cases import CASES, GATEWAY, TIERS, TierCase
 
 PEPPER = b"p" * 32
 TABLE = TierTable(TIERS, GATEWAY)
@@ -43,7 +43,7 @@ class Replies:
     async def __call__(self, request: httpx.Request) -> httpx.Response:
         self.sent.append(json.loads(request.content))
         if self.waiting is not None:
-            await self.waiting.wait()
+            await asyncio.wait_for(self.waiting.wait(), 20)
         if self.events:
             return httpx.Response(200, content=self._streamed(), headers={"content-type": "text/event-stream"})
         return httpx.Response(self.answer[0], json=self.answer[1])

@@ -8,7 +8,7 @@ from sparktier.configs.settings.gateway import GatewaySettings
 from sparktier.configs.settings.tiers import TierSettings
 from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.tier_resolution import Entitlement, TierAsk, TierTable
-from support.tier_cases import CASES, ENTITLED, GATEWAY, TIERS, TierCase
+from support.inputs.tier_cases import CASES, ENTITLED, GATEWAY, TIERS, TierCase
 
 TABLE = TierTable(TIERS, GATEWAY)
 FIELDS = st.sampled_from([None, "gold", "fast", "standard", "none", ""])

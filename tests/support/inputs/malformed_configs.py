@@ -23,6 +23,12 @@ MALFORMED = {
     "no model path": ("model: {dtype: auto}\n", ["model.path"]),
     "ambiguous path": ("model: {path: models}\n", ["model.path"]),
     "served under a name with a colon": ("model: {path: '/models/qwen:4'}\n", ["model.served_name"]),
+    "open host without keys": (MODEL + "server: {host: 0.0.0.0}\n", ["server.host"]),
+    "named host without keys": (MODEL + "server: {host: gateway.internal}\n", ["server.host"]),
+    "service tiers that are none": (
+        MODEL + "gateway: {priority_tier: gold, flex_tier: standard}\n",
+        ["gateway.priority_tier"],
+    ),
     "section is a value": ("model: demo\n", ["model"]),
     "section is null": (MODEL + "server:\n", ["server"]),
     "misspelt section": (MODEL + "sever: {port: 80}\n", ["sever"]),
