@@ -17,6 +17,7 @@ from sparktier.configs.plan_keys import Rung
 from sparktier.configs.settings.settings import Settings
 from sparktier.configs.step_times import read_table
 from sparktier.serving.bench import profile_command
+from sparktier.serving.bench.counters import Totals
 from sparktier.serving.bench.measured_replica import MeasuredReplica
 from sparktier.serving.bench.step_time_fit import fit_table, predicted_ms
 from sparktier.serving.bench.step_windows import Measured, ProfileLoad, measure
@@ -78,6 +79,29 @@ def test_prefill_is_timed_by_the_tokens_of_the_prompt() -> None:
 def test_an_engine_that_runs_fewer_requests_at_once_is_refused() -> None:
     with pytest.raises(ReplicaError, match=r"must run 16 requests at once \(found 8\.0 in a step\)"):
         profiled(SimulatedEngine(most_running=8), repeats=1)
+
+
+class AnswersLate(SimulatedEngine):
+    """Lets so many readings of its counters fail."""
+
+    failures: int = 0
+
+    def totals(self) -> Totals:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise ReplicaError("Every rank must answer between two steps.")
+        return super().totals()
+
+
+@pytest.mark.parametrize(("failures", "is_measured"), [(2, True), (3, False)])
+def test_a_reading_is_tried_again_but_not_for_ever(failures: int, is_measured: bool) -> None:
+    engine = AnswersLate()
+    engine.failures = failures
+    if is_measured:
+        assert profiled(engine, repeats=1, sizes=(1, 2)).windows
+    else:
+        with pytest.raises(ReplicaError, match="Every rank must answer"):
+            profiled(engine, repeats=1, sizes=(1, 2))
 
 
 class StuckByBudget(SimulatedEngine):
