@@ -76,6 +76,7 @@ class Signals(Message):
     rung: RungNumber
     rows: Count
     shares: Mapping[TierId, TierInForce]
+    default_tier: TierId | None = None
     latched: bool | None = None
     drift_frac: Positive | None = None
     max_running: Annotated[int, Field(ge=1)] | None = None

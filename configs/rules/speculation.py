@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sparktier.configs.errors import Problem
 from sparktier.configs.rules.rule import Rule
 from sparktier.configs.settings.settings import Settings
-from sparktier.configs.settings.speculation import LADDERS
+from sparktier.configs.settings.speculation import HIGHEST_RUNG, LADDERS
 
 _DSPARK_ATTENTION_DP = ("none", "megamoe", "mori")
 
@@ -16,12 +16,12 @@ _DSPARK_ATTENTION_DP = ("none", "megamoe", "mori")
 def _keys_fit_method(settings: Settings) -> Iterator[Problem]:
     speculation = settings.speculation
     drafting = ("draft_path", "draft_revision", "block_tokens")
-    ladder = ("short_tokens", "accept_rule")
+    ladder = ("short_tokens", "accept_rule", "safe_rung")
     used = {
         "none": (),
         "chain": (*drafting, *ladder),
         "tree": (*drafting, *ladder, "tree_rows", "tree_parents", "tree_children"),
-        "dspark_native": (*drafting, "verification", "step_cost_path", "calibration_path"),
+        "dspark_native": (*drafting, "verification", "step_cost_path", "calibration_path", "safe_rung"),
         "standalone": drafting,
     }[speculation.method]
     given = speculation.model_dump(exclude_defaults=True, exclude={"method", *used})
@@ -58,6 +58,18 @@ def _short_rung_is_shorter(settings: Settings) -> Iterator[Problem]:
             f"must not exceed speculation.block_tokens, which is {block}",
             str(speculation.short_tokens),
             "Lower it, or draft longer blocks.",
+        )
+
+
+def _safe_rung_is_on_the_ladder(settings: Settings) -> Iterator[Problem]:
+    speculation = settings.speculation
+    highest = HIGHEST_RUNG.get(speculation.method)
+    if highest is not None and speculation.safe_rung > highest:
+        yield Problem(
+            "speculation.safe_rung",
+            f"must be at most {highest}, where the ladder of speculation.method {speculation.method} ends",
+            str(speculation.safe_rung),
+            "Lower it.",
         )
 
 
@@ -125,6 +137,7 @@ RULES = (
     Rule(("speculation",), _keys_fit_method),
     Rule(("speculation.method", "speculation.draft_path"), _method_has_draft),
     Rule(("speculation",), _short_rung_is_shorter),
+    Rule(("speculation",), _safe_rung_is_on_the_ladder),
     Rule(("speculation.method", "replicas.attention_data_parallel"), _method_without_attention_groups),
     Rule(
         ("speculation.method", "replicas.attention_data_parallel", "replicas.moe_all_to_all"),

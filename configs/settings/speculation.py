@@ -3,6 +3,7 @@
 Methods are those this version can run: a new one joins `Method` and the table in `serving/deployment/engine_args.py`.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -13,6 +14,8 @@ from sparktier.configs.settings.section import Section
 Method = Literal["none", "chain", "tree", "dspark_native", "standalone"]
 LADDERS: tuple[Method, ...] = ("chain", "tree")
 """Methods whose depth our own worker changes between steps."""
+HIGHEST_RUNG: Mapping[Method, int] = {"chain": 2, "tree": 3, "dspark_native": 2}
+"""Where the ladder ends, for methods that have one."""
 
 
 class SpeculationSettings(Section):
@@ -47,6 +50,12 @@ class SpeculationSettings(Section):
     )
     tree_parents: int = Field(default=4, ge=1, le=32, description="Nodes of a tree expanded on each level.")
     tree_children: int = Field(default=4, ge=1, le=32, description="Children of each expanded node.")
+    safe_rung: int = Field(
+        default=1,
+        ge=0,
+        le=3,
+        description="Highest rung once a plan's time is over without another: 0 off, 1 short chain, 2 chain, 3 tree.",
+    )
     verification: Literal["static", "compact"] = Field(
         default="static",
         description="`static` verifies every drafted token; `compact` lets the step's budget trim them.",

@@ -11,8 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sparktier.configs.contracts.message import read_message
+from sparktier.configs.contracts.signals import Signals
 from sparktier.configs.errors import ReplicaError, ReplicaLost
 from sparktier.serving.bench.counters import Totals, totals_in
+from sparktier.serving.clients.operator_plan import operator_plan
 from sparktier.serving.clients.replica import OK, ReplicaAnswer, ReplicaClient
 from sparktier.serving.clients.replica_keys import bearer, read_keys
 from sparktier.serving.supervision.processes import spawn
@@ -27,6 +30,7 @@ class MeasuredReplica:
     """A replica at the address of its own port, with the admin key."""
 
     def __init__(self, url: str, *, key: str) -> None:
+        self._url = url
         self._client = ReplicaClient(url, bearer(key), timeout_s=_REQUEST_TIMEOUT_S)
 
     def answer(self, prompt: str, *, max_tokens: int, temperature: float, seed: int) -> int:
@@ -53,18 +57,23 @@ class MeasuredReplica:
         """End every request that is running."""
         self._ask("POST", "/abort_request", json={"abort_all": True})
 
-    def set_plan(self, **keys: float) -> None:
-        """Put plan keys (without their prefix) in force on every rank.
+    def set_plan(self, *, rung: int, rows: int = 0) -> None:
+        """Put every rank on `rung`, with at most `rows` rows a step (0: no bound); tiers stay as they are.
 
         Raises:
-            ReplicaError: a rank refused them.
+            ReplicaError: a rank refused the plan.
         """
-        named = {f"sparktier_{key}": value for key, value in keys.items()}
-        answer = self._ask("POST", "/set_internal_state", json={"server_args": named})
-        if answer.status != OK or not all(json.loads(answer.content)):
-            raise ReplicaError(
-                f"Every rank must take the plan {named} (found {answer.text:.300}). See the replica's log."
-            )
+        now_ms = round(time.time() * 1000)
+        plan = operator_plan(self._signals(), url=self._url, now_ms=now_ms, rung=rung, rows=rows)
+        answer = self._ask("POST", "/sparktier/plan", json=plan.model_dump(mode="json"))
+        if answer.status != OK:
+            raise ReplicaError(f"Every rank must take the plan for rung {rung} (found {answer.text:.300}).")
+
+    def _signals(self) -> Signals:
+        answer = self._ask("GET", "/sparktier/signals")
+        if answer.status != OK:
+            raise ReplicaError(f"The replica must say what it runs (found {answer.text:.300}).")
+        return read_message(Signals, answer.content)
 
     def totals(self) -> Totals:
         """Read the current counters.

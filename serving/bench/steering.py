@@ -17,8 +17,8 @@ TICK_S = 5.0
 class Engine(Protocol):
     """An engine that takes plans and counts its steps, such as `MeasuredReplica`."""
 
-    def set_plan(self, **keys: float) -> None:
-        """Put plan keys in force."""
+    def set_plan(self, *, rung: int, rows: int = 0) -> None:
+        """Put every rank on `rung`, with at most `rows` rows a step."""
 
     def totals(self) -> Totals:
         """Read counters."""

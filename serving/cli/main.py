@@ -77,7 +77,7 @@ def _up(options: argparse.Namespace) -> int:
     settings = _settings_to_run(options)
     from sparktier.serving.supervision.up import run
 
-    return run(settings)
+    return run(settings, reload=lambda: configured(options))
 
 
 def _engine(options: argparse.Namespace) -> int:

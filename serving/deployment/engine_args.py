@@ -5,6 +5,7 @@ Pure. A test compares every name used here with the installed `ServerArgs`.
 
 from typing import Any
 
+from sparktier.configs.plan_keys import terms_of
 from sparktier.configs.rules.layout import kv_tokens_of_longest
 from sparktier.configs.settings.settings import Settings, SpeculationSettings, TrainingSettings
 from sparktier.configs.settings.speculation import LADDERS
@@ -15,7 +16,6 @@ from sparktier.serving.engine.rank_options import (
     FeatureOptions,
     LadderOptions,
     RankOptions,
-    Tiers,
     TreeBounds,
     fresh_endpoint,
 )
@@ -74,7 +74,9 @@ def rank_options_of(settings: Settings) -> RankOptions:
     """Return what each rank of a replica is told beside SGLang's own arguments."""
     ladder = settings.speculation.method in LADDERS
     return RankOptions(
-        tiers=Tiers(ids=tuple(settings.tiers), default=settings.default_tier),
+        tiers={tier_id: terms_of(tier) for tier_id, tier in settings.tiers.items()},
+        default_tier=settings.default_tier,
+        safe_rung=settings.speculation.safe_rung,
         ladder=_ladder_options(settings.speculation) if ladder else None,
         features=_feature_options(settings.training),
     )

@@ -36,7 +36,7 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
         from sglang.srt.plugins import load_plugins
 
         from sparktier.serving.engine import plugin
-        from sparktier.serving.engine.rank_options import rank_options
+        from sparktier.serving.engine.speculation import control
         from sparktier.serving.engine.telemetry.observer import Observer
 
         # Made where the replica was started, so on the first node alone.
@@ -49,7 +49,8 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
             )
         super().__init__(**kwargs)
         self._on_cpu = on_cpu
-        Observer(self.scheduler, rank_options().tiers).install()
+        control.watch_time(self.scheduler)
+        Observer(self.scheduler).install()
 
     def run_event_loop(self) -> None:
         """Serve until shutdown. SGLang's own version selects a CUDA device first, which a CPU rank has not."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from sparktier.configs.plan_keys import TIER_PARAM
+from sparktier.configs.plan_keys import TIER_PARAM, TierTerms
 
 ENV = "SPARKTIER_RANK_OPTIONS"
 ALGORITHM = "SPARKTIER"
@@ -25,23 +25,6 @@ AcceptRule = Literal["match", "ratio"]
 
 class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-class Tiers(_Options):
-    """The ids that the settings name, and the one that serves requests which name none."""
-
-    ids: tuple[int, ...] = (0,)
-    default: int = 0
-
-    def of(self, custom_params: object) -> int:
-        """Return the tier in `custom_params`, or the default one for none or an unknown one."""
-        asked = _asked_tier(custom_params)
-        return asked if asked in self.ids else self.default
-
-    def is_unknown(self, custom_params: object) -> bool:
-        """Whether `custom_params` ask for a tier that is not among `ids`."""
-        named = isinstance(custom_params, Mapping) and custom_params.get(TIER_PARAM) is not None
-        return named and _asked_tier(custom_params) not in self.ids
 
 
 class TreeBounds(_Options):
@@ -89,9 +72,14 @@ class FeatureOptions(_Options):
 
 
 class RankOptions(_Options):
-    """Everything a rank is told. `ladder`: without it our worker doesn't run; `features`: nothing is captured."""
+    """Everything a rank is told. `ladder`: without it our worker doesn't run; `features`: nothing is captured.
 
-    tiers: Tiers = Tiers()
+    `tiers`, by id, are those in force until the first plan; `safe_rung` is the ceiling when a plan's time is over.
+    """
+
+    tiers: Mapping[int, TierTerms] = {0: TierTerms()}
+    default_tier: int = 0
+    safe_rung: int = 1
     ladder: LadderOptions | None = None
     features: FeatureOptions | None = None
 
@@ -123,9 +111,14 @@ def penalty_table_bytes(*, slots: int, vocab: int) -> int:
     return slots * vocab * (4 + 1)
 
 
-def _asked_tier(custom_params: object) -> int | None:
+def asked_tier(custom_params: object) -> int | None:
     """Return the whole number that `custom_params` ask for; gRPC's Struct makes numbers floats on their way."""
     value: Any = custom_params.get(TIER_PARAM) if isinstance(custom_params, Mapping) else None
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     return int(value) if float(value).is_integer() else None
+
+
+def names_a_tier(custom_params: object) -> bool:
+    """Whether `custom_params` name a tier, be it one that exists or not."""
+    return isinstance(custom_params, Mapping) and custom_params.get(TIER_PARAM) is not None

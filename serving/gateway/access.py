@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,32 @@ from sparktier.configs.settings.settings import Settings
 from sparktier.serving.gateway.tenants.allowance import Allowance, Load, Permit
 from sparktier.serving.gateway.tenants.directory import Directory, Tenant
 from sparktier.serving.gateway.tenants.keys import read_pepper
-from sparktier.serving.gateway.tenants.keys_file import KeysFile, load_keys_file
+from sparktier.serving.gateway.tenants.keys_file import Build, KeysFile, load_keys_file
 from sparktier.serving.gateway.tier_resolution import TierAsk, TierTable
 
 
 class Access:
     """Whom the gateway serves: everybody as `tiers` say without a keys file, else its tenants."""
 
-    def __init__(self, tiers: TierTable, keys: KeysFile | None = None) -> None:
+    def __init__(
+        self, tiers: TierTable, keys: KeysFile | None = None, directory_of: Callable[[TierTable], Build] | None = None
+    ) -> None:
         self.tiers = tiers
         self.keys = keys
+        self._directory_of = directory_of
         self._everybody = Tenant("", tiers.everything)
         self._allowances: dict[str, Allowance] = defaultdict(Allowance)
+
+    def use_tiers(self, settings: Settings) -> None:
+        """Resolve requests by the tiers of `settings` from now on.
+
+        Raises:
+            ConfigError: a tenant of the keys file names a tier that is gone; nothing has changed.
+        """
+        tiers = TierTable(settings.tiers, settings.gateway)
+        if self.keys is not None and self._directory_of is not None:
+            self.keys.rebuild(self._directory_of(tiers))
+        self.tiers, self._everybody = tiers, Tenant("", tiers.everything)
 
     def authenticate(self, authorization: str | None) -> Tenant:
         """Return who asks, by the header `Authorization`. Raises Refused (401) where a key is needed and missing."""
@@ -48,8 +62,11 @@ def access_of(settings: Settings, env: MutableMapping[str, str] = os.environ) ->
     if gateway.keys_file is None:
         return Access(tiers)
     pepper = read_pepper(gateway.pepper_file, env)
-    keys = load_keys_file(Path(gateway.keys_file), lambda file: Directory(file, tiers, pepper))
-    return Access(tiers, keys)
+
+    def directory_of(table: TierTable) -> Build:
+        return lambda file: Directory(file, table, pepper)
+
+    return Access(tiers, load_keys_file(Path(gateway.keys_file), directory_of(tiers)), directory_of)
 
 
 def engine_fields(body: Mapping[str, Any], tier: int, tenant: Tenant) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import uvicorn
 import yaml
@@ -28,6 +29,7 @@ from sparktier.serving.supervision.local_ray import LocalRay
 from sparktier.serving.supervision.processes import adopt_orphans, end_descendants, reap
 from sparktier.serving.supervision.ray_keeper import RayKeeper
 from sparktier.serving.supervision.replica_keeper import ReplicaEnvironment, ReplicaKeeper
+from sparktier.serving.supervision.tier_plans import TierPlans
 
 # A terminal or a pod waits 15 s. That covers the longest grace for requests, then this one; the rest is killed.
 _PROCESS_GRACE_S = 2.0
@@ -36,8 +38,8 @@ _TICK_S = 0.2
 _REAP_INTERVAL_S = 1.0
 
 
-def run(settings: Settings) -> int:
-    """Serve `settings` until SIGINT or SIGTERM and return the exit status.
+def run(settings: Settings, *, reload: Callable[[], Settings]) -> int:
+    """Serve `settings` until SIGINT or SIGTERM and return the exit status; SIGHUP takes the tiers that `reload` reads.
 
     Raises ConfigError when the settings can't run on this machine's device, the port is taken or the keys file is
     wrong, ReplicaError when no replica starts, ArtifactError when logs can't be written or the weights can't be found
@@ -49,21 +51,24 @@ def run(settings: Settings) -> int:
         runs = runs_folder()
         resolved = resolve(settings, progress=_log)
         try:
-            asyncio.run(_Deployment(resolved, new_deployment_dir(runs), access).serve(listener))
+            asyncio.run(_Deployment(resolved, new_deployment_dir(runs), access, reload).serve(listener))
         finally:
             end_descendants(timeout_s=_KILL_TIMEOUT_S)
     return 0
 
 
 class _Deployment:
-    def __init__(self, resolved: Resolved, deployment_dir: DeploymentDir, access: Access) -> None:
+    def __init__(
+        self, resolved: Resolved, deployment_dir: DeploymentDir, access: Access, reload: Callable[[], Settings]
+    ) -> None:
         self._access = access
         self._settings = settings = resolved.settings
+        self._resolved, self._reload = resolved, reload
         self._deployment_dir = deployment_dir
         self._settings_file = deployment_dir.path / "settings.yaml"
-        write_private(self._settings_file, yaml.safe_dump(resolved.as_file()))
         self._keys_file = new_keys_file(deployment_dir.path)
-        deployment_dir.keep(self._settings_file, self._keys_file)
+        self._save(settings)
+        deployment_dir.keep(self._keys_file)
         local = None if settings.ray.address else LocalRay(deployment_dir.path / "ray.log", _logical_gpus(resolved))
         self._ray = RayKeeper(local, settings.supervision, _log)
         self._table = ReplicaTable(tuple(Replica(number) for number in range(settings.replicas.count)))
@@ -71,14 +76,18 @@ class _Deployment:
     async def serve(self, listener: socket.socket) -> None:
         """Run until a signal or a failure that no restart mends, then end everything."""
         stopping = asyncio.Event()
-        async with AsyncReplicaClient(bearer(read_keys(self._keys_file).requests)) as client:
+        keys = read_keys(self._keys_file)
+        requests, admin = AsyncReplicaClient(bearer(keys.requests)), AsyncReplicaClient(bearer(keys.admin))
+        async with requests as client, admin as admin_client:
+            tiers = self._tiers(admin_client)
             keepers = [self._keeper(replica, client) for replica in self._table.replicas]
             server = self._server(client)
-            _stop_on_signals(stopping)
+            _handle_signals(stopping, tiers)
             _log(f"logs in {self._deployment_dir.path}")
             _log(f"keys of the replicas' own ports in {self._keys_file}")
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
+            tasks.append(asyncio.create_task(tiers.run()))
             tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]
             if self._access.keys is not None:
                 tasks.append(asyncio.create_task(self._access.keys.watch()))
@@ -129,6 +138,25 @@ class _Deployment:
             )
         )
 
+    def _tiers(self, client: AsyncReplicaClient) -> TierPlans:
+        return TierPlans(
+            self._settings,
+            self._table,
+            client,
+            load=self._reload,
+            use=self._access.use_tiers,
+            save=self._save,
+            log=_log,
+        )
+
+    def _save(self, settings: Settings) -> None:
+        """Write what replicas that start from now on are to read."""
+        part = self._settings_file.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        write_private(part, yaml.safe_dump(replace(self._resolved, settings=settings).as_file()))
+        part.replace(self._settings_file)
+        self._deployment_dir.keep(self._settings_file)
+
     def _keeper(self, replica: Replica, client: AsyncReplicaClient) -> ReplicaKeeper:
         environment = ReplicaEnvironment(
             settings_file=self._settings_file,
@@ -153,9 +181,10 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _stop_on_signals(stopping: asyncio.Event) -> None:
-    """Set `stopping` at every SIGINT and SIGTERM, so that a second one can't cut the ending short."""
+def _handle_signals(stopping: asyncio.Event, tiers: TierPlans) -> None:
+    """Set `stopping` at every SIGINT and SIGTERM, so that a second one can't cut the ending short; reload at SIGHUP."""
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, tiers.reload)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
 

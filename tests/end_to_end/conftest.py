@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.deployment import Deployment, deployed
+from support.deployment import THREE_TIERS, Deployment, deployed, write_tiers
 from support.oracles.oracle_draft import make_oracle_draft
 from support.span_collector import SpanCollector, span_collector
 from support.tiny_moe import make_tiny_moe
@@ -86,7 +86,6 @@ def collector() -> Iterator[SpanCollector]:
 
 WIDE = {"model.context_tokens": 8192, "replicas.kv_tokens": 16384, "replicas.chunked_prefill_tokens": 256}
 FEATURES = {"training.target_layer_ids": [0, 2]}
-TIERS = {"tiers.0.name": "standard", "tiers.0.default": "true", "tiers.5.name": "gold", "tiers.7.name": "lone"}
 
 
 @pytest.fixture(scope="session")
@@ -119,9 +118,11 @@ def drafting(
 ) -> Deployment:
     """One replica of two ranks that drafts trees, has three tiers, hands out features and sends spans."""
     tree = {"speculation.method": "tree", "speculation.draft_path": bigrams, "speculation.tree_rows": 12}
-    settings = {**WIDE, **tree, **TIERS, **FEATURES, "telemetry.otlp_endpoint": collector.endpoint}
-    output = tmp_path_factory.mktemp("drafting") / "output"
-    return _kept(live, "drafting", deployed(predictable, output, **settings))
+    settings = {**WIDE, **tree, **FEATURES, "telemetry.otlp_endpoint": collector.endpoint}
+    folder = tmp_path_factory.mktemp("drafting")
+    config = write_tiers(folder / "config.yaml", THREE_TIERS)
+    output = folder / "output"
+    return _kept(live, "drafting", deployed(predictable, output, config=config, **settings))
 
 
 def _kept(

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from sparktier.configs.contracts.message import read_message
+from sparktier.configs.contracts.signals import Signals
 from support import replica_http
 from support.deployment import Deployment
 from support.generation import Answer, Switching, Tokens, generate, generate_all, random_prompts, set_plan
@@ -191,16 +193,19 @@ def test_acceptance_comes_back_after_a_spell_without_drafts(engines: Engines) ->
         {"sparktier_rung": 1, "dspark_force_budget_frac": 0.5},
         {"sparktier_rung": 1, "speculative_accept_threshold_single": 0.5},
         {"sparktier_rung": 1, "sparktier_plan_version": 40},
+        {"sparktier_rung": 1, "sparktier_tier5_cap": 2},
+        {"sparktier_rung": 1, "sparktier_tier0_floor": 2},
         {"sparktier_rows": 3},
     ],
     ids=str,
 )
 def test_a_plan_that_breaks_a_rule_is_refused_whole(engines: Engines, keys: dict[str, float]) -> None:
-    engines.plan(plan_version=41)
-    assert not set_plan(engines.drafting, {"sparktier_plan_version": 42, **keys})
+    engines.plan()
+    before = plan_in_force(engines)
+    assert not set_plan(engines.drafting, keys)
     found = plan_in_force(engines)
-    assert (found["plan_version"], found["rung"], found["rows"]) == (41, TREE, 0)
     assert found["refused"]
+    assert without_age(found) == without_age(before | {"refused": found["refused"]})
 
 
 @pytest.mark.parametrize("rung", [TREE, CHAIN])
@@ -229,12 +234,45 @@ def test_lossy_thresholds_are_refused_while_it_runs(engines: Engines, knob: str)
 
 
 def test_the_plan_is_read_back_and_leaves_nothing_of_the_one_before(engines: Engines) -> None:
-    assert set_plan(engines.drafting, {"sparktier_plan_version": 50, "sparktier_rung": TREE, "sparktier_tier0_cap": 1})
+    first = {"sparktier_tier0_cap": 1, "sparktier_tier0_promise": 80.0, "sparktier_tier0_weight": 2.0}
+    assert set_plan(engines.drafting, {"sparktier_rung": TREE, **first})
     found = plan_in_force(engines)
-    assert found["shares"] == {"0": {"floor": 0, "cap": 1, "weight": 1.0}}
-    assert set_plan(engines.drafting, {"sparktier_plan_version": 51, "sparktier_rung": SHORT, "sparktier_rows": 12})
+    assert found["tiers"]["0"] == {"promise_tok_s": 80.0, "weight": 2.0, "cap_tokens": 1}
+    version = found["plan_version"]
+    assert set_plan(engines.drafting, {"sparktier_rung": SHORT, "sparktier_rows": 12})
     found = plan_in_force(engines)
-    assert found == {"plan_version": 51, "rung": SHORT, "rows": 12, "shares": {}, "refused": None}
+    assert found.pop("plan_version") > version
+    assert found.pop("tiers")["0"] == {"promise_tok_s": None, "weight": 1.0, "cap_tokens": None}
+    assert found["age_ms"] >= 0
+    assert without_age(found) == {
+        "epoch": 1,
+        "ttl_ms": None,
+        "rung": SHORT,
+        "rows": 12,
+        "default_tier": 0,
+        "expired": False,
+        "refused": None,
+    }
+
+
+def test_a_plan_whose_time_is_over_ends_at_the_safe_rung_and_changes_no_token(engines: Engines) -> None:
+    """Both ranks read it back, and are on one rung: ranks on two would wait for each other for ever."""
+    prompts = random_prompts(4, seed=12)
+    engines.plan()
+    whole = tokens_of(generate_all(engines.drafting, prompts, tokens=32, at_once=4))
+    engines.plan(ttl_ms=1, tier0_promise=80)
+    over = tokens_of(generate_all(engines.drafting, prompts, tokens=32, at_once=4))
+    assert over == whole
+    signals = read_message(Signals, replica_http.get(f"{engines.drafting}/sparktier/signals", timeout=60.0).content)
+    assert (signals.expired, signals.rung, signals.rows) == (True, SHORT, 0)
+    assert signals.shares[0].promise_tok_s == 80.0
+    engines.plan()
+    found = plan_in_force(engines)
+    assert (found["expired"], found["rung"]) == (False, TREE)
+
+
+def without_age(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key != "age_ms"}
 
 
 def plan_in_force(engines: Engines) -> dict[str, Any]:

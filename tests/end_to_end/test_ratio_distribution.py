@@ -18,7 +18,7 @@ from support.deployment import Deployment, deployed
 from support.generation import Answer, Tokens, random_prompts, set_plan
 from support.inputs.dead_ends import assert_every_request_ends_alone
 from support.oracles.oracle_draft import make_oracle_draft
-from support.oracles.planted_rules import LIKELIEST, OTHER_TEMPERATURE, install
+from support.oracles.planted_rules import LIKELIEST, OTHER_TEMPERATURE, install, planted_keys
 from support.tiny_moe import make_tiny_moe
 
 pytestmark = pytest.mark.engine
@@ -72,7 +72,7 @@ def exact_distribution(model_path: Path, prompt: Tokens) -> Distribution:
 
 def sampled(engine: Engine, *, rung: int, planted: int = 0) -> Counter[tuple[int, ...]]:
     """Count the answers to the prompt under ANSWERS different seeds."""
-    assert set_plan(engine.url, {"sparktier_rung": rung, "sparktier_tier0_floor": planted})
+    assert set_plan(engine.url, {"sparktier_rung": rung, **planted_keys(planted)})
     counts: Counter[tuple[int, ...]] = Counter()
     for first in range(0, ANSWERS, AT_ONCE):
         seeds = range(first, first + AT_ONCE)
@@ -146,5 +146,5 @@ def test_greedy_answers_are_the_target_s_and_without_sampling_nothing_is_drawn(e
 
 @pytest.mark.parametrize("rung", [TREE, CHAIN])
 def test_every_request_ends_alone(engine: Engine, rung: int) -> None:
-    assert set_plan(engine.url, {"sparktier_rung": rung, "sparktier_plan_version": 0})
+    assert set_plan(engine.url, {"sparktier_rung": rung})
     assert_every_request_ends_alone(engine.deployment)

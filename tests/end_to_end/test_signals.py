@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sparktier.configs.contracts.signals import RankLoad, Signals
 from support import replica_http
-from support.deployment import MODEL, Deployment, wait_until
+from support.deployment import MODEL, THREE_TIERS, Deployment, wait_until, write_tiers
 from support.generation import generate, generate_all, random_prompts, set_plan
 from support.span_collector import SpanCollector
 
@@ -43,7 +43,10 @@ class Replica:
         return self.metrics()[name, frozenset(labels.items())]
 
     def plan(self, **keys: int) -> None:
+        before = self.signals().plan_version
         assert set_plan(self.url, {f"sparktier_{key}": value for key, value in keys.items()})
+        # Signals that were just read are told again for a tenth of a second.
+        wait_until(lambda: self.signals().plan_version > before, timeout_s=30.0, what=lambda: "the plan in signals")
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +59,19 @@ def custom(tier: int) -> dict[str, dict[str, int]]:
 
 
 def test_the_plan_in_signals_is_the_one_that_ranks_run(replica: Replica) -> None:
-    newer = replica.signals().plan_version + 1
-    replica.plan(plan_version=newer, rung=SHORT, rows=12)
+    replica.plan(rung=SHORT, rows=12)
     found = replica.signals()
-    assert (found.replica_id, found.plan_version, found.rung, found.rows) == ("replica-0", newer, SHORT, 12)
+    version = found.plan_version
+    assert (found.replica_id, found.epoch) == ("replica-0", 1)
+    assert (found.rung, found.rows, found.expired, found.default_tier) == (SHORT, 12, False, STANDARD)
+    assert set(found.shares) == {STANDARD, GOLD, LONE}
     assert abs(found.at_ms / 1000 - time.time()) < 60
     metrics = replica.metrics()
     for rank in ("0", "1"):
-        assert metrics["sparktier_plan_version", frozenset({("tp_rank", rank)})] == newer
+        assert metrics["sparktier_plan_version", frozenset({("tp_rank", rank)})] == version
         assert metrics["sparktier_rung", frozenset({("tp_rank", rank)})] == SHORT
-    replica.plan(plan_version=newer + 1, rung=CHAIN, rows=0)
-    assert replica.signals().plan_version == newer + 1
+    replica.plan(rung=CHAIN, rows=0)
+    assert replica.signals().plan_version > version
 
 
 def held(rank: RankLoad, *tiers: int) -> int:
@@ -221,6 +226,41 @@ def test_our_metrics_can_be_had_without_sglangs(replica: Replica) -> None:
     )
     assert ours == {name for name in whole if name.startswith("sparktier_")} < whole
     assert "sparktier_decode_ms" in ours
+
+
+def test_a_reload_of_tiers_reaches_both_ranks_without_a_restart_or_another_token(replica: Replica) -> None:
+    """Signals are an error while ranks differ in anything they apply, so one answer speaks for both."""
+    up, prompts = replica.deployment, random_prompts(3, seed=8)
+    replica.plan(rung=CHAIN, rows=0)
+    before, pids = replica.signals(), [rank["pid"] for rank in up.ranks()]
+    tokens = [answer.tokens for answer in generate_all(replica.url, prompts, tokens=48, at_once=3, **custom(GOLD))]
+    gold = {"name": "gold", "promise_tok_s": 120.0, "weight": 3.0}
+    try:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            during = pool.submit(generate_all, replica.url, prompts, tokens=48, at_once=3, **custom(GOLD))
+            write_tiers(up.config, {**THREE_TIERS, GOLD: gold, 9: {"name": "late", "cap_tokens": 1}})
+            told = up.reload("replica 0 has the tiers of the reload")
+            assert [answer.tokens for answer in during.result()] == tokens
+        assert "tier 5 (gold): promise_tok_s 40.0 -> 120.0" in told
+        found = replica.signals()
+        assert found.shares[GOLD].model_dump() == {"promise_tok_s": 120.0, "weight": 3.0, "cap_tokens": None}
+        assert found.shares[9].cap_tokens == 1
+        assert (found.rung, found.rows, found.epoch) == (before.rung, before.rows, 1)
+        assert found.plan_version > before.plan_version
+        after = generate_all(replica.url, prompts, tokens=48, at_once=3, **custom(9))
+        assert [answer.tokens for answer in after] == tokens
+        write_tiers(up.config, {**THREE_TIERS, GOLD: gold | {"name": "silver"}})
+        told = up.reload("not reloaded")
+        assert "tiers.5.name: must stay gold" in told
+        up.config.write_text("tiers: {")
+        up.reload("not reloaded")
+        assert replica.signals().shares == found.shares
+    finally:
+        write_tiers(up.config, THREE_TIERS)
+        up.reload("replica 0 has the tiers of the reload")
+    undone = replica.signals()
+    assert undone.shares == before.shares
+    assert [rank["pid"] for rank in up.ranks()] == pids
 
 
 def test_steps_send_spans(replica: Replica) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import openai
 import psutil
+import yaml
 
 from sparktier.configs.contracts.signals import Signals
 from sparktier.serving.clients.addresses import http_url
@@ -26,6 +27,11 @@ from support.processes import Family, command_line, described
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "test.yaml"
 MODEL = "tiny"  # `served_name` of that file
+THREE_TIERS: Mapping[int, Mapping[str, object]] = {
+    0: {"name": "standard", "default": True},
+    5: {"name": "gold", "promise_tok_s": 40.0},
+    7: {"name": "lone"},
+}
 # What `sparktier up` promises after a stop signal, see design of the command line.
 STOP_LIMIT_S = 15.0
 READY_LIMIT_S = 540.0
@@ -33,7 +39,7 @@ _PORTS = range(8210, 8290)
 
 
 class Deployment:
-    """One running `sparktier up`. `settings` are values of `--set`, the rest is `configs/test.yaml`; `env` is all the
+    """One running `sparktier up`. `settings` are values of `--set`, the rest is the file `config`; `env` is all the
     environment it has, where that is not the caller's own; `wrapper` is a command line that runs others."""
 
     def __init__(
@@ -42,8 +48,10 @@ class Deployment:
         output: Path,
         env: Mapping[str, str] | None = None,
         wrapper: Sequence[str] = (),
+        config: Path = CONFIG,
         **settings: object,
     ) -> None:
+        self.config = config
         self.port = _free_port()
         self.url = http_url(str(settings.get("server.host", "127.0.0.1")), self.port)
         self._output = output
@@ -51,7 +59,7 @@ class Deployment:
         options = [f"--set={key}={value}" for key, value in {**values, **settings}.items()]
         with output.open("wb") as log:
             self._process = subprocess.Popen(
-                [*wrapper, sys.executable, "-m", "sparktier.serving.cli.main", "up", str(CONFIG), *options],
+                [*wrapper, sys.executable, "-m", "sparktier.serving.cli.main", "up", str(config), *options],
                 cwd=ROOT,
                 env=env,
                 stdout=log,
@@ -93,6 +101,13 @@ class Deployment:
 
         wait_until(said_or_ended, timeout_s=READY_LIMIT_S, what=lambda: f"all replicas in:\n{self.output}")
         assert not self._ended, f"sparktier up ended with {self.exit_status}:\n{self.output}"
+
+    def reload(self, said: str) -> str:
+        """Have the command read its configuration again, and return what it prints until it has printed `said`."""
+        before = len(self.output)
+        self._process.send_signal(signal.SIGHUP)
+        wait_until(lambda: said in self.output[before:] or self._ended, timeout_s=60.0, what=lambda: self.output)
+        return self.output[before:]
 
     @property
     def _ended(self) -> bool:
@@ -203,10 +218,15 @@ class Deployment:
 
 @contextlib.contextmanager
 def deployed(
-    model: Path, output: Path, env: Mapping[str, str] | None = None, wrapper: Sequence[str] = (), **settings: object
+    model: Path,
+    output: Path,
+    env: Mapping[str, str] | None = None,
+    wrapper: Sequence[str] = (),
+    config: Path = CONFIG,
+    **settings: object,
 ) -> Iterator[Deployment]:
     """Start a deployment, wait until it is ready, and end it with Ctrl-C, which has to leave nothing behind."""
-    deployment = Deployment(model, output, env, wrapper, **settings)
+    deployment = Deployment(model, output, env, wrapper, config, **settings)
     try:
         deployment.wait_for("ready http=")
         deployment.wait_until_all_serve()
@@ -215,6 +235,14 @@ def deployed(
             deployment.stop()
     finally:
         deployment.kill_all()
+
+
+def write_tiers(file: Path, tiers: Mapping[int, Mapping[str, object]]) -> Path:
+    """Write `configs/test.yaml` with `tiers` to `file`, and return it."""
+    file.write_text(
+        CONFIG.read_text() + yaml.safe_dump({"tiers": {tier: dict(fields) for tier, fields in tiers.items()}})
+    )
+    return file
 
 
 def wait_until(met: Callable[[], bool], *, timeout_s: float, what: Callable[[], str]) -> None:

@@ -1,12 +1,17 @@
 """Asking a replica for tokens through SGLang's own `/generate`, and setting its plan."""
 
 import concurrent.futures
+import functools
 import random
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparktier.configs.contracts.message import read_message
+from sparktier.configs.contracts.signals import Signals
+from sparktier.configs.plan_keys import RUNG_KEY, VERSION_KEY, EnginePlan, TierTerms, keys_of
 from support import replica_http
 from support.tiny_moe import VOCAB_SIZE
 
@@ -65,7 +70,34 @@ class Switching:
 
 
 def set_plan(url: str, keys: Mapping[str, float]) -> bool:
-    """Put plan keys in force and return whether every rank took them."""
-    answer = replica_http.post(f"{url}/set_internal_state", json={"server_args": dict(keys)}, timeout=60.0)
+    """Put plan keys in force and return whether every rank took them.
+
+    What a plan must say and `keys` leave out is as the replica was started, with a version above all before it.
+    """
+    version = {VERSION_KEY: _next_version()}
+    answer = replica_http.post(
+        f"{url}/set_internal_state", json={"server_args": {**_whole(url), **version, **keys}}, timeout=60.0
+    )
     assert answer.status_code == 200, answer.text
     return all(bool(updated) for updated in answer.json())
+
+
+_last_version = [0]
+
+
+def _next_version() -> int:
+    """Return a version above all before it; as `sparktier up`'s own, it is the time of day in milliseconds."""
+    _last_version[0] = max(_last_version[0] + 1, round(time.time() * 1000))
+    return _last_version[0]
+
+
+@functools.cache
+def _whole(url: str) -> dict[str, float]:
+    """Return the keys of an uncapped plan of the tiers that the replica at `url` was started with."""
+    answer = replica_http.get(f"{url}/sparktier/signals", timeout=60.0)
+    signals = read_message(Signals, answer.content)
+    assert signals.default_tier is not None
+    tiers = {tier: TierTerms(terms.promise_tok_s, terms.weight) for tier, terms in signals.shares.items()}
+    keys = keys_of(EnginePlan(epoch=1, version=1, default_tier=signals.default_tier, tiers=tiers))
+    # The rung is the caller's: a plan without one is refused.
+    return {key: value for key, value in keys.items() if key != RUNG_KEY}

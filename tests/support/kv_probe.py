@@ -115,7 +115,7 @@ def mid_run(engine: SteppedEngine, probe: Probe, run: str) -> list[Snapshot]:
 
 def _wander(engine: SteppedEngine, rng: random.Random) -> None:
     """Step to the end, mostly on another rung each time; some spells without drafts are longer."""
-    from sparktier.configs.plan_keys import Plan, Rung
+    from sparktier.configs.plan_keys import EnginePlan, Rung
 
     steps_left = 0
     while engine.step():
@@ -123,14 +123,14 @@ def _wander(engine: SteppedEngine, rng: random.Random) -> None:
         if steps_left <= 0:
             rung = rng.choice(list(Rung))
             steps_left = rng.choice((1, _OFF_STEPS)) if rung == Rung.OFF else 1
-            engine.worker.set_plan(Plan(rung=rung))
+            engine.worker.set_plan(EnginePlan(rung=rung))
 
 
 def fresh(engine: SteppedEngine, probe: Probe, run: str, snapshots: list[Snapshot]) -> list[Snapshot]:
     """Prefill the tokens of each snapshot anew, and take another at the first step after it."""
-    from sparktier.configs.plan_keys import Plan, Rung
+    from sparktier.configs.plan_keys import EnginePlan, Rung
 
-    engine.worker.set_plan(Plan(rung=Rung.CHAIN))
+    engine.worker.set_plan(EnginePlan(rung=Rung.CHAIN))
     probe.start(every=1)
     again = []
     for number, snapshot in enumerate(snapshots):

@@ -2,9 +2,13 @@
 
 from typing import Any
 
-from sparktier.configs.plan_keys import TierShare
+from sparktier.configs.plan_keys import EnginePlan, Rung, TierTerms
 from sparktier.serving.engine.telemetry.rank_state import RankState
 from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
+
+PLAN = EnginePlan(
+    epoch=3, version=7, rung=Rung.CHAIN, rows=12, default_tier=5, tiers={5: TierTerms(80.0, weight=2.5, cap_tokens=4)}
+)
 
 
 def stats_of(*rounds: tuple[int, int, int]) -> SpeculationStats:
@@ -23,10 +27,10 @@ def rank_state(**changes: Any) -> RankState:
         "tp_rank": 0,
         "dp_rank": 0,
         "is_group_leader": True,
-        "plan_version": 7,
-        "rung": 2,
-        "rows": 12,
-        "shares": {5: TierShare(floor=1, cap=4, weight=2.5)},
+        "plan": PLAN,
+        "plan_age_ms": 1500,
+        "expired": False,
+        "refused": None,
         "running": {0: 3, 5: 1},
         "queued": {5: 2},
         "kv_used_frac": 0.25,
@@ -37,6 +41,13 @@ def rank_state(**changes: Any) -> RankState:
         "decode_ms": 30.0,
         "speeds": {0: [10.0, 20.0, 30.0], 5: [7.0]},
         "unknown_tier_requests": 1,
+        "max_running": 8,
+        "kv_tokens": 4096,
+        "prefill_ms_per_token": 1.5,
+        "queue_age_ms": {5: 250},
+        "arrivals_s": {0: 0.5, 5: 1.5},
+        "accepted_tokens": {0: [2.0, 3.0]},
+        "met": {5: (3, 4)},
         "spec_stats": stats_of((0, 2, 1), (0, 2, 2), (5, 1, 0)),
     }
     return RankState(**(fields | changes))

@@ -16,7 +16,8 @@ from sglang.srt.speculative.dspark_components.dspark_worker_v2 import DSparkWork
 from torch import Tensor
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.configs.plan_keys import Plan, Rung
+from sparktier.configs.plan_keys import EnginePlan, Rung
+from sparktier.serving.engine.plan.in_force import start_plan
 from sparktier.serving.engine.rank_options import rank_options
 from sparktier.serving.engine.slots.request_slots import SlotTable
 from sparktier.serving.engine.speculation.row_budget import row_counts, rung_tokens, tier_caps
@@ -30,9 +31,9 @@ class PlannedVerify(DSparkVerifyPlanner):
     def bind(self, tiers: Tensor) -> None:
         """Set the table [request slots] of tier ids; no plan is in force yet."""
         self._tiers = tiers
-        self._plan: Plan | None = None
+        self._plan: EnginePlan | None = None
 
-    def set_plan(self, plan: Plan) -> None:
+    def set_plan(self, plan: EnginePlan) -> None:
         """Put `plan` in force from the next step on."""
         self._plan, self._caps = plan, tier_caps(plan, device=self._tiers.device)
         # With a flat cost table SGLang would skip planning.
@@ -81,7 +82,7 @@ class NativeWorker(DSparkWorkerV2):
             super().__init__(**kwargs)
         draft = parse_dspark_draft_config(draft_hf_config=self.draft_model_runner.model_config.hf_config)
         require_trained_block(self.gamma, draft.resolve_gamma())
-        self.plan = Plan()
+        self.plan = start_plan(rank_options(), highest=self.highest_rung)
 
     @property
     def takes_plans(self) -> bool:
@@ -92,17 +93,19 @@ class NativeWorker(DSparkWorkerV2):
         """Allocate the draft's KV pool and the table of request slots."""
         super().alloc_memory_pool(**kwargs)
         slots = self.model_runner.req_to_token_pool.req_to_token.shape[0]
-        self.slots = SlotTable(slots, tiers=rank_options().tiers, device=torch.device(self.device))
+        self.slots = SlotTable(slots, device=torch.device(self.device))
         self._verify_planner.bind(self.slots.tier)
+        if any(terms.cap_tokens is not None for terms in self.plan.tiers.values()):
+            self.set_plan(self.plan)
 
-    def set_plan(self, plan: Plan) -> None:
+    def set_plan(self, plan: EnginePlan) -> None:
         """Put `plan` in force from the next step on; SGLang calls this between steps, on every rank alike."""
         self.plan = plan
         self._verify_planner.set_plan(plan)
 
     def _forward_prefill(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if not batch.forward_mode.is_idle():
-            self.slots.add_requests(batch.reqs, batch.req_pool_indices)
+            self.slots.add_requests(batch.reqs, batch.req_pool_indices, plan=self.plan)
         return super()._forward_prefill(batch, *args, **kwargs)
 
 

@@ -1,13 +1,14 @@
 """The plan's way into SGLang and back: numeric keys of `POST /set_internal_state`, and what `GET /server_info` shows.
 
-Both hooks extend a method of SGLang's own controller, which calls them between steps. SGLang's knobs that make
-acceptance lossy are refused here too.
+Both hooks extend a method of SGLang's own controller, which calls them between steps, on every rank in the same pass of
+the scheduler's loop. SGLang's knobs that make acceptance lossy are refused here too.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from sparktier.configs.plan_keys import is_plan_key, plan_of, refusals
+from sparktier.configs.plan_keys import PREFIX
+from sparktier.serving.engine.plan.in_force import PlanExpired, PlanInForce, plan_in_force
 
 _LOSSY = "speculative_accept_threshold_"
 
@@ -20,40 +21,62 @@ def install() -> None:
     stock_set, stock_speculative = controller.set_internal_state, controller._add_speculative
 
     def set_internal_state(self: Any, recv_req: Any) -> Any:
-        keys, worker = recv_req.server_args, self.scheduler.draft_worker
-        is_plan = any(is_plan_key(key) for key in keys)
-        wrong = _lossy(keys) + (_plan_refusals(keys, worker) if is_plan else [])
-        if wrong:
-            reason = "; ".join(wrong)
-            internal_state.logger.warning("%s refused: %s", "plan" if is_plan else "setting", reason)
-            self.scheduler.sparktier_refused = reason
+        keys, scheduler = recv_req.server_args, self.scheduler
+        plan = plan_in_force(scheduler)
+        is_plan = any(key.startswith(PREFIX) for key in keys)
+        refused = _refused(keys, scheduler.draft_worker)
+        if refused is not None:
+            plan.refused = refused
+        elif is_plan:
+            refused = plan.take(keys)
+        if refused is not None:
+            internal_state.logger.warning("%s refused: %s", "plan" if is_plan else "setting", refused)
             return internal_state.SetInternalStateReqOutput(updated=False)
         if not is_plan:
             return stock_set(self, recv_req)
-        worker.set_plan(plan_of(keys, before=worker.plan))
-        self.scheduler.sparktier_refused = None
+        _apply(plan, scheduler)
         return internal_state.SetInternalStateReqOutput(updated=True)
 
     def add_speculative(self: Any, state: dict[str, Any]) -> None:
         stock_speculative(self, state)
-        worker = self.scheduler.draft_worker
-        if getattr(worker, "takes_plans", False):
-            refused = getattr(self.scheduler, "sparktier_refused", None)
-            state["sparktier"] = {**worker.plan.read_back(), "refused": refused}
+        state["sparktier"] = plan_in_force(self.scheduler).read_back()
 
     controller.set_internal_state = set_internal_state
     controller._add_speculative = add_speculative
 
 
-def _lossy(keys: Mapping[str, float]) -> list[str]:
-    return [
-        f"{key} must stay as it is: other thresholds change what a target says (found {value})"
-        for key, value in keys.items()
-        if key.startswith(_LOSSY)
-    ]
+def watch_time(scheduler: Any) -> None:
+    """Have rank 0 of SGLang's `scheduler`s tell all ranks when the time of the plan in force is over.
+
+    What a rank's poll for late requests returns reaches every rank in the same pass of its loop, as plans do.
+    """
+    from sglang.utils import TypeBasedDispatcher
+
+    plan, poll = plan_in_force(scheduler), scheduler._poll_timeout_aborts
+
+    def poll_with_plan() -> list[Any]:
+        over = plan.time_is_over()
+        return [*poll(), *([] if over is None else [over])]
+
+    def expire(told: PlanExpired) -> None:
+        plan.expire(told)
+        _apply(plan, scheduler)
+
+    scheduler._poll_timeout_aborts = poll_with_plan
+    scheduler._request_dispatcher += TypeBasedDispatcher([(PlanExpired, expire)])
 
 
-def _plan_refusals(keys: Mapping[str, float], worker: Any) -> list[str]:
-    if not getattr(worker, "takes_plans", False):
-        return ["this engine's depth is fixed"]
-    return refusals(keys, before=worker.plan, highest=worker.highest_rung)
+def _apply(plan: PlanInForce, scheduler: Any) -> None:
+    if scheduler.draft_worker is not None:
+        scheduler.draft_worker.set_plan(plan.plan)
+
+
+def _refused(keys: Mapping[str, float], worker: Any) -> str | None:
+    """Return why `keys` are not even looked at, or None."""
+    for key, value in keys.items():
+        if key.startswith(_LOSSY):
+            return f"{key} must stay as it is: other thresholds change what a target says (found {value})"
+    fixed = worker is not None and not getattr(worker, "takes_plans", False)
+    if fixed and any(key.startswith(PREFIX) for key in keys):
+        return "a plan must go to an engine with a ladder (found one whose depth is fixed by its speculation.method)"
+    return None

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparktier.configs.plan_keys import MAX_TIERS, NO_CAP, Plan, Rung
+from sparktier.configs.plan_keys import MAX_TIERS, EnginePlan, Rung
 from sparktier.kernels.expand import Shape
 from sparktier.serving.engine.rank_options import LadderOptions
+
+_NO_CAP = 1 << 16
 
 
 class StepBudget(NamedTuple):
@@ -33,7 +35,9 @@ class StepBudget(NamedTuple):
         return self.draft_tokens + 1
 
 
-def step_budget(plan: Plan, options: LadderOptions, *, block_tokens: int, caps: Tensor, room: Tensor) -> StepBudget:
+def step_budget(
+    plan: EnginePlan, options: LadderOptions, *, block_tokens: int, caps: Tensor, room: Tensor
+) -> StepBudget:
     """Return the budget of a step under `plan`.
 
     Args:
@@ -72,11 +76,12 @@ def rung_tokens(rung: Rung, *, block_tokens: int, short_tokens: int, tree_rows: 
     return drafted[rung]
 
 
-def tier_caps(plan: Plan, *, device: torch.device) -> Tensor:
+def tier_caps(plan: EnginePlan, *, device: torch.device) -> Tensor:
     """[MAX_TIERS] int64: drafted tokens that a request of each tier may verify."""
-    caps = torch.full((MAX_TIERS,), NO_CAP, dtype=torch.int64)
-    for tier, share in plan.tiers.items():
-        caps[tier] = share.cap
+    caps = torch.full((MAX_TIERS,), _NO_CAP, dtype=torch.int64)
+    for tier, terms in plan.tiers.items():
+        if terms.cap_tokens is not None:
+            caps[tier] = min(terms.cap_tokens, _NO_CAP)
     return caps.to(device)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparktier.configs.plan_keys import Plan
+from sparktier.configs.plan_keys import EnginePlan
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class StepInputs:
 
     batch: Any
     window: Any
-    plan: Plan
+    plan: EnginePlan
     tiers: Tensor
     caps: Tensor
     room: Tensor

@@ -14,7 +14,8 @@ from sglang.srt.speculative.dspark_components.dspark_planner import alloc_verify
 from sglang.srt.speculative.dspark_components.dspark_worker_v2 import DSparkWorkerV2
 from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
 
-from sparktier.configs.plan_keys import Plan, Rung
+from sparktier.configs.plan_keys import EnginePlan, Rung
+from sparktier.serving.engine.plan.in_force import start_plan
 from sparktier.serving.engine.rank_options import ladder_options, rank_options
 from sparktier.serving.engine.requests.request_faults import is_marked, mark
 from sparktier.serving.engine.sampling.keyed_sampler import KeyedSampler
@@ -59,7 +60,7 @@ class LadderWorker(DSparkWorkerV2):
         needs_trees = self.options.tree is not None or self.options.accept_rule == "ratio"
         self._drafter = DraftStep(self, edges, needs_trees=needs_trees)
         self.highest_rung = Rung.CHAIN if self.options.tree is None else Rung.TREE
-        self.set_plan(Plan(rung=self.highest_rung))
+        self.set_plan(start_plan(rank_options(), highest=self.highest_rung))
         if self._target_tp_rank == 0:
             self._log_what_is_in_force()
 
@@ -76,7 +77,7 @@ class LadderWorker(DSparkWorkerV2):
         """Make the draft's KV pool, the table of request slots beside it, and the step that works on both."""
         super().alloc_memory_pool(**kwargs)
         slots = self.model_runner.req_to_token_pool.req_to_token.shape[0]
-        self.slots = SlotTable(slots, tiers=rank_options().tiers, device=torch.device(self.device))
+        self.slots = SlotTable(slots, device=torch.device(self.device))
         self.spec_stats = SpeculationStats(block_tokens=self.gamma)
         if slots > self.penalties.slots:
             self.penalties = self._penalty_table(slots)
@@ -99,7 +100,7 @@ class LadderWorker(DSparkWorkerV2):
             model_runner=self.model_runner,
         )
 
-    def set_plan(self, plan: Plan) -> None:
+    def set_plan(self, plan: EnginePlan) -> None:
         """Put `plan` in force from the next step on; SGLang calls this between steps, on every rank alike."""
         self.plan = plan
         self._caps = tier_caps(plan, device=torch.device(self.device))
@@ -112,7 +113,7 @@ class LadderWorker(DSparkWorkerV2):
     def _forward_prefill(self, batch: Any, on_publish: Any, pp_proxy_tensors: Any = None) -> Any:
         self.decode_step.features.flush()
         if not batch.forward_mode.is_idle():
-            self.slots.add_requests(batch.reqs, batch.req_pool_indices)
+            self.slots.add_requests(batch.reqs, batch.req_pool_indices, plan=self.plan)
             self.penalties.add_requests(batch.reqs, batch.req_pool_indices.tolist())
         with self.penalties.in_prefill(batch):
             result = super()._forward_prefill(batch, on_publish, pp_proxy_tensors)

@@ -36,7 +36,7 @@ class _Snapshot(Collector):
         """Yield the plan of every rank, which shows ranks that differ, then the figures of each attention group."""
         ranks = [((state.tp_rank,), state) for state in self._states]
         for name, about, field in _PLAN:
-            yield _gauge(name, about, ["tp_rank"], [(rank, getattr(state, field)) for rank, state in ranks])
+            yield _gauge(name, about, ["tp_rank"], [(rank, getattr(state.plan, field)) for rank, state in ranks])
         yield from self._load()
         yield from self._speed()
         yield from self._speculation()
@@ -93,7 +93,7 @@ class _Snapshot(Collector):
 
 
 _PLAN = (
-    ("sparktier_plan_version", "Version of the plan in force.", "plan_version"),
+    ("sparktier_plan_version", "Version of the plan in force.", "version"),
     ("sparktier_rung", "Rung of the ladder in force; 0 is off.", "rung"),
     ("sparktier_plan_rows", "Most rows that a step may verify; 0 is no bound.", "rows"),
 )

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from sparktier.configs.plan_keys import Plan, Rung
-from sparktier.serving.engine.rank_options import Tiers
+from sparktier.serving.engine.plan.in_force import PlanInForce, plan_in_force
+from sparktier.serving.engine.plan.request_tier import admitted, is_unknown, tier_of
 from sparktier.serving.engine.telemetry.rank_state import RankState, dump
+from sparktier.serving.engine.telemetry.recent_users import Arrivals, KeptPromises, RecentValues
 from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
-from sparktier.serving.engine.telemetry.step_times import StepTimes, UserSpeeds, speed
+from sparktier.serving.engine.telemetry.step_times import LEAST_TOKENS, StepTimes, UserSpeeds, speed
 
 ASKED_BY_US = "sparktier"
 """Request id of an internal-state request that asks for rank states instead of SGLang's own answer."""
@@ -28,12 +29,14 @@ class Observer:
     `unknown_tier_requests` counts requests that were served as the default tier because their tier is unknown.
     """
 
-    def __init__(self, scheduler: Any, tiers: Tiers, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, scheduler: Any, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._scheduler = scheduler
-        self._tiers = tiers
         self._clock = clock
         self.times = StepTimes()
         self._speeds = UserSpeeds()
+        self._accepted = RecentValues()
+        self._arrivals = Arrivals(clock())
+        self._promises = KeptPromises()
         self.unknown_tier_requests = 0
 
     def install(self) -> None:
@@ -63,9 +66,9 @@ class Observer:
             self._scheduler.draft_worker.count_step(record, result.num_correct_drafts_per_req_cpu)
         if batch.forward_mode.is_decode():
             # The plan may have changed since the step was launched.
-            self.times.decoded(now_s, rung=int(self._plan.rung) if record is None else record.rung)
+            self.times.decoded(now_s, rung=int(self._plan.plan.rung) if record is None else record.rung)
         elif batch.forward_mode.is_extend():
-            self.times.prefilled(now_s)
+            self.times.prefilled(now_s, tokens=getattr(batch, "extend_num_tokens", None) or 0)
             for request in batch.reqs:
                 self._note_first_token(request, now_s)
         else:
@@ -79,16 +82,16 @@ class Observer:
         from sglang.srt.runtime_context import get_parallel
 
         parallel, running = get_parallel(), list(self._running())
-        plan, stats = self._plan, self._spec_stats
+        in_force = self._plan
         contexts = [request.seqlen for request in running]
         return RankState(
             tp_rank=parallel.tp_rank,
             dp_rank=parallel.attn_dp_rank,
             is_group_leader=parallel.attn_tp_rank == 0,
-            plan_version=plan.version,
-            rung=int(plan.rung),
-            rows=plan.rows,
-            shares=plan.tiers,
+            plan=in_force.plan,
+            plan_age_ms=in_force.age_ms,
+            expired=in_force.expired,
+            refused=in_force.refused,
             running=self._by_tier(running),
             queued=self._by_tier(self._queued()),
             kv_used_frac=self._kv_used_frac(),
@@ -99,8 +102,27 @@ class Observer:
             decode_ms=self.times.decode_ms,
             speeds=self.speeds(running),
             unknown_tier_requests=self.unknown_tier_requests,
-            spec_stats=stats,
+            max_running=self._scheduler.max_running_requests,
+            kv_tokens=self._scheduler.max_total_num_tokens,
+            prefill_ms_per_token=self.times.prefill_ms_per_token,
+            met=self._promises.met,
+            **self._users(running),
+            spec_stats=self._spec_stats,
         )
+
+    def _users(self, running: list[Any]) -> dict[str, Any]:
+        """Return what users got and how they came, by tier."""
+        now_s, plan = self._clock(), self._plan.plan
+        waiting = [(tier_of(request, plan), _arrived_s(request, now_s)) for request in self._queued()]
+        ages_ms: dict[int, int] = {}
+        for tier, arrived_s in waiting:
+            ages_ms[tier] = max(ages_ms.get(tier, 0), round((now_s - arrived_s) * 1000.0))
+        lengths = [(tier_of(request, plan), length) for request in running if (length := _accepted_length(request))]
+        return {
+            "queue_age_ms": ages_ms,
+            "arrivals_s": self._arrivals.a_second(now_s, waiting),
+            "accepted_tokens": self._accepted.by_tier(now_s, lengths),
+        }
 
     def speeds(self, running: Iterable[Any]) -> dict[int, list[float]]:
         """Return tokens per second by tier, of `running` requests and of those that ended lately."""
@@ -112,8 +134,8 @@ class Observer:
         return getattr(self._scheduler.draft_worker, "spec_stats", _NO_STATS)
 
     @property
-    def _plan(self) -> Plan:
-        return getattr(self._scheduler.draft_worker, "plan", _NO_PLAN)
+    def _plan(self) -> PlanInForce:
+        return plan_in_force(self._scheduler)
 
     def _note_first_token(self, request: Any, now_s: float) -> None:
         # A retracted request comes back with more than one token.
@@ -121,14 +143,21 @@ class Observer:
             return
         # Stored on the request, so that it goes when the request leaves a queue.
         request.sparktier_first_token_s = now_s
-        self.unknown_tier_requests += self._tiers.is_unknown(request.sampling_params.custom_params)
+        plan = self._plan.plan
+        self.unknown_tier_requests += is_unknown(request, plan)
+        self._arrivals.add(_arrived_s(request, now_s), tier=admitted(request, plan).tier)
 
     def _note_end(self, request: Any, now_s: float) -> None:
         # With overlapped scheduling a request that has ended is still in the batch that was launched meanwhile.
         first_s = request.__dict__.pop("sparktier_first_token_s", None)
         if first_s is not None:
-            tier = self._tiers.of(request.sampling_params.custom_params)
-            self._speeds.ended(now_s, tier=tier, tokens=len(request.output_ids), first_token_s=first_s)
+            terms, tokens = admitted(request, self._plan.plan), len(request.output_ids)
+            self._speeds.ended(now_s, tier=terms.tier, tokens=tokens, first_token_s=first_s)
+            self._promises.ended(
+                tier=terms.tier, promise_tok_s=terms.promise_tok_s, tokens=tokens, lasted_s=now_s - first_s
+            )
+            if length := _accepted_length(request):
+                self._accepted.add(now_s, tier=terms.tier, value=length)
 
     def _running(self) -> Iterable[Any]:
         """Return requests in a batch or between two chunks of their prompt, with those that were just prefilled."""
@@ -144,14 +173,16 @@ class Observer:
         return [*self._scheduler.waiting_queue, *self._scheduler.grammar_manager.grammar_queue]
 
     def _by_tier(self, requests: Iterable[Any]) -> Counter[int]:
-        return Counter(self._tiers.of(request.sampling_params.custom_params) for request in requests)
+        plan = self._plan.plan
+        return Counter(tier_of(request, plan) for request in requests)
 
     def _running_speeds(self, running: Iterable[Any], now_s: float) -> Iterator[tuple[int, float]]:
+        plan = self._plan.plan
         for request in running:
             first_s = getattr(request, "sparktier_first_token_s", now_s)
             rate = speed(len(request.output_ids), first_token_s=first_s, last_token_s=now_s)
             if rate is not None:
-                yield self._tiers.of(request.sampling_params.custom_params), rate
+                yield tier_of(request, plan), rate
 
     def _kv_used_frac(self) -> float:
         _, used_frac = self._scheduler.pool_stats_observer.get_pool_stats().get_kv_token_stats()
@@ -159,7 +190,18 @@ class Observer:
 
 
 _NO_STATS = SpeculationStats(block_tokens=0)
-_NO_PLAN = Plan(rung=Rung.OFF)
+
+
+def _arrived_s(request: Any, default_s: float) -> float:
+    """Return when SGLang's `request` reached this rank, on the clock of `time.perf_counter`."""
+    stats = getattr(request, "time_stats", None)
+    return getattr(stats, "scheduler_recv_time", 0.0) or default_s
+
+
+def _accepted_length(request: Any) -> float | None:
+    """Return tokens a decode step of SGLang's `request`, or None for too few to tell, or without speculation."""
+    steps, tokens = getattr(request, "spec_verify_ct", 0), len(request.output_ids)
+    return (tokens - 1) / steps if steps > 0 and tokens >= LEAST_TOKENS else None
 
 
 def _answer(state: RankState) -> Any:

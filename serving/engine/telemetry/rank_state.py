@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from sparktier.configs.plan_keys import TierShare
+from sparktier.configs.plan_keys import EnginePlan
 from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
 
 RankReport = dict[str, Any]
@@ -17,17 +17,18 @@ RankReport = dict[str, Any]
 class RankState:
     """One rank. The group leader reports for its attention group; the other ranks of the group run the same requests.
 
-    `shares` are those of the plan in force, by tier id.
-    `running`, `queued` and `speeds` (tokens per second of each user) are by tier id, `step_ms` by rung.
+    `plan` is what the rank applies, taken `plan_age_ms` ago; `refused` is why it refused another since.
+    `running`, `queued`, `queue_age_ms` (of the oldest), `arrivals_s`, `speeds` (tokens per second of each user),
+    `accepted_tokens` (a step of each user) and `met` (promises met, requests judged) are by tier id, `step_ms` by rung.
     """
 
     tp_rank: int
     dp_rank: int
     is_group_leader: bool
-    plan_version: int
-    rung: int
-    rows: int
-    shares: Mapping[int, TierShare]
+    plan: EnginePlan
+    plan_age_ms: int | None
+    expired: bool
+    refused: str | None
     running: Mapping[int, int]
     queued: Mapping[int, int]
     kv_used_frac: float
@@ -38,6 +39,13 @@ class RankState:
     decode_ms: float
     speeds: Mapping[int, list[float]]
     unknown_tier_requests: int
+    max_running: int
+    kv_tokens: int
+    prefill_ms_per_token: float | None
+    queue_age_ms: Mapping[int, int]
+    arrivals_s: Mapping[int, float]
+    accepted_tokens: Mapping[int, list[float]]
+    met: Mapping[int, tuple[int, int]]
     spec_stats: SpeculationStats = field(default_factory=lambda: SpeculationStats(block_tokens=0))
 
 

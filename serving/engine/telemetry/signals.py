@@ -1,15 +1,19 @@
 """Merges the states of all ranks of a replica into the `Signals` of the contract."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TypeVar
 
 import numpy as np
 
 from sparktier.configs.contracts.message import Spread
 from sparktier.configs.contracts.signals import CanaryReport, RankLoad, Signals, TierInForce
 from sparktier.configs.errors import ReplicaError
+from sparktier.configs.plan_keys import EnginePlan
 from sparktier.serving.engine.telemetry.rank_state import RankState
 from sparktier.serving.engine.telemetry.spec_stats import TierStats, acceptance
 
+Number = TypeVar("Number", int, float)
 _NO_CANARY = CanaryReport(state="off", scored_tokens=0, alarms=0)
 
 
@@ -21,30 +25,34 @@ def signals_of(states: Sequence[RankState], *, replica_id: str, seq: int, at_ms:
     Raises:
         ReplicaError: the ranks don't run the same plan, so that no statement about the depth in force would be true.
     """
-    plans = {(state.plan_version, state.rung, state.rows, tuple(sorted(_shares(state).items()))) for state in states}
-    if len(plans) != 1:
-        raise ReplicaError(
-            f"All ranks must run one plan (version, rung, rows and shares found: {sorted(plans)}). Send it anew."
-        )
-    [(version, rung, rows, shares)] = plans
+    plan, expired = _applied(states)
+    ages_ms = [state.plan_age_ms for state in states if state.plan_age_ms is not None]
     groups = leaders(states)
+    prefills_ms = [state.prefill_ms_per_token for state in groups if state.prefill_ms_per_token is not None]
     return Signals(
         replica_id=replica_id,
-        epoch=0,
+        epoch=plan.epoch,
         seq=seq,
         at_ms=at_ms,
-        plan_version=version,
-        rung=rung,
-        rows=rows,
-        shares={
-            tier: TierInForce(promise_tok_s=None, weight=weight or 1.0, cap_tokens=cap)
-            for tier, (_, cap, weight) in shares
-        },
+        plan_version=plan.version,
+        plan_age_ms=max(ages_ms, default=None),
+        expired=expired,
+        rung=int(plan.rung),
+        rows=plan.rows,
+        default_tier=plan.default_tier,
+        shares={tier: TierInForce(**asdict(terms)) for tier, terms in plan.tiers.items()},
+        max_running=sum(state.max_running for state in groups),
+        kv_tokens=sum(state.kv_tokens for state in groups),
+        prefill_ms_per_token=max(prefills_ms, default=None),
+        queue_age_ms=_greatest([state.queue_age_ms for state in groups]),
+        arrivals_s=_sums([state.arrivals_s for state in groups]),
+        accepted_tokens=_spreads([state.accepted_tokens for state in groups]),
+        met=_met(groups),
         ranks=tuple(_load(state) for state in groups),
-        step_ms=_slowest([state.step_ms for state in groups]),
+        step_ms=_greatest([state.step_ms for state in groups]),
         prefill_frac=max(state.prefill_frac for state in groups),
         accept_by_position={tier: tuple(acceptance(stats)) for tier, stats in by_tier(groups).items()},
-        tok_s_per_user=_speeds(groups),
+        tok_s_per_user=_spreads([state.speeds for state in groups]),
         canary=_NO_CANARY,
     )
 
@@ -63,8 +71,14 @@ def by_tier(groups: Iterable[RankState]) -> dict[int, list[TierStats]]:
     return found
 
 
-def _shares(state: RankState) -> dict[int, tuple[int, int, float]]:
-    return {tier: (share.floor, share.cap, float(share.weight)) for tier, share in state.shares.items()}
+def _applied(states: Sequence[RankState]) -> tuple[EnginePlan, bool]:
+    """Return the plan that every rank applies, and whether its time is over. Raises ReplicaError if they differ."""
+    first = states[0]
+    for state in states[1:]:
+        if (state.plan, state.expired) != (first.plan, first.expired):
+            ranks = {each.tp_rank: {**each.plan.read_back(), "expired": each.expired} for each in states}
+            raise ReplicaError(f"All ranks must run one plan (found by rank: {ranks}). Send one with a higher version.")
+    return first.plan, first.expired
 
 
 def _load(state: RankState) -> RankLoad:
@@ -77,18 +91,36 @@ def _load(state: RankState) -> RankLoad:
     )
 
 
-def _slowest(times: Iterable[Mapping[int, float]]) -> dict[int, float]:
-    found: dict[int, float] = {}
-    for by_rung in times:
-        for rung, step_ms in by_rung.items():
-            found[rung] = max(step_ms, found.get(rung, 0.0))
+def _greatest(groups: Iterable[Mapping[int, Number]]) -> dict[int, Number]:
+    found: dict[int, Number] = {}
+    for values in groups:
+        for key, value in values.items():
+            found[key] = max(value, found.get(key, value))
     return found
 
 
-def _speeds(groups: Iterable[RankState]) -> dict[int, Spread]:
-    speeds: dict[int, list[float]] = {}
+def _sums(groups: Iterable[Mapping[int, float]]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for values in groups:
+        for tier, value in values.items():
+            found[tier] = found.get(tier, 0.0) + value
+    return found
+
+
+def _met(groups: Iterable[RankState]) -> dict[int, tuple[int, int]]:
+    found: dict[int, tuple[int, int]] = {}
     for state in groups:
-        for tier, values in state.speeds.items():
-            speeds.setdefault(tier, []).extend(values)
-    quantiles = {tier: np.percentile(values, [5, 50]) for tier, values in speeds.items()}
+        for tier, (met, judged) in state.met.items():
+            before = found.get(tier, (0, 0))
+            found[tier] = (before[0] + met, before[1] + judged)
+    return found
+
+
+def _spreads(groups: Iterable[Mapping[int, list[float]]]) -> dict[int, Spread]:
+    """Return the percentiles over the users of all groups, by tier."""
+    users: dict[int, list[float]] = {}
+    for by_tier_of_group in groups:
+        for tier, values in by_tier_of_group.items():
+            users.setdefault(tier, []).extend(values)
+    quantiles = {tier: np.percentile(values, [5, 50]) for tier, values in users.items()}
     return {tier: Spread(p5=float(p5), p50=float(p50)) for tier, (p5, p50) in quantiles.items()}

@@ -27,6 +27,8 @@ class StepTimes:
         self._since_s: float | None = None
         self._prefill_s = 0.0
         self._busy_s = 0.0
+        self._prompt_ms = 0.0
+        self._prompt_tokens = 0.0
 
     @property
     def prefill_frac(self) -> float:
@@ -37,9 +39,18 @@ class StepTimes:
         """Note that nothing ran until `now_s`."""
         self._since_s = now_s
 
-    def prefilled(self, now_s: float) -> None:
-        """Note the end of a prefill step."""
-        self._spend(self._lap(now_s), prefill=True)
+    def prefilled(self, now_s: float, *, tokens: int) -> None:
+        """Note the end of a prefill step over `tokens` of prompts."""
+        took_s = self._lap(now_s)
+        self._spend(took_s, prefill=True)
+        if tokens > 0:
+            self._prompt_ms = (1.0 - _STEP_WEIGHT) * self._prompt_ms + took_s * 1000.0
+            self._prompt_tokens = (1.0 - _STEP_WEIGHT) * self._prompt_tokens + tokens
+
+    @property
+    def prefill_ms_per_token(self) -> float | None:
+        """Time of a prompt's token in recent prefill steps; None before the first."""
+        return self._prompt_ms / self._prompt_tokens if self._prompt_tokens > 0 else None
 
     def decoded(self, now_s: float, *, rung: int) -> None:
         """Note the end of a decode step that ran on `rung`."""

@@ -209,6 +209,11 @@ USES: tuple[Use, ...] = (
     ),
     # Signals and metrics
     Use("sglang.srt.managers.scheduler:Scheduler.process_batch_result", "a step ends in it; ours times it"),
+    Use("sglang.srt.managers.io_struct:SetInternalStateReq", "carries a plan's keys to the ranks"),
+    Use(
+        "sglang.srt.managers.scheduler:Scheduler._poll_timeout_aborts", "what it returns reaches all ranks in one pass"
+    ),
+    Use("sglang.utils:TypeBasedDispatcher", "takes our message that a plan's time is over"),
     Use("sglang.srt.managers.scheduler:Scheduler.on_idle", "called while nothing runs, which is no step's time"),
     Use("sglang.srt.managers.scheduler:Scheduler.event_loop_normal", "calls both, and answers requests between steps"),
     Use("sglang.srt.managers.scheduler:Scheduler.event_loop_overlap", "the same with overlap"),

@@ -20,17 +20,23 @@ POLL_INTERVAL_S = 1.0
 _HIDDEN = "a value that is not shown"
 
 Mark = tuple[int, int, int, int] | None
+Build = Callable[[TenantsFile], Directory]
 
 
 class KeysFile:
     """The keys file at `path`, made a directory by `build`."""
 
-    def __init__(self, path: Path, build: Callable[[TenantsFile], Directory]) -> None:
+    def __init__(self, path: Path, build: Build) -> None:
         """Raises ConfigError when the file breaks a rule."""
         self._path = path
         self._build = build
         self._mark = _mark(path)
-        self.directory = self._read()
+        self.directory = self._read(self._build)
+
+    def rebuild(self, build: Build) -> None:
+        """Make directories by `build` from now on. Raises ConfigError, and changes nothing, when the file breaks it."""
+        directory = self._read(build)
+        self._build, self.directory = build, directory
 
     def poll(self) -> None:
         """Read the file if it is another one than before; say in the log what came of it."""
@@ -39,7 +45,7 @@ class KeysFile:
             return
         self._mark = mark
         try:
-            self.directory = self._read()
+            self.directory = self._read(self._build)
         except ConfigError as error:
             first, *more = error.problems
             others = f" It has {len(more)} more." if more else ""
@@ -53,7 +59,7 @@ class KeysFile:
             await asyncio.sleep(POLL_INTERVAL_S)
             await asyncio.to_thread(self.poll)
 
-    def _read(self) -> Directory:
+    def _read(self, build: Build) -> Directory:
         data, repeated = read_yaml(self._path)
         if repeated:
             raise ConfigError(repeated)
@@ -62,10 +68,10 @@ class KeysFile:
         except ValidationError as error:
             problems = [explain(detail, TenantsFile).problem for detail in error.errors()]
             raise ConfigError([replace(problem, value=_HIDDEN) for problem in problems]) from None
-        return self._build(file)
+        return build(file)
 
 
-def load_keys_file(path: Path, build: Callable[[TenantsFile], Directory]) -> KeysFile:
+def load_keys_file(path: Path, build: Build) -> KeysFile:
     """Return the keys file at `path`.
 
     Raises:

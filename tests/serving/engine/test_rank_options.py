@@ -1,54 +1,29 @@
-"""What ranks are told: it arrives as it was sent, and a request has the tier that it names where that is known."""
+"""What ranks are told: it arrives as it was sent."""
 
 import pytest
 
-from sparktier.configs.plan_keys import TIER_PARAM
+from sparktier.configs.plan_keys import TierTerms
 from sparktier.serving.engine.rank_options import (
     FeatureOptions,
     LadderOptions,
     RankOptions,
-    Tiers,
     TreeBounds,
     fresh_endpoint,
     rank_options,
 )
 
-TIERS = Tiers(ids=(1, 2, 7), default=7)
-
-
-@pytest.mark.parametrize(
-    ("params", "tier", "unknown"),
-    [
-        ({TIER_PARAM: 2}, 2, False),
-        ({TIER_PARAM: 2.0, "other": 1}, 2, False),
-        ({TIER_PARAM: 7}, 7, False),
-        ({}, 7, False),
-        (None, 7, False),
-        ({TIER_PARAM: None}, 7, False),
-        ({TIER_PARAM: 3}, 7, True),
-        ({TIER_PARAM: 2.5}, 7, True),
-        ({TIER_PARAM: -1}, 7, True),
-        ({TIER_PARAM: True}, 7, True),
-        ({TIER_PARAM: "2"}, 7, True),
-        ({TIER_PARAM: [2]}, 7, True),
-        ({TIER_PARAM: float("nan")}, 7, True),
-        ({TIER_PARAM: float("inf")}, 7, True),
-        ("text", 7, False),
-    ],
-)
-def test_a_request_has_the_tier_it_names_if_that_is_known(params: object, tier: int, unknown: bool) -> None:
-    assert TIERS.of(params) == tier
-    assert TIERS.is_unknown(params) is unknown
+TIERS = {1: TierTerms(), 7: TierTerms(80.0, weight=2.0, cap_tokens=4)}
 
 
 @pytest.mark.parametrize(
     "options",
     [
         RankOptions(),
-        RankOptions(tiers=TIERS),
+        RankOptions(tiers=TIERS, default_tier=7, safe_rung=0),
         RankOptions(ladder=LadderOptions(short_tokens=2)),
         RankOptions(
             tiers=TIERS,
+            default_tier=7,
             ladder=LadderOptions(
                 short_tokens=1, block_tokens=5, accept_rule="ratio", tree=TreeBounds(rows=12, parents=4, children=3)
             ),

@@ -12,17 +12,20 @@ import httpx
 import pytest
 import yaml
 
+from sparktier.configs.errors import ConfigError
+from sparktier.configs.loading.loader import settings_from
 from sparktier.configs.settings.settings import ServerSettings
 from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.access import Access
 from sparktier.serving.gateway.http import front
+from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.gateway.tenants.directory import Directory
 from sparktier.serving.gateway.tenants.keys import keyed_hash
-from sparktier.serving.gateway.tenants.keys_file import KeysFile
-from sparktier.serving.gateway.tier_resolution import TierTable
+from sparktier.serving.gateway.tenants.keys_file import Build, KeysFile
+from sparktier.serving.gateway.tier_resolution import TierAsk, TierTable
 from support.inputs.tier_cases import CASES, GATEWAY, TIERS, TierCase
 
 PEPPER = b"p" * 32
@@ -245,3 +248,38 @@ async def test_a_key_that_is_taken_out_of_the_file_opens_nothing(tmp_path: Path)
         keys.poll()
         assert (await post(client)).status_code == 401
         assert (await post(client, key="sk-b", headers={"x-sparktier-tier": "gold"})).status_code == 200
+
+
+FASTER_GONE = settings_from(
+    {
+        "model": {"path": "/m"},
+        "tiers": {
+            0: {"name": "standard", "default": True},
+            5: {"name": "gold"},
+            9: {"name": "new", "promise_tok_s": 7.0},
+        },
+        "gateway": {"priority_tier": "gold"},
+    }
+)
+
+
+def test_requests_are_resolved_by_the_tiers_of_a_reload() -> None:
+    access = Access(TABLE)
+    everybody = access.authenticate(None)
+    assert access.tier(TierAsk(header="faster"), everybody) == 2
+    access.use_tiers(FASTER_GONE)
+    everybody = access.authenticate(None)
+    assert access.tier(TierAsk(header="new"), everybody) == 9
+    with pytest.raises(Refused):
+        access.tier(TierAsk(header="faster"), everybody)
+
+
+def test_a_keys_file_that_names_a_tier_that_would_go_keeps_the_old_ones(tmp_path: Path) -> None:
+    def directory_of(table: TierTable) -> Build:
+        return lambda file: Directory(file, table, PEPPER)
+
+    keys = keys_of(tmp_path, {"a": {"tiers": ["standard", "faster"]}})
+    access = Access(TABLE, keys, directory_of)
+    with pytest.raises(ConfigError, match="must be the name of a tier"):
+        access.use_tiers(FASTER_GONE)
+    assert access.tier(TierAsk(header="faster"), access.authenticate("Bearer sk-a")) == 2

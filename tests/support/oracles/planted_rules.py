@@ -1,7 +1,7 @@
 """A second SGLang plugin that plants wrong accept rules in the ranks of a deployment, chosen by the plan.
 
-The floor that it gives tier 0 is the rule's number, and 0 leaves the ratio rule as it is. A test must catch 1, children
-that are the likeliest instead of drawn, and 2, a draft distribution other than the one sampled. Imported by
+The cap of a tier that no request has is the rule's number, and 0 leaves the ratio rule as it is. A test must catch 1,
+children that are the likeliest instead of drawn, and 2, a draft distribution other than the one sampled. Imported by
 processes of an engine, so it imports no test code.
 """
 
@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 LIKELIEST, OTHER_TEMPERATURE = 1, 2
+PLANTING_TIER = 63
+
+
+def planted_keys(rule: int) -> dict[str, int]:
+    """Return the plan keys that plant `rule`."""
+    return {f"sparktier_tier{PLANTING_TIER}_weight": 1, f"sparktier_tier{PLANTING_TIER}_cap": rule}
 
 
 def install(folder: Path) -> Path:
@@ -35,8 +41,8 @@ def register() -> None:
     run, draw, walk = decode_step.DecodeStep.run, expand.draw_distinct, accept_step.walk_drawn
 
     def running(self: Any, inputs: Any) -> Any:
-        shares = inputs.plan.tiers
-        chosen[0] = shares[0].floor if 0 in shares else 0
+        planted = inputs.plan.tiers.get(PLANTING_TIER)
+        chosen[0] = 0 if planted is None else planted.cap_tokens
         return run(self, inputs)
 
     def children(**arguments: Any) -> Any:

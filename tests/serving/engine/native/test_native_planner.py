@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.configs.plan_keys import Plan, Rung, TierShare
+from sparktier.configs.plan_keys import EnginePlan, Rung, TierTerms
 from support.sglang_rank import cpu_server_args, rank
 from support.tiny_moe import make_tiny_moe
 
@@ -79,12 +79,12 @@ def test_without_a_plan_sglang_decides(planner: Any) -> None:
 
 @pytest.mark.parametrize(("rung", "rows"), [(Rung.OFF, 1), (Rung.CHAIN_SHORT, 3), (Rung.CHAIN, GAMMA + 1)])
 def test_a_rung_bounds_every_request(planner: Any, rung: Rung, rows: int) -> None:
-    planner.set_plan(Plan(rung=rung))
+    planner.set_plan(EnginePlan(rung=rung))
     assert verified(planner) == [rows] * BATCH
 
 
 def test_a_row_budget_bounds_the_step_and_goes_where_confidence_is(planner: Any) -> None:
-    planner.set_plan(Plan(rung=Rung.CHAIN, rows=10))
+    planner.set_plan(EnginePlan(rung=Rung.CHAIN, rows=10))
     rows = verified(planner)
     assert sum(rows) == 10
     assert rows == sorted(rows, reverse=True)
@@ -92,7 +92,7 @@ def test_a_row_budget_bounds_the_step_and_goes_where_confidence_is(planner: Any)
 
 
 def test_a_tier_s_cap_bounds_its_requests_alone(planner: Any) -> None:
-    planner.set_plan(Plan(rung=Rung.CHAIN, tiers={STRICT_TIER: TierShare(cap=1)}))
+    planner.set_plan(EnginePlan(rung=Rung.CHAIN, tiers={STRICT_TIER: TierTerms(cap_tokens=1)}))
     assert verified(planner) == [2 if slot == STRICT_SLOT else GAMMA + 1 for slot in SLOTS.tolist()]
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PretrainedConfig
 
-from sparktier.configs.plan_keys import Plan, Rung, TierShare
+from sparktier.configs.plan_keys import EnginePlan, Rung, TierTerms
 from sparktier.kernels.expand import Shape
 from sparktier.serving.engine.rank_options import LadderOptions, TreeBounds
 from sparktier.serving.engine.speculation.row_budget import row_counts, rung_tokens, step_budget, tier_caps
@@ -46,7 +46,7 @@ def test_rows_are_those_of_handing_them_out_one_by_one(
 def test_rungs_and_caps() -> None:
     lengths = [rung_tokens(rung, block_tokens=7, short_tokens=2, tree_rows=16) for rung in Rung]
     assert lengths == [0, 2, 7, 15]
-    caps = tier_caps(Plan(tiers={3: TierShare(cap=1)}), device=torch.device("cpu"))
+    caps = tier_caps(EnginePlan(tiers={3: TierTerms(cap_tokens=1)}), device=torch.device("cpu"))
     assert caps[3] == 1
     assert caps[0] > 7
 
@@ -97,7 +97,7 @@ def test_a_step_s_budget_follows_rung_room_and_caps(
 ) -> None:
     """A request with much room, one at its end, one that may emit two tokens more, and one whose tier is capped."""
     room, caps = torch.tensor([99, 1, 2, 99]), torch.tensor([99, 99, 99, 1])
-    budget = step_budget(Plan(rung=rung), LADDER, block_tokens=5, caps=caps, room=room)
+    budget = step_budget(EnginePlan(rung=rung), LADDER, block_tokens=5, caps=caps, room=room)
     assert (budget.shape, budget.width, budget.branching) == (shape, width, branching)
     assert budget.row_counts.tolist() == rows
     assert budget.useful.tolist() == [98, 0, 1, 98]
@@ -105,5 +105,5 @@ def test_a_step_s_budget_follows_rung_room_and_caps(
 
 def test_a_step_s_rows_stay_within_the_plan_s() -> None:
     room = torch.tensor([99, 99, 99])
-    budget = step_budget(Plan(rung=Rung.TREE, rows=10), LADDER, block_tokens=5, caps=room, room=room)
+    budget = step_budget(EnginePlan(rung=Rung.TREE, rows=10), LADDER, block_tokens=5, caps=room, room=room)
     assert budget.row_counts.tolist() == [4, 3, 3]

@@ -1,20 +1,22 @@
 """Exported metrics: docs/metrics.md lists each with kind and labels, and values are those of the ranks."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from sparktier.configs.plan_keys import Rung
 from sparktier.serving.engine.telemetry.metrics import exposition
-from support.rank_states import rank_state, stats_of
+from support.rank_states import PLAN, rank_state, stats_of
 
 DOCUMENT = Path(__file__).resolve().parents[4] / "docs" / "metrics.md"
 _ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| (.+?) \| .{20,} \|$", flags=re.MULTILINE)
 
 
 def exported() -> list[Metric]:
-    states = [rank_state(), rank_state(tp_rank=1, is_group_leader=False, rung=3)]
+    states = [rank_state(), rank_state(tp_rank=1, is_group_leader=False, plan=replace(PLAN, rung=Rung.TREE))]
     return list(text_string_to_metric_families(exposition(states).decode()))
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from sparktier.configs.plan_keys import Plan, Rung
-from sparktier.serving.engine.rank_options import Tiers
+from sparktier.configs.plan_keys import EnginePlan, Rung, TierTerms, keys_of
+from sparktier.serving.engine.plan.in_force import PlanInForce
 from sparktier.serving.engine.speculation.step_result import CountedResult, StepRecord
 from sparktier.serving.engine.speculation.worker import LadderWorker
 from sparktier.serving.engine.telemetry.observer import Observer
@@ -37,9 +37,11 @@ def batch(kind: str, *requests: Any) -> Any:
     return SimpleNamespace(forward_mode=mode, reqs=list(requests))
 
 
-def observer(worker: Any = None) -> tuple[Observer, Clock]:
+def observer(worker: Any = None, *, rung: Rung = Rung.OFF) -> tuple[Observer, Clock]:
     clock = Clock()
-    return Observer(SimpleNamespace(draft_worker=worker), Tiers(ids=(0, 1), default=0), clock=clock), clock
+    start = EnginePlan(rung=rung, tiers={0: TierTerms(), 1: TierTerms(4.0)})
+    in_force = PlanInForce(start, highest=Rung.TREE, safe=Rung.OFF, clock=clock)
+    return Observer(SimpleNamespace(draft_worker=worker, sparktier_plan=in_force), clock=clock), clock
 
 
 def ends(one: Any) -> Any:
@@ -72,13 +74,9 @@ def test_a_request_that_comes_back_keeps_its_first_token_and_is_counted_once() -
     assert watch.unknown_tier_requests == 1
 
 
-@pytest.mark.parametrize(
-    ("worker", "rung"),
-    [(None, Rung.OFF), (SimpleNamespace(plan=Plan(rung=Rung.CHAIN_SHORT)), Rung.CHAIN_SHORT)],
-    ids=["none", "a worker without records"],
-)
-def test_a_step_without_a_record_ran_on_the_plan_s_rung(worker: Any, rung: int) -> None:
-    watch, clock = observer(worker)
+@pytest.mark.parametrize("rung", [Rung.OFF, Rung.CHAIN_SHORT])
+def test_a_step_without_a_record_ran_on_the_plan_s_rung(rung: Rung) -> None:
+    watch, clock = observer(rung=rung)
     clock.now_s = 1.0
     watch.stepped(batch("decode"), SimpleNamespace())
     assert set(watch.times.step_ms) == {rung}
@@ -94,7 +92,7 @@ def recorded(rung: int, *, tier: int, rows: int, accepted: int) -> Any:
 
 def counting_worker() -> Any:
     worker = LadderWorker.__new__(LadderWorker)
-    worker.spec_stats, worker._spans, worker.plan = SpeculationStats(block_tokens=4), None, Plan(rung=Rung.OFF)
+    worker.spec_stats, worker._spans = SpeculationStats(block_tokens=4), None
     return worker
 
 
@@ -115,3 +113,47 @@ def test_a_prompt_still_in_chunks_has_no_first_token() -> None:
     one = request(0)
     watch.stepped(batch("prefill", one), None)
     assert not hasattr(one, "sparktier_first_token_s")
+
+
+def test_a_promise_is_judged_by_the_terms_of_admission() -> None:
+    """Tier 1 promised 4 tokens a second when it was admitted; later plans don't change what was met."""
+    watch, clock = observer()
+    quick, slow, short = request(1), request(1), request(1)
+    watch.stepped(batch("prefill", quick, slow, short), None)
+    later = keys_of(EnginePlan(epoch=1, version=1, rung=Rung.OFF, tiers={0: TierTerms(), 1: TierTerms(900.0)}))
+    assert watch._plan.take(later) is None
+    for one, tokens in ((quick, 41), (slow, 40), (short, 31)):
+        one.output_ids = [0] * tokens
+    clock.now_s = 10.0
+    watch.stepped(batch("decode", ends(quick), ends(slow), ends(short)), None)
+    assert watch._promises.met == {1: (1, 2)}
+
+
+def test_arrivals_count_those_who_wait_and_ages_are_of_the_oldest() -> None:
+    watch, clock = observer()
+    came, waits, older = request(1), request(0, tier=0), request(0, tier=0)
+    for one, at_s in ((came, 20.0), (waits, 39.0), (older, 38.5)):
+        one.time_stats = SimpleNamespace(scheduler_recv_time=at_s)
+    queues = SimpleNamespace(grammar_queue=[older])
+    watch._scheduler.waiting_queue, watch._scheduler.grammar_manager = [waits], queues
+    clock.now_s = 21.0
+    watch.stepped(batch("prefill", came), None)
+    clock.now_s = 40.0
+    found = watch._users([])
+    assert found["queue_age_ms"] == {0: 1500}
+    assert found["arrivals_s"] == {0: 2 / 30, 1: 1 / 30}
+    clock.now_s = 51.0
+    assert watch._users([])["arrivals_s"] == {0: 2 / 30}
+
+
+def test_accepted_tokens_are_of_each_user() -> None:
+    watch, clock = observer()
+    one = request(1)
+    watch.stepped(batch("prefill", one), None)
+    one.output_ids, one.spec_verify_ct = [0] * 21, 8
+    running = request(41)
+    running.spec_verify_ct = 10
+    clock.now_s = 2.0
+    watch.stepped(batch("decode", ends(one)), None)
+    watch._scheduler.waiting_queue, watch._scheduler.grammar_manager = [], SimpleNamespace(grammar_queue=[])
+    assert watch._users([running, request(41)])["accepted_tokens"] == {1: [2.5, 4.0]}

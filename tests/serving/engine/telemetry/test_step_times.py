@@ -30,7 +30,7 @@ def test_prefill_is_the_part_of_busy_time_it_took() -> None:
     times = StepTimes()
     times.idle(0.0)
     for second in range(200):
-        times.prefilled(second + 0.25)
+        times.prefilled(second + 0.25, tokens=100)
         times.decoded(second + 1.0, rung=1)
     assert times.prefill_frac == pytest.approx(0.25, abs=0.02)
     assert times.step_ms[1] == pytest.approx(750.0)
@@ -62,3 +62,17 @@ def test_speeds_are_of_those_who_run_or_ended_lately() -> None:
     assert speeds.by_tier(40.0, []) == {1: [10.0, 20.0]}
     assert speeds.by_tier(41.0, [(2, 7.0), (1, 5.0)]) == {1: [20.0, 5.0], 2: [7.0]}
     assert speeds.by_tier(100.0, []) == {}
+
+
+def test_a_prompt_s_token_costs_what_recent_prefills_took_each() -> None:
+    times = StepTimes()
+    times.idle(0.0)
+    assert times.prefill_ms_per_token is None
+    times.prefilled(0.2, tokens=100)
+    assert times.prefill_ms_per_token == pytest.approx(2.0)
+    times.decoded(1.0, rung=0)
+    # A long prefill weighs by its tokens, and what decoding took is no part of it.
+    times.prefilled(2.0, tokens=900)
+    assert times.prefill_ms_per_token == pytest.approx((0.9 * 200 + 1000) / (0.9 * 100 + 900))
+    times.prefilled(3.0, tokens=0)
+    assert times.prefill_ms_per_token == pytest.approx((0.9 * 200 + 1000) / (0.9 * 100 + 900))
