@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.deployment import THREE_TIERS, Deployment, deployed, write_tiers
+from support.inputs.tenants import OTHER_KEY, tenant_settings
 from support.oracles.oracle_draft import make_oracle_draft
 from support.span_collector import SpanCollector, span_collector
 from support.tiny_moe import make_tiny_moe
@@ -116,10 +117,12 @@ def drafting(
     collector: SpanCollector,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Deployment:
-    """One replica of two ranks that drafts trees, has three tiers, hands out features and sends spans."""
+    """One replica of two ranks with drafted trees, three tiers, two tenants, features and spans."""
     tree = {"speculation.method": "tree", "speculation.draft_path": bigrams, "speculation.tree_rows": 12}
-    settings = {**WIDE, **tree, **FEATURES, "telemetry.otlp_endpoint": collector.endpoint}
     folder = tmp_path_factory.mktemp("drafting")
+    # The first key is what `Deployment.client` shows.
+    tenants = tenant_settings(folder, ["none", OTHER_KEY], ["standard", "gold"]) | {"gateway.priority_tier": "gold"}
+    settings = {**WIDE, **tree, **tenants, **FEATURES, "telemetry.otlp_endpoint": collector.endpoint}
     config = write_tiers(folder / "config.yaml", THREE_TIERS)
     output = folder / "output"
     return _kept(live, "drafting", deployed(predictable, output, config=config, **settings))

@@ -1,0 +1,78 @@
+"""Tenants of a running deployment: the rank serves the tier that was asked for, no prefix is shared, no key is seen."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sparktier.serving.clients.replica_keys import bearer
+from support import replica_http
+from support.deployment import MODEL, Deployment
+from support.generation import random_prompts
+from support.inputs.tenants import OTHER_KEY, PEPPER
+
+pytestmark = pytest.mark.engine
+STANDARD, GOLD, LONE = 0, 5, 7
+
+
+def rounds_by_tier(deployment: Deployment) -> dict[str, float]:
+    """Return how many rounds of speculation the rank has run for each tier so far."""
+    text = replica_http.get(f"{deployment.replica_url()}/metrics", timeout=60.0).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {sample.labels["tier"]: sample.value for sample in samples if sample.name == "sparktier_rounds_total"}
+
+
+@pytest.mark.parametrize(
+    ("source", "tier", "name"),
+    [
+        ({}, STANDARD, "standard"),
+        ({"extra_headers": {"x-sparktier-tier": "gold"}}, GOLD, "gold"),
+        ({"service_tier": "priority"}, GOLD, "gold"),
+    ],
+    ids=["nothing", "header", "service_tier"],
+)
+def test_the_tier_of_a_request_is_that_of_the_rank_that_served_it(
+    drafting: Deployment, source: dict[str, Any], tier: int, name: str
+) -> None:
+    before = rounds_by_tier(drafting)
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "ba be"}], "max_tokens": 24, "temperature": 0}
+    # A client's own choice of a tier goes no further.
+    extra = {"ignore_eos": True, "custom_params": {"sparktier_tier": LONE}}
+    answer = drafting.client().chat.completions.with_raw_response.create(**asked, **source, extra_body=extra)
+    after = rounds_by_tier(drafting)
+    assert {of for of in after if after[of] > before.get(of, 0.0)} == {str(tier)}
+    assert answer.headers["x-sparktier-tier"] == name
+    assert json.loads(answer.text)["usage"]["sparktier"]["tier"] == name
+
+
+def test_a_tenant_sees_no_cached_token_of_another(drafting: Deployment) -> None:
+    [prompt] = random_prompts(1, seed=11)
+    prompt *= 60 // len(prompt) + 1
+    cached = []
+    for key in ("none", "none", OTHER_KEY, OTHER_KEY):
+        asked = {"model": MODEL, "prompt": prompt, "max_tokens": 4, "return_cached_tokens_details": True}
+        answer = httpx.post(f"{drafting.url}/v1/completions", json=asked, headers=bearer(key), timeout=60.0)
+        assert answer.status_code == 200, answer.text
+        # SGLang says nothing of a request without cached tokens.
+        told = answer.json().get("sglext")
+        cached.append(told["cached_tokens_details"]["device"] if told else 0)
+    assert (cached[0], cached[2]) == (0, 0)
+    assert min(cached[1], cached[3]) > len(prompt) // 2
+
+
+def test_keys_of_tenants_and_of_replicas_open_nothing_of_each_other(drafting: Deployment) -> None:
+    assert httpx.get(f"{drafting.url}/v1/models", timeout=60.0).status_code == 401
+    for path in ("/sparktier/signals", "/v1/models", "/metrics"):
+        shown = bearer(OTHER_KEY)
+        assert httpx.get(drafting.replica_url() + path, headers=shown, timeout=60.0).status_code == 401
+    for key in (drafting.keys.requests, drafting.keys.admin):
+        assert httpx.get(f"{drafting.url}/v1/models", headers=bearer(key), timeout=60.0).status_code == 401
+
+
+def test_no_key_of_a_tenant_is_in_a_log(drafting: Deployment) -> None:
+    files = [file for file in drafting.deployment_dir.rglob("*") if file.is_file()]
+    said = [drafting.output, *(file.read_text(errors="replace") for file in files)]
+    assert len(said) > 3
+    assert not [text for text in said if OTHER_KEY in text or PEPPER in text]
