@@ -16,7 +16,7 @@ _DSPARK_ATTENTION_DP = ("none", "megamoe", "mori")
 def _keys_fit_method(settings: Settings) -> Iterator[Problem]:
     speculation = settings.speculation
     drafting = ("draft_path", "draft_revision", "block_tokens")
-    ladder = ("short_tokens", "accept_rule", "safe_rung")
+    ladder = ("short_tokens", "accept_rule", "safe_rung", "step_times_path", "live_shares")
     used = {
         "none": (),
         "chain": (*drafting, *ladder),
@@ -31,6 +31,17 @@ def _keys_fit_method(settings: Settings) -> Iterator[Problem]:
             f"has no meaning with speculation.method {speculation.method}",
             str(value),
             "Remove it, or choose another method.",
+        )
+
+
+def _live_shares_need_a_planner(settings: Settings) -> Iterator[Problem]:
+    speculation = settings.speculation
+    if speculation.live_shares is not None and speculation.step_times_path is None:
+        yield Problem(
+            "speculation.live_shares",
+            "has no meaning without speculation.step_times_path",
+            str(speculation.live_shares).lower(),
+            "Remove it, or measure step times with `sparktier profile` and name their file.",
         )
 
 
@@ -138,6 +149,7 @@ RULES = (
     Rule(("speculation.method", "speculation.draft_path"), _method_has_draft),
     Rule(("speculation",), _short_rung_is_shorter),
     Rule(("speculation",), _safe_rung_is_on_the_ladder),
+    Rule(("speculation",), _live_shares_need_a_planner),
     Rule(("speculation.method", "replicas.attention_data_parallel"), _method_without_attention_groups),
     Rule(
         ("speculation.method", "replicas.attention_data_parallel", "replicas.moe_all_to_all"),

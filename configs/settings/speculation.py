@@ -63,6 +63,16 @@ class SpeculationSettings(Section):
     step_cost_path: str | None = Field(
         default=None, description="Step-cost table (SGLang's SPS JSON) that `compact` budgets by."
     )
+    step_times_path: str | None = Field(
+        default=None,
+        description="This deployment's step times, a file of `sparktier profile`. With it the verify planner gives each"
+        " request of `chain` and `tree` the rows that are worth their time; null verifies all that the rung allows.",
+    )
+    live_shares: bool | None = Field(
+        default=None,
+        description="Whether the planner shares out rows by the survivals of the step's own drafts, for which a GPU"
+        " waits, or by those of the step before; null: on CPUs alone.",
+    )
     calibration_path: str | None = Field(
         default=None, description="Confidence temperatures (SGLang's STS JSON) that `compact` ranks by."
     )

@@ -9,6 +9,7 @@ from sparktier.configs.plan_keys import terms_of
 from sparktier.configs.rules.layout import kv_tokens_of_longest
 from sparktier.configs.settings.settings import Settings, SpeculationSettings, TrainingSettings
 from sparktier.configs.settings.speculation import LADDERS
+from sparktier.serving.deployment.planner import planner_options
 from sparktier.serving.deployment.resolved import Resolved
 from sparktier.serving.engine.rank_options import (
     ALGORITHM,
@@ -70,14 +71,20 @@ def engine_environment(resolved: Resolved) -> dict[str, str]:
     return environment
 
 
-def rank_options_of(settings: Settings) -> RankOptions:
-    """Return what each rank of a replica is told beside SGLang's own arguments."""
+def rank_options_of(resolved: Resolved) -> RankOptions:
+    """Return what each rank of a replica is told beside SGLang's own arguments.
+
+    Raises:
+        ArtifactError: the step times that the settings name are missing, or another deployment's.
+    """
+    settings = resolved.settings
     ladder = settings.speculation.method in LADDERS
     return RankOptions(
         tiers={tier_id: terms_of(tier) for tier_id, tier in settings.tiers.items()},
         default_tier=settings.default_tier,
         safe_rung=settings.speculation.safe_rung,
         ladder=_ladder_options(settings.speculation) if ladder else None,
+        planner=planner_options(resolved),
         features=_feature_options(settings.training),
     )
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from sparktier.configs.plan_keys import TIER_PARAM, TierTerms
+from sparktier.configs.step_times import StepTimeTable
 
 ENV = "SPARKTIER_RANK_OPTIONS"
 ALGORITHM = "SPARKTIER"
@@ -63,6 +64,15 @@ class LadderOptions(_Options):
         return max(block_tokens + 1, self.tree.rows if self.tree else 0)
 
 
+class PlannerOptions(_Options):
+    """`table`: step times of this deployment. `live`: whether survivals of a step's own drafts decide whose rows it
+    verifies; that waits for the drafts between drafting and verification, which costs a GPU time.
+    """
+
+    table: StepTimeTable
+    live: bool
+
+
 class FeatureOptions(_Options):
     """Layers to capture, how many sequences at a time, and where on rank 0's node the HTTP process listens for rows."""
 
@@ -72,7 +82,8 @@ class FeatureOptions(_Options):
 
 
 class RankOptions(_Options):
-    """Everything a rank is told. `ladder`: without it our worker doesn't run; `features`: nothing is captured.
+    """Everything a rank is told. `ladder`: without it our worker doesn't run; `features`: nothing is captured,
+    `planner`: each request verifies all rows that rung, caps and row budget allow.
 
     `tiers`, by id, are those in force until the first plan; `safe_rung` is the ceiling when a plan's time is over.
     """
@@ -81,6 +92,7 @@ class RankOptions(_Options):
     default_tier: int = 0
     safe_rung: int = 1
     ladder: LadderOptions | None = None
+    planner: PlannerOptions | None = None
     features: FeatureOptions | None = None
 
     def environment(self) -> dict[str, str]:

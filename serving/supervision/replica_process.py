@@ -80,7 +80,7 @@ def rank_env(resolved: Resolved) -> dict[str, str]:
         **operator,
         **engine_environment(resolved),
         "SGLANG_EXTERNAL_MODEL_PACKAGE": _MODEL_PACKAGE,
-        **rank_options_of(settings).environment(),
+        **rank_options_of(resolved).environment(),
     }
     if settings.telemetry.otlp_endpoint is not None:
         env[OTEL_EXPORTER_OTLP_TRACES_ENDPOINT] = settings.telemetry.otlp_endpoint

@@ -19,6 +19,7 @@ from sparktier.configs.settings.settings import Settings
 from sparktier.serving.clients.addresses import host_port, http_url, listening
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, bearer, new_keys_file, read_keys, write_private
+from sparktier.serving.deployment.planner import planner_options
 from sparktier.serving.deployment.resolved import Resolved, resolve
 from sparktier.serving.gateway.access import Access, access_of
 from sparktier.serving.gateway.http import front
@@ -50,6 +51,8 @@ def run(settings: Settings, *, reload: Callable[[], Settings]) -> int:
         access = access_of(settings)
         runs = runs_folder()
         resolved = resolve(settings, progress=_log)
+        # A table of another deployment is refused here, before anything has started.
+        planner_options(resolved)
         try:
             asyncio.run(_Deployment(resolved, new_deployment_dir(runs), access, reload).serve(listener))
         finally:

@@ -121,9 +121,7 @@ def drafting(
     tree = {"speculation.method": "tree", "speculation.draft_path": bigrams, "speculation.tree_rows": 12}
     folder = tmp_path_factory.mktemp("drafting")
     # The first key is what `Deployment.client` shows.
-    tenants = tenant_settings(folder, ["none", OTHER_KEY], ["standard", "gold", "lone"]) | {
-        "gateway.priority_tier": "lone"
-    }
+    tenants = tenant_settings(folder, ["none", OTHER_KEY], ["standard", "gold"]) | {"gateway.priority_tier": "gold"}
     settings = {**WIDE, **tree, **tenants, **FEATURES, "telemetry.otlp_endpoint": collector.endpoint}
     config = write_tiers(folder / "config.yaml", THREE_TIERS)
     output = folder / "output"

@@ -29,7 +29,7 @@ def rounds_by_tier(deployment: Deployment) -> dict[str, float]:
     [
         ({}, STANDARD, "standard"),
         ({"extra_headers": {"x-sparktier-tier": "gold"}}, GOLD, "gold"),
-        ({"service_tier": "priority"}, LONE, "lone"),
+        ({"service_tier": "priority"}, GOLD, "gold"),
     ],
     ids=["nothing", "header", "service_tier"],
 )
@@ -39,7 +39,7 @@ def test_the_tier_of_a_request_is_that_of_the_rank_that_served_it(
     before = rounds_by_tier(drafting)
     asked = {"model": MODEL, "messages": [{"role": "user", "content": "ba be"}], "max_tokens": 24, "temperature": 0}
     # A client's own choice of a tier goes no further.
-    extra = {"ignore_eos": True, "custom_params": {"sparktier_tier": STANDARD if tier == GOLD else GOLD}}
+    extra = {"ignore_eos": True, "custom_params": {"sparktier_tier": LONE}}
     answer = drafting.client().chat.completions.with_raw_response.create(**asked, **source, extra_body=extra)
     after = rounds_by_tier(drafting)
     assert {of for of in after if after[of] > before.get(of, 0.0)} == {str(tier)}

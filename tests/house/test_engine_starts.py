@@ -10,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
-# What starts an engine when it is called; `probed` starts one program for each rank.
-STARTERS = {"deployed", "Deployment", "sglang.Engine", "probed"}
+# What starts an engine when it is called; `probed` and `paced` start one program for each rank.
+STARTERS = {"deployed", "Deployment", "sglang.Engine", "probed", "paced"}
 # Tools that no test runs, and what the starters are made of.
 ELSEWHERE = {"bench", "support", "house"}
 # Places by file, those of long proofs left out.
@@ -21,6 +21,7 @@ STARTS = {
     "end_to_end/test_attention_groups.py": 1,
     "end_to_end/test_draft_kv.py": 2,
     "end_to_end/test_hostile_surroundings.py": 1,
+    "end_to_end/test_pacing.py": 1,
     "end_to_end/test_ratio_distribution.py": 1,
     "end_to_end/test_retraction.py": 1,
     "end_to_end/test_stopping.py": 2,

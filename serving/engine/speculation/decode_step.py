@@ -1,6 +1,6 @@
 """One decode step: budget, draft, verify, accept, compact, inject, result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from sparktier.serving.engine.speculation import verify_pass
 from sparktier.serving.engine.speculation.accept_step import accept, agreed
 from sparktier.serving.engine.speculation.deferred_injection import FeatureInjection
 from sparktier.serving.engine.speculation.draft_step import Drafted, DraftStep
+from sparktier.serving.engine.speculation.pacing import Pacer
 from sparktier.serving.engine.speculation.row_budget import StepBudget, step_budget
 from sparktier.serving.engine.speculation.step_inputs import StepInputs
 from sparktier.serving.engine.speculation.step_result import CountedResult, StepRecord, step_result
@@ -35,6 +36,7 @@ class DecodeStep:
     drafter: DraftStep
     features: FeatureInjection
     penalties: PenaltyTable
+    pacer: Pacer | None
     executor: Any
     sync: Any
     model_runner: Any
@@ -57,13 +59,25 @@ class DecodeStep:
             self._compact(window, accepted.path)
         with phases.of("inject"):
             self.features.inject(batch, window, verified, accepted)
-        record = StepRecord(phases, int(inputs.plan.rung), inputs.tiers, tree.row_counts, tree.depths.amax(dim=1))
+        record = StepRecord(
+            phases,
+            int(inputs.plan.rung),
+            inputs.tiers,
+            tree.row_counts,
+            tree.depths.amax(dim=1),
+            expected=drafted.expected,
+            drawn=drafted.draft_probs is not None,
+        )
         return step_result(inputs, verified, accepted, record, penalties=self.penalties, window_rows=self.window_rows)
 
     def _budget(self, inputs: StepInputs) -> StepBudget:
-        return step_budget(
-            inputs.plan, self.options, block_tokens=self.block_tokens, caps=inputs.caps, room=inputs.room
-        )
+        # The planner shares out the row budget itself.
+        plan = inputs.plan if self.pacer is None else replace(inputs.plan, rows=0)
+        budget = step_budget(plan, self.options, block_tokens=self.block_tokens, caps=inputs.caps, room=inputs.room)
+        if self.pacer is None or budget.draft_tokens == 0:
+            return budget
+        pace = self.pacer.begin(inputs.batch.reqs, inputs.plan, most_rows=budget.row_counts, nodes=budget.draft_tokens)
+        return budget._replace(pace=pace)
 
     def _draft(self, batch: Any, window: Any, budget: StepBudget) -> Drafted:
         if budget.draft_tokens > 0:

@@ -3,6 +3,7 @@
 Uses SGLang's DSpark proposer for the block itself.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,10 +29,14 @@ _SMALL_VOCABULARY = 16 * _SHORTLIST_TOKENS
 
 
 class Drafted(NamedTuple):
-    """The tree of a step. draft_probs: q of the given rows, where their children were drawn from it."""
+    """The tree of a step. draft_probs: q of the given rows, where their children were drawn from it.
+
+    expected: drafted tokens of each request that the planner expects to be accepted; None without one.
+    """
 
     tree: DraftTree
     draft_probs: RowReader | None = None
+    expected: Sequence[float] | None = None
 
 
 class DraftStep:
@@ -48,7 +53,9 @@ class DraftStep:
             return Drafted(anchors_alone(batch.spec_info.bonus_tokens.view(-1)))
         if drawn:
             return self._drawn_tree(batch, window, budget)
-        return self._top_tree(batch, window, budget) if budget.branching else self._chain(batch, window, budget)
+        # A paced chain is drafted as a tree of one branch: that alone gives survivals.
+        top = budget.branching or budget.pace is not None
+        return self._top_tree(batch, window, budget) if top else self._chain(batch, window, budget)
 
     def _chain(self, batch: Any, window: Any, budget: StepBudget) -> Drafted:
         """Greedy chains, each cut to its request's rows."""
@@ -84,7 +91,8 @@ class DraftStep:
             edge_acceptance=self._edges.of(temperatures, greedy=info.top_ks.view(-1) <= 1),
             shortlist=_SHORTLIST_TOKENS if self._lists else None,
         )
-        return Drafted(self._agreed(_selected(candidates, budget))[0])
+        selection, expected = _selected(candidates, budget, drawn=False)
+        return Drafted(self._agreed(selection)[0], expected=expected)
 
     def _drawn_tree(self, batch: Any, window: Any, budget: StepBudget) -> Drafted:
         """A tree (a chain with one parent and child per level) whose children are drawn, for ratio acceptance."""
@@ -104,10 +112,13 @@ class DraftStep:
             shortlist=_DRAWN_SHORTLIST_TOKENS if self._lists else None,
         )
         # The probabilities stay each rank's own: only rank 0's verdict counts.
-        tree, distributions = self._agreed(_selected(candidates, budget))
+        selection, expected = _selected(candidates, budget, drawn=True)
+        tree, distributions = self._agreed(selection)
         # Rows without children have no distribution of their own; theirs is not read.
         return Drafted(
-            tree, lambda requests, rows: draft_distributions.dense(requests, distributions[requests, rows].clamp(min=0))
+            tree,
+            lambda requests, rows: draft_distributions.dense(requests, distributions[requests, rows].clamp(min=0)),
+            expected,
         )
 
     def _block(self, batch: Any, window: Any) -> tuple[Tensor, Tensor]:
@@ -138,11 +149,17 @@ class DraftStep:
         return DraftTree(tokens, parents, depths, counts.squeeze(1)), distributions
 
 
-def _selected(candidates: Candidates, budget: StepBudget) -> Selection:
-    """The rows to verify: the likeliest of each request within its budget, none deeper than it may still emit."""
+def _selected(candidates: Candidates, budget: StepBudget, *, drawn: bool) -> tuple[Selection, Sequence[float] | None]:
+    """The rows to verify: the likeliest of each request within its budget, none deeper than it may still emit.
+
+    With them how many drafted tokens of each request are expected to be accepted, where the step is paced.
+    """
     beyond = candidates.depths > budget.useful.clamp(min=0).unsqueeze(1)
     reachable = candidates._replace(survival=candidates.survival.masked_fill(beyond, 0.0))
-    return select_rows(candidates=reachable, row_budgets=budget.row_counts, width=budget.width)
+    if budget.pace is None:
+        return select_rows(candidates=reachable, row_budgets=budget.row_counts, width=budget.width), None
+    rows = budget.pace.row_counts(reachable.survival, drawn=drawn)
+    return select_rows(candidates=reachable, row_budgets=rows.row_counts, width=budget.width), rows.expected
 
 
 def _markov_head(draft_model: Any) -> MarkovHead:

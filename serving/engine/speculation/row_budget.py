@@ -11,6 +11,7 @@ from torch import Tensor
 from sparktier.configs.plan_keys import MAX_TIERS, EnginePlan, Rung
 from sparktier.kernels.expand import Shape
 from sparktier.serving.engine.rank_options import LadderOptions
+from sparktier.serving.engine.speculation.pacing import Pace
 
 _NO_CAP = 1 << 16
 
@@ -20,7 +21,8 @@ class StepBudget(NamedTuple):
 
     draft_tokens: most drafted tokens of one request, 0 for none. branching: whether a tree may have more than one
     branch. shape: bounds of what is drafted. row_counts [batch] int64: rows that each request verifies. useful [batch]
-    int64: drafted tokens in a row that each request has a use for, 0 or less for none.
+    int64: drafted tokens in a row that each request has a use for, 0 or less for none. pace: the planner's step, which
+    gives each request its rows once the drafts are known, at most `row_counts`; None: they are `row_counts`.
     """
 
     draft_tokens: int
@@ -28,6 +30,7 @@ class StepBudget(NamedTuple):
     shape: Shape
     row_counts: Tensor
     useful: Tensor
+    pace: Pace | None = None
 
     @property
     def width(self) -> int:

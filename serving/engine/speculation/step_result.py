@@ -1,5 +1,6 @@
 """What a decode step hands the scheduler: accepted tokens, new lengths, logprobs, the next step's input, its record."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ from sparktier.serving.engine.telemetry.step_phases import Phases
 class StepRecord:
     """What is counted of one decode step, with its result or not at all.
 
-    tiers, row_counts, depths [batch]: of each request, on the device until the step's results are read.
+    tiers, row_counts, depths [batch]: of each request, on the device until the step's results are read. expected: of
+    each, drafted tokens that the planner expects to be accepted; None without one. drawn: whether drafts were drawn.
     """
 
     phases: Phases
@@ -31,6 +33,8 @@ class StepRecord:
     tiers: Tensor
     row_counts: Tensor
     depths: Tensor
+    expected: Sequence[float] | None = None
+    drawn: bool = False
 
 
 @dataclass

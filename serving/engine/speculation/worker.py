@@ -14,6 +14,7 @@ from sglang.srt.speculative.dspark_components.dspark_planner import alloc_verify
 from sglang.srt.speculative.dspark_components.dspark_worker_v2 import DSparkWorkerV2
 from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
 
+from sparktier.cluster.step_time import StepTimeModel
 from sparktier.configs.plan_keys import EnginePlan, Rung
 from sparktier.serving.engine.plan.in_force import start_plan
 from sparktier.serving.engine.rank_options import ladder_options, rank_options
@@ -25,6 +26,7 @@ from sparktier.serving.engine.speculation.decode_step import DecodeStep
 from sparktier.serving.engine.speculation.deferred_injection import FeatureInjection
 from sparktier.serving.engine.speculation.draft_step import DraftStep
 from sparktier.serving.engine.speculation.edge_acceptance import draft_folder, read_edges
+from sparktier.serving.engine.speculation.pacing import Pacer
 from sparktier.serving.engine.speculation.row_budget import tier_caps
 from sparktier.serving.engine.speculation.step_inputs import StepInputs
 from sparktier.serving.engine.speculation.step_result import StepRecord
@@ -57,7 +59,9 @@ class LadderWorker(DSparkWorkerV2):
         self._spans = spans_of_rank(self._target_tp_rank)
         edges = read_edges(draft_folder(kwargs["server_args"]), device=torch.device(self.device))
         self.calibration = edges.calibration
-        needs_trees = self.options.tree is not None or self.options.accept_rule == "ratio"
+        planner = rank_options().planner
+        self.pacer = None if planner is None else Pacer(StepTimeModel(planner.table), live=planner.live)
+        needs_trees = self.options.tree is not None or self.options.accept_rule == "ratio" or planner is not None
         self._drafter = DraftStep(self, edges, needs_trees=needs_trees)
         self.highest_rung = Rung.CHAIN if self.options.tree is None else Rung.TREE
         self.set_plan(start_plan(rank_options(), highest=self.highest_rung))
@@ -95,6 +99,7 @@ class LadderWorker(DSparkWorkerV2):
             drafter=self._drafter,
             features=FeatureInjection(self._kv_injector),
             penalties=self.penalties,
+            pacer=self.pacer,
             executor=self._verify_executor,
             sync=self._tp_sync,
             model_runner=self.model_runner,
@@ -109,6 +114,8 @@ class LadderWorker(DSparkWorkerV2):
         """Forget a request that has ended, for whatever reason."""
         super().note_request_finished(rid=rid, natural_stop=natural_stop)
         self.penalties.remove_request(rid)
+        if self.pacer is not None:
+            self.pacer.forget(rid)
 
     def _forward_prefill(self, batch: Any, on_publish: Any, pp_proxy_tensors: Any = None) -> Any:
         self.decode_step.features.flush()
@@ -163,15 +170,18 @@ class LadderWorker(DSparkWorkerV2):
 
     def count_step(self, record: StepRecord, accepted: list[int]) -> None:
         """Count a step whose results have reached the host, where reading its record costs no sync."""
-        rows = record.row_counts.tolist()
+        rows, tiers = record.row_counts.tolist(), record.tiers.tolist()
         self.spec_stats.step(
             rung=record.rung,
             phase_ms=record.phases.durations_ms(),
-            tiers=record.tiers.tolist(),
+            tiers=tiers,
             rows=rows,
             depths=record.depths.tolist(),
             accepted=accepted,
+            expected=record.expected,
         )
+        if self.pacer is not None and record.drawn and record.expected is not None:
+            self.pacer.accepted(record.rung, tiers, record.expected, accepted)
         if self._spans is not None:
             attributes = {"rung": record.rung, "requests": len(rows), "rows": sum(rows), "accepted": sum(accepted)}
             self._spans.step(record.phases, attributes)

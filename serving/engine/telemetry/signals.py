@@ -11,7 +11,7 @@ from sparktier.configs.contracts.signals import CanaryReport, RankLoad, Signals,
 from sparktier.configs.errors import ReplicaError
 from sparktier.configs.plan_keys import EnginePlan
 from sparktier.serving.engine.telemetry.rank_state import RankState
-from sparktier.serving.engine.telemetry.spec_stats import TierStats, acceptance
+from sparktier.serving.engine.telemetry.spec_stats import TierStats, acceptance, predicted_tokens
 
 Number = TypeVar("Number", int, float)
 _NO_CANARY = CanaryReport(state="off", scored_tokens=0, alarms=0)
@@ -47,6 +47,7 @@ def signals_of(states: Sequence[RankState], *, replica_id: str, seq: int, at_ms:
         queue_age_ms=_greatest([state.queue_age_ms for state in groups]),
         arrivals_s=_sums([state.arrivals_s for state in groups]),
         accepted_tokens=_spreads([state.accepted_tokens for state in groups]),
+        predicted_tokens=_predicted(groups),
         met=_met(groups),
         ranks=tuple(_load(state) for state in groups),
         step_ms=_greatest([state.step_ms for state in groups]),
@@ -69,6 +70,11 @@ def by_tier(groups: Iterable[RankState]) -> dict[int, list[TierStats]]:
         for tier, stats in state.spec_stats.by_tier.items():
             found.setdefault(tier, []).append(stats)
     return found
+
+
+def _predicted(groups: Iterable[RankState]) -> dict[int, float]:
+    means = {tier: predicted_tokens(stats) for tier, stats in by_tier(groups).items()}
+    return {tier: mean for tier, mean in means.items() if mean is not None}
 
 
 def _applied(states: Sequence[RankState]) -> tuple[EnginePlan, bool]:

@@ -21,7 +21,8 @@ class TierStats:
     """One tier's requests. A round is one request's part of a step.
 
     Totals: `rounds`, `rows` verified (the anchor's included) and `tokens` that came of them. Windows: `recent_rounds`
-    and `recent_tokens`; `verified` and `accepted` drafts at each position of a block, 0 being the first drafted.
+    and `recent_tokens`; `predicted_rounds`, which the planner planned, and the tokens it predicted of them; `verified`
+    and `accepted` drafts at each position of a block, 0 being the first drafted.
     """
 
     verified: list[float]
@@ -31,6 +32,16 @@ class TierStats:
     tokens: int = 0
     recent_rounds: float = 0.0
     recent_tokens: float = 0.0
+    predicted_rounds: float = 0.0
+    predicted_tokens: float = 0.0
+
+    def predict(self, tokens: float) -> None:
+        """Count a round that the planner expected to yield `tokens`."""
+        self.predicted_rounds += 1
+        self.predicted_tokens += tokens
+        if self.predicted_rounds >= _WINDOW:
+            self.predicted_rounds /= 2
+            self.predicted_tokens /= 2
 
     def add(self, *, rows: Counts, depths: Counts, accepted: Counts) -> None:
         """Count rounds, an entry each: `rows` verified to `depths` drafts below the anchor; `accepted` of them kept."""
@@ -75,8 +86,12 @@ class SpeculationStats:
         rows: list[int],
         depths: list[int],
         accepted: list[int],
+        expected: Sequence[float] | None = None,
     ) -> None:
-        """Count one decode step, given how long each part took; the lists have an entry for each request."""
+        """Count one decode step, given how long each part took; the lists have an entry for each request.
+
+        `expected`: drafted tokens that the planner expects to be accepted, where it plans.
+        """
         self.rung = rung
         for name, took_ms in phase_ms.items():
             self.phase_ms[name] = self.phase_ms.get(name, 0.0) + took_ms
@@ -85,6 +100,9 @@ class SpeculationStats:
             # Nearly always all requests are of one tier.
             columns = (rows, depths, accepted) if len(found) == 1 else _of_tier(tier, tiers, rows, depths, accepted)
             self.stats_for(tier).add(rows=columns[0], depths=columns[1], accepted=columns[2])
+        if expected is not None:
+            for tier, tokens in zip(tiers, expected, strict=True):
+                self.stats_for(tier).predict(1.0 + tokens)
 
     def stats_for(self, tier: int) -> TierStats:
         """Return the statistics of `tier`, new ones where nothing of it was counted yet."""
@@ -109,3 +127,9 @@ def acceptance(stats: list[TierStats]) -> list[float]:
     verified = [sum(counts) for counts in zip(*(tier.verified for tier in stats), strict=True)]
     accepted = [sum(counts) for counts in zip(*(tier.accepted for tier in stats), strict=True)]
     return [passed / tested for passed, tested in zip(accepted, verified, strict=True) if tested > 0]
+
+
+def predicted_tokens(stats: list[TierStats]) -> float | None:
+    """Return the tokens of a round as the planner predicted them of late; None where it planned none."""
+    rounds = sum(tier.predicted_rounds for tier in stats)
+    return sum(tier.predicted_tokens for tier in stats) / rounds if rounds else None

@@ -141,6 +141,14 @@ MALFORMED = {
         MODEL + "speculation: {method: dspark_native, step_cost_path: /a, calibration_path: /b}\n",
         ["speculation.step_cost_path", "speculation.calibration_path"],
     ),
+    "shares without a planner, a planner without a ladder": (
+        MODEL + "speculation: {method: dspark_native, block_tokens: 5, live_shares: true, step_times_path: /a}\n",
+        ["speculation.live_shares", "speculation.step_times_path"],
+    ),
+    "shares without step times": (
+        MODEL + "speculation: {method: chain, draft_path: a/b, live_shares: false}\n",
+        ["speculation.live_shares"],
+    ),
     "no default tier": (MODEL + "tiers: {1: {name: a}, 2: {name: b}}\n", ["tiers"]),
     "two default tiers of one name": (
         MODEL + "tiers: {1: {name: a, default: true}, 2: {name: a, default: true}}\n",

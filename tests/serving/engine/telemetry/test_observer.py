@@ -92,7 +92,7 @@ def recorded(rung: int, *, tier: int, rows: int, accepted: int) -> Any:
 
 def counting_worker() -> Any:
     worker = LadderWorker.__new__(LadderWorker)
-    worker.spec_stats, worker._spans = SpeculationStats(block_tokens=4), None
+    worker.spec_stats, worker._spans, worker.pacer = SpeculationStats(block_tokens=4), None, None
     return worker
 
 

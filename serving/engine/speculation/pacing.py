@@ -1,0 +1,217 @@
+"""Pacing: turns the requests of a step into the verify planner's inputs, and its answer into rows for each request.
+
+The total of a step is decided on the host before anything is drafted, from survivals of earlier steps. Which request
+gets which of these rows is decided by the survivals of this step's drafts (`live`), or by earlier ones too.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparktier.cluster.arrays import Floats, Ints
+from sparktier.cluster.step_time import StepTimeModel
+from sparktier.cluster.verify_planner import (
+    Offers,
+    PaceRules,
+    best_total,
+    share_out,
+    usable_survival,
+    weights,
+)
+from sparktier.configs.plan_keys import EnginePlan
+from sparktier.serving.engine.plan.request_tier import Admitted, admitted
+
+# A request that sat out a few steps drafts from another text by now.
+_MOST_AGE_STEPS = 4
+# Of a tier's mean survivals, what one step of it counts.
+_CURVE_GAIN = 0.1
+# Survivals of drawn drafts are at most so many times too high or too low.
+_MOST_FACTOR = 4.0
+
+
+class _Drafted(NamedTuple):
+    """What a request's last draft promised: survivals [nodes], falling, on `rung`, in step number `step`."""
+
+    survival: Floats
+    rung: int
+    step: int
+
+
+@dataclass(frozen=True)
+class PacedStep:
+    """One step's plan, before it drafts.
+
+    offers: by survivals of earlier steps. total: rows of the pass, anchors included. rows: [requests], shared out of it
+    by the same offers.
+    """
+
+    offers: Offers
+    total: int
+    rows: Ints
+
+
+class _Outcome(NamedTuple):
+    """Moving averages of a tier's drafted tokens a step: expected to be accepted, and accepted."""
+
+    expected: float
+    accepted: float
+
+    @property
+    def factor(self) -> float:
+        """What expectations are to be multiplied by."""
+        if self.expected <= 0:
+            return 1.0
+        return min(max(self.accepted / self.expected, 1.0 / _MOST_FACTOR), _MOST_FACTOR)
+
+
+class Pacer:
+    """Plans the rows of one rank's steps. `clock` counts seconds as the observer's does, which notes first tokens."""
+
+    def __init__(
+        self,
+        times: StepTimeModel,
+        *,
+        live: bool,
+        rules: PaceRules | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._times, self._live, self._clock = times, live, clock
+        self._rules = rules or PaceRules()
+        self._step = 0
+        self._drafted: dict[str, _Drafted] = {}
+        self._curves: dict[tuple[int, int], Floats] = {}
+        self._outcomes: dict[tuple[int, int], _Outcome] = {}
+
+    def begin(self, requests: Sequence[Any], plan: EnginePlan, *, most_rows: Tensor, nodes: int) -> "Pace":
+        """Plan a step before it drafts.
+
+        Args:
+            requests: SGLang's, that decode in this step.
+            plan: in force.
+            most_rows: [requests] int64, rows that caps and ends allow, anchors included.
+            nodes: most drafted nodes of a request.
+        """
+        self._step += 1
+        terms = [admitted(request, plan) for request in requests]
+        offers = Offers(
+            self._survivals(requests, terms, plan, nodes), _on_host(most_rows), self._weights(requests, terms)
+        )
+        context_tokens = sum(len(each.origin_input_ids) + len(each.output_ids) for each in requests)
+        total = best_total(
+            offers,
+            self._times,
+            rung=int(plan.rung),
+            context_tokens=context_tokens,
+            row_budget=plan.rows or None,
+        )
+        step = PacedStep(offers, total, share_out(offers, total))
+        return Pace(self, [each.rid for each in requests], terms, int(plan.rung), context_tokens, step)
+
+    def share(self, pace: "Pace", survival: Floats, *, drawn: bool) -> Ints:
+        """Return the rows [requests] now that the drafts are known, and keep `survival` [requests, nodes] for later.
+
+        Drawn drafts may not decide how many of them are verified: theirs are the rows planned before.
+        """
+        self._follow(pace, survival)
+        if drawn:
+            return pace.step.rows
+        for row, request_id in zip(survival, pace.request_ids, strict=True):
+            self._drafted[request_id] = _Drafted(row, pace.rung, self._step)
+        if not self._live:
+            return pace.step.rows
+        return share_out(replace(pace.step.offers, survival=survival), pace.step.total)
+
+    def accepted(self, rung: int, tiers: Sequence[int], expected: Sequence[float], accepted: Sequence[int]) -> None:
+        """Correct the tiers' curves by what came of drawn drafts, whose survivals are not calibrated.
+
+        tiers, expected, accepted: of each request of one step; drafted tokens, without the one that is certain.
+        """
+        for tier in set(tiers):
+            own = [place for place, other in enumerate(tiers) if other == tier]
+            before = self._outcomes.get((tier, rung), _Outcome(0.0, 0.0))
+            self._outcomes[tier, rung] = _Outcome(
+                before.expected + _CURVE_GAIN * (sum(expected[place] for place in own) - before.expected),
+                before.accepted + _CURVE_GAIN * (sum(accepted[place] for place in own) - before.accepted),
+            )
+
+    def forget(self, request_id: str) -> None:
+        """Drop what is kept of a request that has ended."""
+        self._drafted.pop(request_id, None)
+
+    def _survivals(self, requests: Sequence[Any], terms: Sequence[Admitted], plan: EnginePlan, nodes: int) -> Floats:
+        seen = np.full((len(requests), nodes), np.nan)
+        ages = np.full(len(requests), -1, dtype=np.int64)
+        curves = np.full((len(requests), nodes), np.nan)
+        for place, (request, term) in enumerate(zip(requests, terms, strict=True)):
+            last = self._drafted.get(request.rid)
+            if last is not None and last.rung == plan.rung:
+                seen[place], ages[place] = last.survival, self._step - last.step
+            key = (term.tier, int(plan.rung))
+            curve = self._curves.get(key)
+            if curve is not None:
+                factor = self._outcomes[key].factor if key in self._outcomes else 1.0
+                curves[place] = np.minimum(curve * factor, 1.0)
+        return usable_survival(seen=seen, age_steps=ages, most_age_steps=_MOST_AGE_STEPS, curve=curves)
+
+    def _weights(self, requests: Sequence[Any], terms: Sequence[Admitted]) -> Floats:
+        now_s = self._clock()
+        first_s = [getattr(request, "sparktier_first_token_s", np.nan) for request in requests]
+        return weights(
+            tier_weight=np.array([term.weight for term in terms]),
+            promise_tok_s=np.array([term.promise_tok_s for term in terms]),
+            since_first_s=now_s - np.array(first_s),
+            delivered_tokens=np.array([len(request.output_ids) for request in requests], dtype=np.int64),
+            rules=self._rules,
+        )
+
+    def _follow(self, pace: "Pace", survival: Floats) -> None:
+        """Move each tier's curve towards the mean of its requests' survivals."""
+        tiers = np.array([term.tier for term in pace.terms])
+        for tier in set(tiers.tolist()):
+            mean = survival[tiers == tier].mean(axis=0)
+            before = self._curves.get((tier, pace.rung), mean)
+            self._curves[tier, pace.rung] = before + _CURVE_GAIN * (mean - before)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """A step that has been planned and is drafting: asked for its rows once the drafts are known."""
+
+    pacer: Pacer
+    request_ids: Sequence[str]
+    terms: Sequence[Admitted]
+    rung: int
+    context_tokens: int
+    step: PacedStep
+
+    def row_counts(self, survival: Tensor, *, drawn: bool) -> "PacedRows":
+        """Return the rows of each request, and what is expected of them.
+
+        Args:
+            survival: [batch, candidates] of this step's candidates, the anchor's included; 0 where there is none.
+            drawn: whether the candidates were drawn.
+        """
+        nodes = self.step.offers.survival.shape[1]
+        falling = survival.sort(dim=1, descending=True).values[:, 1 : nodes + 1]
+        known = np.zeros_like(self.step.offers.survival)
+        known[:, : falling.shape[1]] = falling.double().cpu().numpy()
+        rows = self.pacer.share(self, known, drawn=drawn)
+        expected = np.where(np.arange(nodes) < (rows - 1)[:, None], known, 0.0).sum(axis=1)
+        return PacedRows(torch.from_numpy(rows).to(survival.device), expected.tolist())
+
+
+class PacedRows(NamedTuple):
+    """What a step verifies: row_counts [batch] int64, anchors included; expected: drafted tokens of each to accept."""
+
+    row_counts: Tensor
+    expected: Sequence[float]
+
+
+def _on_host(counts: Tensor) -> Ints:
+    host: Ints = counts.cpu().numpy()
+    return host

@@ -1,0 +1,107 @@
+"""Under any plan the planner decides speed alone: tokens are those of rung `off`, and the rows are the planner's."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparktier.cluster.step_time import StepTimeModel
+from sparktier.cluster.verify_planner import Offers, planned_rows
+from sparktier.configs.step_times import reference_table
+from sparktier.serving.supervision.processes import held_port
+from support.engine_starts import STARTED
+from support.oracles.oracle_draft import make_oracle_draft
+from support.pacing_probe import TABLE, PacedRecord, PacedRun, read_run
+from support.tiny_moe import make_tiny_moe
+
+pytestmark = pytest.mark.engine
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("paced")
+    model = make_tiny_moe(folder / "model", context_gain=0.2)
+    return model, make_oracle_draft(folder / "draft", model, block_tokens=5)
+
+
+def paced(checkpoints: tuple[Path, Path], out: Path, *, rule: str, batches: int, ranks: int) -> list[PacedRun]:
+    """What each rank decodes and verifies."""
+    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    probes = []
+    with held_port() as port:
+        for rank in map(str, range(ranks)):
+            place = [str(out / rank), rank, str(ranks), str(port)]
+            asked = [*map(str, checkpoints), rule, str(batches), *place]
+            with (out / f"{rank}.log").open("w") as log:
+                command = [sys.executable, "-m", "support.pacing_probe", *asked]
+                probes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            STARTED["stepped engine"] += 1
+        try:
+            for rank, probe in enumerate(probes):
+                assert probe.wait(timeout=3600) == 0, (out / f"{rank}.log").read_text()[-3000:]
+        finally:
+            for probe in probes:
+                probe.kill()
+    return [read_run(out / str(rank)) for rank in range(ranks)]
+
+
+def planned(step: PacedRecord) -> list[int]:
+    """The rows that the pure planner gives the requests of a step."""
+    offers = Offers(step.live if step.takes_live else step.lagged.survival, step.lagged.most_rows, step.lagged.weight)
+    rows = planned_rows(
+        step.lagged,
+        offers,
+        StepTimeModel(reference_table(TABLE)),
+        rung=step.rung,
+        context_tokens=step.context_tokens,
+        row_budget=step.row_budget or None,
+    )
+    # What the drafts have no node for is left over.
+    found: list[int] = np.minimum(rows, 1 + np.count_nonzero(step.live, axis=1)).tolist()
+    return found
+
+
+def require_planned(runs: Sequence[PacedRun], *, least_steps: int) -> None:
+    """Each step's rows are the pure planner's by rank 0's inputs, on every rank."""
+    first = runs[0]
+    assert len(first.steps) >= least_steps
+    for number, step in enumerate(first.steps):
+        assert step.rows is not None
+        assert step.rows.tolist() == planned(step), number
+    for run in runs[1:]:
+        assert [step.rows.tolist() for step in run.steps] == [step.rows.tolist() for step in first.steps]
+    # Without these the test would show little: weights that differ, rows taken from some and given to others.
+    assert any(len(set(step.lagged.weight)) > 2 for step in first.steps)
+    assert any(step.takes_live for step in first.steps)
+    spread = [step.rows for step in first.steps if len(step.rows) > 2]
+    assert np.mean([rows.max() > rows.min() for rows in spread]) > 0.3
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_tokens_are_those_of_off_and_rows_the_planners(
+    checkpoints: tuple[Path, Path], tmp_path: Path, ranks: int
+) -> None:
+    runs = paced(checkpoints, tmp_path, rule="match", batches=3, ranks=ranks)
+    require_planned(runs, least_steps=60)
+    for run in runs:
+        assert run.paced == run.off
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("rule", ["match", "ratio"])
+def test_five_thousand_steps_under_random_plans(
+    checkpoints: tuple[Path, Path], tmp_path: Path, rule: str, ranks: int
+) -> None:
+    runs = paced(checkpoints, tmp_path, rule=rule, batches=180, ranks=ranks)
+    require_planned(runs, least_steps=5000 if rule == "match" else 4000)
+    for run in runs:
+        greedy = {name for name in run.off if int(name.split("-")[1]) % 3 != 2}
+        names = greedy if rule == "ratio" else set(run.off)
+        assert {name: run.paced[name] for name in names} == {name: run.off[name] for name in names}

@@ -1,0 +1,67 @@
+"""What ranks are told of the planner: this deployment's step times or none, and by which survivals rows are shared."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparktier.configs.errors import ArtifactError
+from sparktier.configs.loading.loader import settings_from
+from sparktier.configs.step_times import reference_table, write_table
+from sparktier.serving.deployment.planner import planner_options
+from sparktier.serving.deployment.resolved import Resolved
+from sparktier.serving.deployment.table_key import table_key
+from sparktier.serving.engine.rank_options import RankOptions
+
+
+def resolved(folder: Path, **speculation: Any) -> Resolved:
+    for name in ("model", "draft"):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "model.safetensors").write_text(name)
+    drafting = {"method": "tree", "draft_path": str(folder / "draft"), **speculation}
+    settings = settings_from({"model": {"path": "org/name"}, "replicas": {"device": "cpu"}, "speculation": drafting})
+    model, draft = str(folder / "model"), str(folder / "draft")
+    return Resolved(settings, device="cpu", dtype="float32", model=model, draft=draft)
+
+
+def own_table(folder: Path, **speculation: Any) -> Resolved:
+    named = resolved(folder, step_times_path=str(folder / "times.json"), **speculation)
+    table = reference_table("avx2").model_copy(update={"key": table_key(named)})
+    write_table(folder / "times.json", table)
+    return named
+
+
+def test_without_step_times_nothing_is_planned(tmp_path: Path) -> None:
+    assert planner_options(resolved(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "live"), [({}, True), ({"live_shares": False}, False), ({"live_shares": True}, True)]
+)
+def test_a_cpu_shares_by_the_steps_own_drafts_unless_told(tmp_path: Path, given: dict[str, bool], live: bool) -> None:
+    options = planner_options(own_table(tmp_path, **given))
+    assert options is not None
+    assert options.live is live
+    told = RankOptions(planner=options)
+    assert RankOptions.model_validate_json(told.model_dump_json()) == told
+
+
+def test_on_a_gpu_nothing_waits_for_the_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = own_table(tmp_path)
+    monkeypatch.setattr("sparktier.serving.deployment.planner.table_key", lambda _: table_key(own))
+    options = planner_options(replace(own, device="cuda"))
+    assert options is not None
+    assert not options.live
+
+
+def test_step_times_of_another_deployment_or_of_none_are_refused(tmp_path: Path) -> None:
+    own = own_table(tmp_path)
+    with pytest.raises(ArtifactError, match=r"step_times_path .*dtype must be 'bfloat16'.*sparktier profile"):
+        planner_options(replace(own, dtype="bfloat16"))
+    write_table(tmp_path / "times.json", reference_table("avx2"))
+    with pytest.raises(ArtifactError, match=r"must be measured on this deployment"):
+        planner_options(own)
+    (tmp_path / "times.json").unlink()
+    with pytest.raises(ArtifactError, match=r"times.json"):
+        planner_options(own)
