@@ -18,11 +18,13 @@ import psutil
 from packaging.requirements import Requirement
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.configs.settings.model import ModelSource
+from sparktier.configs.settings.model import ModelSource, model_source
 from sparktier.configs.settings.settings import Settings
+from sparktier.configs.step_times import read_table
 from sparktier.serving.clients.addresses import host_port, listening
 from sparktier.serving.demo_model import built_demo_model, require_buildable
 from sparktier.serving.deployment.model_source import local_checkpoint
+from sparktier.serving.deployment.planner import draft_block, most_alone_tok_s
 from sparktier.serving.deployment.resolved import THIS_MACHINE, Machine, device_of, dtype_of
 from sparktier.serving.engine.upstream import check as upstream
 from sparktier.serving.engine.upstream.source import installed_root
@@ -137,6 +139,31 @@ def _cpu_number_format(settings: Settings, machine: Machine) -> Finding:
     return _finding("CPU number format", quick, found, cure, otherwise="warning")
 
 
+def check_promises(settings: Settings) -> Iterator[Finding]:
+    """No tier promises more than one user alone reaches, by the step times that the settings name."""
+    path = settings.speculation.step_times_path
+    if path is None:
+        return
+    try:
+        table = read_table(Path(path))
+        most_tok_s = most_alone_tok_s(settings, table, _draft_block(settings))
+    except ArtifactError as error:
+        yield Finding("step times", "failed", str(error), "Measure them with sparktier profile.")
+        return
+    for tier in settings.tiers.values():
+        if tier.promise_tok_s is None or most_tok_s is None:
+            continue
+        found = f"promises {tier.promise_tok_s:g} tok/s, one user alone reaches at most {most_tok_s:.3g}"
+        cure = "Lower the promise, or use a faster deployment."
+        yield _finding(f"tier {tier.name}", tier.promise_tok_s <= most_tok_s, found, cure)
+
+
+def _draft_block(settings: Settings) -> int | None:
+    """The block of the draft's checkpoint, where that is in a folder."""
+    draft = settings.speculation.draft_path
+    return draft_block(draft) if draft is not None and model_source(draft) is ModelSource.LOCAL else None
+
+
 def check_memory(settings: Settings) -> Iterator[Finding]:
     """There is memory for the processes of the ranks, before weights and cache."""
     memory = psutil.virtual_memory()
@@ -221,6 +248,7 @@ _CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_upstream,
     check_plugins,
     check_device,
+    check_promises,
     check_memory,
     check_disk,
     check_port,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sparktier.configs.errors import ArtifactError
+from sparktier.configs.errors import ArtifactError, ConfigError
 from sparktier.configs.loading.loader import settings_from
 from sparktier.configs.step_times import reference_table, write_table
 from sparktier.serving.deployment.planner import planner_options
@@ -15,18 +15,26 @@ from sparktier.serving.deployment.table_key import table_key
 from sparktier.serving.engine.rank_options import RankOptions
 
 
-def resolved(folder: Path, **speculation: Any) -> Resolved:
+def resolved(folder: Path, promise_tok_s: float | None = None, **speculation: Any) -> Resolved:
     for name in ("model", "draft"):
         (folder / name).mkdir(exist_ok=True)
         (folder / name / "model.safetensors").write_text(name)
+        (folder / name / "config.json").write_text('{"num_hidden_layers": 2, "block_size": 5}')
     drafting = {"method": "tree", "draft_path": str(folder / "draft"), **speculation}
-    settings = settings_from({"model": {"path": "org/name"}, "replicas": {"device": "cpu"}, "speculation": drafting})
+    settings = settings_from(
+        {
+            "model": {"path": "org/name"},
+            "replicas": {"device": "cpu"},
+            "speculation": drafting,
+            "tiers": {0: {"name": "plain", "default": True}, 3: {"name": "quick", "promise_tok_s": promise_tok_s}},
+        }
+    )
     model, draft = str(folder / "model"), str(folder / "draft")
     return Resolved(settings, device="cpu", dtype="float32", model=model, draft=draft)
 
 
-def own_table(folder: Path, **speculation: Any) -> Resolved:
-    named = resolved(folder, step_times_path=str(folder / "times.json"), **speculation)
+def own_table(folder: Path, promise_tok_s: float | None = None, **speculation: Any) -> Resolved:
+    named = resolved(folder, promise_tok_s, step_times_path=str(folder / "times.json"), **speculation)
     table = reference_table("avx2").model_copy(update={"key": table_key(named)})
     write_table(folder / "times.json", table)
     return named
@@ -65,3 +73,16 @@ def test_step_times_of_another_deployment_or_of_none_are_refused(tmp_path: Path)
     (tmp_path / "times.json").unlink()
     with pytest.raises(ArtifactError, match=r"times.json"):
         planner_options(own)
+
+
+def test_a_promise_beyond_one_user_alone_is_refused(tmp_path: Path) -> None:
+    """The AVX2 table: 6 tokens of a chain of 5 take 93 + 11.3 + 20.5 ms and the draft."""
+    assert planner_options(own_table(tmp_path, 36.0)) is not None
+    with pytest.raises(ConfigError) as caught:
+        planner_options(own_table(tmp_path, 50.0))
+    (problem,) = caught.value.problems
+    assert problem.path == "tiers.3.promise_tok_s"
+    assert "one user alone" in problem.rule
+    assert planner_options(own_table(tmp_path, 36.0, block_tokens=5)) is not None
+    with pytest.raises(ConfigError):
+        planner_options(own_table(tmp_path, 36.0, block_tokens=2))

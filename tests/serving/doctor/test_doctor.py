@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from sparktier.configs.loading.loader import settings_from
 from sparktier.configs.settings.settings import Settings
+from sparktier.configs.step_times import reference_table, write_table
 from sparktier.serving.deployment.resolved import Machine
 from sparktier.serving.doctor import checks as doctor
 from sparktier.serving.doctor.checks import Finding, examine
@@ -50,6 +51,26 @@ def test_this_machine_can_serve(free_port: int) -> None:
     names = {finding.check for finding in findings}
     assert {"python", "sglang", "torch", "ray", "flashinfer-python", "sglang internals", "memory", "disk"} <= names
     assert {"entry point sparktier", "entry point sparktier_cpu", "port", "ray", "model"} <= names
+
+
+def test_each_promise_is_compared_with_one_user_alone(tmp_path: Path) -> None:
+    file = tmp_path / "times.json"
+    write_table(file, reference_table("avx2"))
+    settings = settings_of(
+        speculation={"method": "chain", "draft_path": "org/draft", "block_tokens": 5, "step_times_path": str(file)},
+        tiers={
+            0: {"name": "free", "default": True},
+            1: {"name": "kept", "promise_tok_s": 30},
+            2: {"name": "hopeless", "promise_tok_s": 50},
+        },
+    )
+    kept, hopeless = doctor.check_promises(settings)
+    assert (kept.check, kept.fails, hopeless.fails) == ("tier kept", False, True)
+    assert "promises 50 tok/s, one user alone reaches at most" in hopeless.found
+    assert hopeless.cure
+    file.write_text("{}")
+    assert only(doctor.check_promises(settings)).fails
+    assert list(doctor.check_promises(settings_of())) == []
 
 
 def test_a_taken_port_is_found(busy_port: int) -> None:
