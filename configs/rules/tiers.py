@@ -75,6 +75,17 @@ def _downgrades(first: TierSettings, by_name: Mapping[str, TierSettings]) -> lis
     return names
 
 
+def _stalls_need_step_times(settings: Settings) -> Iterator[Problem]:
+    for tier_id, tier in settings.tiers.items():
+        if tier.max_stall_ms is not None and settings.speculation.step_times_path is None:
+            yield Problem(
+                f"tiers.{tier_id}.max_stall_ms",
+                "has no meaning without speculation.step_times_path",
+                str(tier.max_stall_ms),
+                "Remove it, or measure step times with `sparktier profile` and name their file.",
+            )
+
+
 def _who_yields_has_no_promise(settings: Settings) -> Iterator[Problem]:
     for tier_id, tier in settings.tiers.items():
         if tier.yields and tier.promise_tok_s is not None:
@@ -92,4 +103,5 @@ RULES = (
     Rule(("tiers",), _downgrade_has_a_target),
     Rule(("tiers",), _downgrades_promise_less),
     Rule(("tiers",), _who_yields_has_no_promise),
+    Rule(("tiers", "speculation"), _stalls_need_step_times),
 )

@@ -24,6 +24,12 @@ class TierSettings(Section):
     ttft_ms: int | None = Field(
         default=None, ge=1, description="Promised time to first token, in milliseconds; null promises none."
     )
+    max_stall_ms: int | None = Field(
+        default=None,
+        ge=1,
+        description="Longest that prefill of others' prompts may hold up its users' tokens, in milliseconds, by the"
+        " deployment's step times; null is no bound.",
+    )
     weight: float = Field(
         default=1.0, gt=0, le=1000, description="What a token of its users is worth beside those of other tiers."
     )

@@ -9,7 +9,7 @@ from sparktier.configs.plan_keys import terms_of
 from sparktier.configs.rules.layout import kv_tokens_of_longest
 from sparktier.configs.settings.settings import Settings, SpeculationSettings, TrainingSettings
 from sparktier.configs.settings.speculation import LADDERS
-from sparktier.serving.deployment.planner import planner_options
+from sparktier.serving.deployment.planner import planner_options, prefill_chunk_tokens
 from sparktier.serving.deployment.resolved import Resolved
 from sparktier.serving.engine.rank_options import (
     ALGORITHM,
@@ -116,7 +116,7 @@ def _layout(settings: Settings) -> dict[str, Any]:
         "min_free_slots_delay": FREE_SLOTS_TO_ADMIT,
         "max_total_tokens": replicas.kv_tokens,
         "mem_fraction_static": replicas.memory_frac,
-        "chunked_prefill_size": replicas.chunked_prefill_tokens,
+        "chunked_prefill_size": prefill_chunk_tokens(settings),
         "page_size": replicas.page_tokens,
         "attention_backend": replicas.attention_backend,
         "moe_a2a_backend": replicas.moe_all_to_all,

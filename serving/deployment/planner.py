@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from sparktier.cluster.feasibility import fastest_alone_tok_s
+from sparktier.cluster.feasibility import fastest_alone_tok_s, largest_chunk_tokens
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.configs.errors import ConfigError, Problem
 from sparktier.configs.plan_keys import Rung
@@ -13,6 +13,9 @@ from sparktier.serving.deployment.model_sizes import ModelFacts, read_config
 from sparktier.serving.deployment.resolved import Resolved
 from sparktier.serving.deployment.table_key import table_key
 from sparktier.serving.engine.rank_options import PlannerOptions
+
+# SGLang prefills no fewer at a time than this; more than this is a chunk in name only.
+_LEAST_CHUNK_TOKENS, _MOST_CHUNK_TOKENS = 16, 1 << 17
 
 
 def planner_options(resolved: Resolved) -> PlannerOptions | None:
@@ -32,6 +35,34 @@ def planner_options(resolved: Resolved) -> PlannerOptions | None:
         raise ConfigError(problems)
     live = speculation.live_shares
     return PlannerOptions(table=table, live=resolved.device == "cpu" if live is None else live)
+
+
+def prefill_chunk_tokens(settings: Settings) -> int | None:
+    """Return the most prompt tokens that a step prefills: the settings', or what the strictest tier's stall leaves.
+
+    None leaves it to SGLang.
+
+    Raises:
+        ArtifactError: there is no table of step times where the settings name one.
+        ConfigError: even the least chunk stalls its users for longer.
+    """
+    replicas, path = settings.replicas, settings.speculation.step_times_path
+    stalls_ms = {tier.max_stall_ms: tier_id for tier_id, tier in settings.tiers.items() if tier.max_stall_ms}
+    if replicas.chunked_prefill_tokens is not None or path is None or not stalls_ms:
+        return replicas.chunked_prefill_tokens
+    times, strictest_ms = StepTimeModel(read_table(Path(path))), min(stalls_ms)
+    pages = (replicas.page_tokens or 1) * replicas.attention_data_parallel
+    unit_tokens = -(-_LEAST_CHUNK_TOKENS // pages) * pages
+    most_tokens = settings.model.context_tokens or _MOST_CHUNK_TOKENS
+    chunk = largest_chunk_tokens(
+        times, max_stall_ms=strictest_ms, unit_tokens=unit_tokens, most_tokens=max(unit_tokens, most_tokens)
+    )
+    if chunk == 0:
+        where = f"tiers.{stalls_ms[strictest_ms]}.max_stall_ms"
+        least_ms = times.prefill_ms(unit_tokens)
+        rule = f"must be at least {least_ms:.3g}, what prefill of {unit_tokens} tokens takes, by {path}"
+        raise ConfigError([Problem(where, rule, str(strictest_ms), "Raise it, or leave it out.")])
+    return chunk
 
 
 def draft_block(draft: str | None) -> int | None:

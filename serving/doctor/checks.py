@@ -17,14 +17,15 @@ from typing import Literal
 import psutil
 from packaging.requirements import Requirement
 
-from sparktier.configs.errors import ArtifactError
+from sparktier.cluster.step_time import StepTimeModel
+from sparktier.configs.errors import ArtifactError, ConfigError
 from sparktier.configs.settings.model import ModelSource, model_source
 from sparktier.configs.settings.settings import Settings
 from sparktier.configs.step_times import read_table
 from sparktier.serving.clients.addresses import host_port, listening
 from sparktier.serving.demo_model import built_demo_model, require_buildable
 from sparktier.serving.deployment.model_source import local_checkpoint
-from sparktier.serving.deployment.planner import draft_block, most_alone_tok_s
+from sparktier.serving.deployment.planner import draft_block, most_alone_tok_s, prefill_chunk_tokens
 from sparktier.serving.deployment.resolved import THIS_MACHINE, Machine, device_of, dtype_of
 from sparktier.serving.engine.upstream import check as upstream
 from sparktier.serving.engine.upstream.source import installed_root
@@ -147,15 +148,26 @@ def check_promises(settings: Settings) -> Iterator[Finding]:
     try:
         table = read_table(Path(path))
         most_tok_s = most_alone_tok_s(settings, table, _draft_block(settings))
-    except ArtifactError as error:
-        yield Finding("step times", "failed", str(error), "Measure them with sparktier profile.")
+        chunk_tokens = prefill_chunk_tokens(settings)
+    except (ArtifactError, ConfigError) as error:
+        yield Finding("step times", "failed", str(error), "Correct it, or measure them with sparktier profile.")
         return
+    if chunk_tokens is not None:
+        yield _longest_stall(settings, StepTimeModel(table).prefill_ms(chunk_tokens), chunk_tokens)
     for tier in settings.tiers.values():
         if tier.promise_tok_s is None or most_tok_s is None:
             continue
         found = f"promises {tier.promise_tok_s:g} tok/s, one user alone reaches at most {most_tok_s:.3g}"
         cure = "Lower the promise, or use a faster deployment."
         yield _finding(f"tier {tier.name}", tier.promise_tok_s <= most_tok_s, found, cure)
+
+
+def _longest_stall(settings: Settings, stall_ms: float, chunk_tokens: int) -> Finding:
+    """How long one chunk of prefill holds up everybody's tokens."""
+    bounds_ms = [tier.max_stall_ms for tier in settings.tiers.values() if tier.max_stall_ms is not None]
+    found = f"{stall_ms:.3g} ms for a chunk of {chunk_tokens} prompt tokens"
+    cure = f"Lower replicas.chunked_prefill_tokens, or leave it out: a tier asks for {min(bounds_ms, default=0)} ms."
+    return _finding("longest stall", stall_ms <= min(bounds_ms, default=stall_ms), found, cure, otherwise="warning")
 
 
 def _draft_block(settings: Settings) -> int | None:

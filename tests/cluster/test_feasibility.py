@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparktier.cluster.feasibility import fastest_alone_tok_s
+from sparktier.cluster.feasibility import fastest_alone_tok_s, largest_chunk_tokens
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.configs.step_times import StepTimeTable, reference_table
 
@@ -24,3 +24,11 @@ def test_it_is_the_best_of_every_rung_and_number_of_rows(row_ms: float, draft_ms
     every += [1000.0 * n / (one_ms + draft_ms + row_ms * (n - 1)) for n in range(1, block + 2)]
     found = fastest_alone_tok_s(times, {0: 0, 2: block})
     assert abs(found - max(every)) < 1e-9 * max(every)
+
+
+@given(st.floats(0.5, 2000.0), st.integers(1, 64), st.integers(0, 3000), st.floats(0.5, 2.0))
+def test_no_larger_chunk_fits_the_longest_stall(stall_ms: float, unit: int, most: int, drift: float) -> None:
+    times = StepTimeModel(TABLE, drift)
+    fitting = [tokens for tokens in range(unit, most + 1, unit) if times.prefill_ms(tokens) <= stall_ms]
+    found = largest_chunk_tokens(times, max_stall_ms=stall_ms, unit_tokens=unit, most_tokens=most)
+    assert found == max(fitting, default=0)

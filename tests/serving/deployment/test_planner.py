@@ -8,11 +8,32 @@ import pytest
 
 from sparktier.configs.errors import ArtifactError, ConfigError
 from sparktier.configs.loading.loader import settings_from
+from sparktier.configs.settings.settings import Settings
 from sparktier.configs.step_times import reference_table, write_table
-from sparktier.serving.deployment.planner import planner_options
+from sparktier.serving.deployment.planner import planner_options, prefill_chunk_tokens
 from sparktier.serving.deployment.resolved import Resolved
 from sparktier.serving.deployment.table_key import table_key
 from sparktier.serving.engine.rank_options import RankOptions
+
+
+def with_times(folder: Path, *, stall_ms: int | None, **replicas: Any) -> Settings:
+    """Settings that name the AVX2 table, where prefill of 1 token takes 97 ms and each more 4.1."""
+    write_table(folder / "times.json", reference_table("avx2"))
+    return settings_from(
+        {
+            "model": {"path": "org/name", "context_tokens": 512},
+            "replicas": replicas,
+            "speculation": {
+                "method": "chain",
+                "draft_path": "org/draft",
+                "step_times_path": str(folder / "times.json"),
+            },
+            "tiers": {
+                0: {"name": "plain", "default": True, "max_stall_ms": 900},
+                3: {"name": "quick", "max_stall_ms": stall_ms},
+            },
+        }
+    )
 
 
 def resolved(folder: Path, promise_tok_s: float | None = None, **speculation: Any) -> Resolved:
@@ -86,3 +107,26 @@ def test_a_promise_beyond_one_user_alone_is_refused(tmp_path: Path) -> None:
     assert planner_options(own_table(tmp_path, 36.0, block_tokens=5)) is not None
     with pytest.raises(ConfigError):
         planner_options(own_table(tmp_path, 36.0, block_tokens=2))
+
+
+@pytest.mark.parametrize(
+    ("stall_ms", "replicas", "chunk"),
+    [
+        (300, {}, 48),  # 97 + 47 * 4.1 = 290 ms; 64 tokens take 355
+        (300, {"page_tokens": 32}, 32),
+        (None, {}, 192),
+        (300, {"chunked_prefill_tokens": 128}, 128),
+    ],
+)
+def test_a_chunk_of_prefill_keeps_the_strictest_stall(
+    tmp_path: Path, stall_ms: int | None, replicas: dict[str, int], chunk: int
+) -> None:
+    assert prefill_chunk_tokens(with_times(tmp_path, stall_ms=stall_ms, **replicas)) == chunk
+
+
+def test_a_stall_that_no_chunk_keeps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prefill_chunk_tokens(with_times(tmp_path, stall_ms=120))
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.value) == ("tiers.3.max_stall_ms", "120")
+    assert "must be at least 159" in problem.rule

@@ -73,6 +73,20 @@ def test_each_promise_is_compared_with_one_user_alone(tmp_path: Path) -> None:
     assert list(doctor.check_promises(settings_of())) == []
 
 
+@pytest.mark.parametrize(("chunk", "status"), [(None, "ok"), (32, "ok"), (128, "warning")])
+def test_the_longest_stall_is_shown_and_compared_with_the_tiers(tmp_path: Path, chunk: int | None, status: str) -> None:
+    file = tmp_path / "times.json"
+    write_table(file, reference_table("avx2"))
+    settings = settings_of(
+        replicas={"chunked_prefill_tokens": chunk},
+        speculation={"method": "chain", "draft_path": "org/draft", "step_times_path": str(file)},
+        tiers={0: {"name": "free", "default": True, "max_stall_ms": 300}},
+    )
+    stall = only(doctor.check_promises(settings))
+    assert (stall.check, stall.status) == ("longest stall", status)
+    assert f"for a chunk of {chunk or 48} prompt tokens" in stall.found
+
+
 def test_a_taken_port_is_found(busy_port: int) -> None:
     finding = only(doctor.check_port(settings_of(server={"port": busy_port})))
     assert finding.fails
@@ -97,7 +111,8 @@ def test_a_cache_in_which_nothing_can_be_built_is_found_and_logs_go_elsewhere(
 
 
 def test_an_address_of_another_machine_is_found() -> None:
-    assert only(doctor.check_port(settings_of(server={"host": "192.0.2.1"}))).fails
+    elsewhere = settings_of(server={"host": "192.0.2.1"}, gateway={"keys_file": "/etc/sparktier/keys.yaml"})
+    assert only(doctor.check_port(elsewhere)).fails
 
 
 def test_a_ray_cluster_that_does_not_answer_is_found(free_port: int, busy_port: int) -> None:

@@ -145,6 +145,10 @@ MALFORMED = {
         MODEL + "speculation: {method: dspark_native, block_tokens: 5, live_shares: true, step_times_path: /a}\n",
         ["speculation.live_shares", "speculation.step_times_path"],
     ),
+    "a stall without step times": (
+        MODEL + "tiers: {0: {name: a, default: true, max_stall_ms: 50}}\n",
+        ["tiers.0.max_stall_ms"],
+    ),
     "shares without step times": (
         MODEL + "speculation: {method: chain, draft_path: a/b, live_shares: false}\n",
         ["speculation.live_shares"],
