@@ -10,7 +10,7 @@ import pytest
 
 from sparktier.serving.supervision.processes import held_port
 from support.engine_starts import STARTED
-from support.kv_probe import WHOLE, Pairs, read_pairs
+from support.probes.kv_probe import WHOLE, Pairs, read_pairs
 
 pytestmark = pytest.mark.engine
 TESTS = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def probed(model: Path, draft: Path, out: Path, *broken: str, ranks: int = 1) ->
         for rank in map(str, range(ranks)):
             arguments = [str(model), str(draft), str(out / rank), rank, str(ranks), str(port), *broken]
             with (out / f"{rank}.log").open("w") as log:
-                command = [sys.executable, "-m", "support.kv_probe", *arguments]
+                command = [sys.executable, "-m", "support.probes.kv_probe", *arguments]
                 probes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
             STARTED["stepped engine"] += 1
         try:

@@ -15,7 +15,7 @@ from sparktier.configs.step_times import reference_table
 from sparktier.serving.supervision.processes import held_port
 from support.engine_starts import STARTED
 from support.oracles.oracle_draft import make_oracle_draft
-from support.pacing_probe import TABLE, PacedRecord, PacedRun, read_run
+from support.probes.pacing_probe import TABLE, PacedRecord, PacedRun, read_run
 from support.tiny_moe import make_tiny_moe
 
 pytestmark = pytest.mark.engine
@@ -38,7 +38,7 @@ def paced(checkpoints: tuple[Path, Path], out: Path, *, rule: str, batches: int,
             place = [str(out / rank), rank, str(ranks), str(port)]
             asked = [*map(str, checkpoints), rule, str(batches), *place]
             with (out / f"{rank}.log").open("w") as log:
-                command = [sys.executable, "-m", "support.pacing_probe", *asked]
+                command = [sys.executable, "-m", "support.probes.pacing_probe", *asked]
                 probes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
             STARTED["stepped engine"] += 1
         try:

@@ -1,6 +1,7 @@
 """Decodes requests of several tiers under random plans, with the verify planner's inputs and rows of every step.
 
-Run as a program, once for each rank: `python -m support.pacing_probe MODEL DRAFT RULE BATCHES OUT RANK RANKS PORT`.
+Run as a program, once for each rank:
+`python -m support.probes.pacing_probe MODEL DRAFT RULE BATCHES OUT RANK RANKS PORT`.
 """
 
 import random

@@ -1,8 +1,8 @@
 """Records what target and draft hold of requests in mid-run, and again after a fresh prefill of the same tokens.
 
-Run as a program, once for each rank: `python -m support.kv_probe MODEL DRAFT OUT RANK RANKS PORT [BROKEN...]`. BROKEN
-names parts of the worker to leave out, each in a run of its own after a whole one, so that a test can see whether it
-would be noticed.
+Run as a program, once for each rank: `python -m support.probes.kv_probe MODEL DRAFT OUT RANK RANKS PORT [BROKEN...]`.
+BROKEN names parts of the worker to leave out, each in a run of its own after a whole one, so that a test can see
+whether it would be noticed.
 """
 
 import contextlib
