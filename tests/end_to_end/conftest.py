@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.deployment import THREE_TIERS, Deployment, deployed, write_tiers
+from support.deployment import CLIENT_KEY, THREE_TIERS, Deployment, deployed, write_tiers
 from support.inputs.tenants import OTHER_KEY, tenant_settings
 from support.oracles.oracle_draft import make_oracle_draft
 from support.span_collector import SpanCollector, span_collector
@@ -120,8 +120,9 @@ def drafting(
     """One replica of two ranks with drafted trees, three tiers, two tenants, features and spans."""
     tree = {"speculation.method": "tree", "speculation.draft_path": bigrams, "speculation.tree_rows": 12}
     folder = tmp_path_factory.mktemp("drafting")
-    # The first key is what `Deployment.client` shows.
-    tenants = tenant_settings(folder, ["none", OTHER_KEY], ["standard", "gold"]) | {"gateway.priority_tier": "gold"}
+    tenants = tenant_settings(folder, [CLIENT_KEY, OTHER_KEY], ["standard", "gold", "lone"]) | {
+        "gateway.priority_tier": "lone"
+    }
     settings = {**WIDE, **tree, **tenants, **FEATURES, "telemetry.otlp_endpoint": collector.endpoint}
     config = write_tiers(folder / "config.yaml", THREE_TIERS)
     output = folder / "output"

@@ -193,7 +193,7 @@ def test_acceptance_comes_back_after_a_spell_without_drafts(engines: Engines) ->
         {"sparktier_rung": 1, "dspark_force_budget_frac": 0.5},
         {"sparktier_rung": 1, "speculative_accept_threshold_single": 0.5},
         {"sparktier_rung": 1, "sparktier_plan_version": 40},
-        {"sparktier_rung": 1, "sparktier_tier5_cap": 2},
+        {"sparktier_rung": 1, "sparktier_tier44_cap": 2},
         {"sparktier_rung": 1, "sparktier_tier0_floor": 2},
         {"sparktier_rows": 3},
     ],
@@ -218,6 +218,7 @@ def test_every_request_ends_alone(engines: Engines, rung: int) -> None:
 def test_random_requests_end_alone(engines: Engines, place: int) -> None:
     engines.plan()
     outcome = run_random_requests(engines.deployments[place], 100, seed=place)
+    assert {"answered", "refused"} <= set(outcome.ends)
     outcome.ties(engines.model)
     assert not outcome.sampled, outcome.sampled
 

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sparktier.serving.clients.replica_keys import bearer
 from support import replica_http
-from support.deployment import MODEL, Deployment
+from support.deployment import CLIENT_KEY, MODEL, Deployment
 from support.generation import random_prompts
 from support.inputs.tenants import OTHER_KEY, PEPPER
 
@@ -29,7 +29,7 @@ def rounds_by_tier(deployment: Deployment) -> dict[str, float]:
     [
         ({}, STANDARD, "standard"),
         ({"extra_headers": {"x-sparktier-tier": "gold"}}, GOLD, "gold"),
-        ({"service_tier": "priority"}, GOLD, "gold"),
+        ({"service_tier": "priority"}, LONE, "lone"),
     ],
     ids=["nothing", "header", "service_tier"],
 )
@@ -39,7 +39,7 @@ def test_the_tier_of_a_request_is_that_of_the_rank_that_served_it(
     before = rounds_by_tier(drafting)
     asked = {"model": MODEL, "messages": [{"role": "user", "content": "ba be"}], "max_tokens": 24, "temperature": 0}
     # A client's own choice of a tier goes no further.
-    extra = {"ignore_eos": True, "custom_params": {"sparktier_tier": LONE}}
+    extra = {"ignore_eos": True, "custom_params": {"sparktier_tier": STANDARD if tier == GOLD else GOLD}}
     answer = drafting.client().chat.completions.with_raw_response.create(**asked, **source, extra_body=extra)
     after = rounds_by_tier(drafting)
     assert {of for of in after if after[of] > before.get(of, 0.0)} == {str(tier)}
@@ -51,7 +51,7 @@ def test_a_tenant_sees_no_cached_token_of_another(drafting: Deployment) -> None:
     [prompt] = random_prompts(1, seed=11)
     prompt *= 60 // len(prompt) + 1
     cached = []
-    for key in ("none", "none", OTHER_KEY, OTHER_KEY):
+    for key in (CLIENT_KEY, CLIENT_KEY, OTHER_KEY, OTHER_KEY):
         asked = {"model": MODEL, "prompt": prompt, "max_tokens": 4, "return_cached_tokens_details": True}
         answer = httpx.post(f"{drafting.url}/v1/completions", json=asked, headers=bearer(key), timeout=60.0)
         assert answer.status_code == 200, answer.text

@@ -19,7 +19,7 @@ import yaml
 
 from sparktier.configs.contracts.signals import Signals
 from sparktier.serving.clients.addresses import http_url
-from sparktier.serving.clients.replica_keys import Keys, read_keys
+from sparktier.serving.clients.replica_keys import Keys, bearer, read_keys
 from support import replica_http
 from support.engine_starts import STARTED
 from support.processes import Family, command_line, described
@@ -27,6 +27,9 @@ from support.processes import Family, command_line, described
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "test.yaml"
 MODEL = "tiny"  # `served_name` of that file
+CLIENT_KEY = "none"
+"""What clients show where a deployment asks for keys."""
+SHOWN = bearer(CLIENT_KEY)
 THREE_TIERS: Mapping[int, Mapping[str, object]] = {
     0: {"name": "standard", "default": True},
     5: {"name": "gold", "promise_tok_s": 40.0},
@@ -115,7 +118,7 @@ class Deployment:
 
     def client(self) -> openai.OpenAI:
         """Return OpenAI's client, which tries nothing twice."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=180.0)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=CLIENT_KEY, max_retries=0, timeout=180.0)
 
     def replica_url(self, number: int = 0) -> str:
         """Return where replica `number` last said it serves."""
@@ -190,7 +193,7 @@ class Deployment:
         assert self.exit_status is None, self.output
         body = {"model": MODEL, "prompt": "Hello", "max_tokens": 2}
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.post(f"{self.url}/v1/completions", json=body, timeout=60.0).status_code == 200
+            return httpx.post(f"{self.url}/v1/completions", json=body, headers=SHOWN, timeout=60.0).status_code == 200
         return False
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> float:

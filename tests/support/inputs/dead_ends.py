@@ -9,7 +9,7 @@ import httpx
 
 from sparktier.configs.errors import REQUEST_ENDED
 from support import replica_http
-from support.deployment import MODEL, Deployment
+from support.deployment import MODEL, SHOWN, Deployment
 from support.generation import Tokens, generate, random_prompts
 
 _TIMEOUT_S = 180.0
@@ -76,7 +76,8 @@ def assert_every_request_ends_alone(deployment: Deployment) -> None:
 
 def _assert_ends(deployment: Deployment, ending: Ending) -> None:
     asked = {"messages": [{"role": "user", "content": "x"}]} if ending.path == CHAT else {"prompt": "x"}
-    answer = httpx.post(deployment.url + ending.path, json={"model": MODEL, **asked, **ending.body}, timeout=_TIMEOUT_S)
+    body = {"model": MODEL, **asked, **ending.body}
+    answer = httpx.post(deployment.url + ending.path, json=body, headers=SHOWN, timeout=_TIMEOUT_S)
     told = f"{ending.name}: {answer.status_code} {answer.text}"
     if ending.field:
         assert answer.status_code == 400, told
@@ -94,7 +95,7 @@ def _assert_ends(deployment: Deployment, ending: Ending) -> None:
 def _streamed_loop(deployment: Deployment) -> bool:
     """Whether a stream that comes to a dead end says so in its last event."""
     body = {"model": MODEL, "prompt": "x", "ebnf": _LOOP, "max_tokens": 10, "stream": True}
-    answer = httpx.post(deployment.url + COMPLETIONS, json=body, timeout=_TIMEOUT_S)
+    answer = httpx.post(deployment.url + COMPLETIONS, json=body, headers=SHOWN, timeout=_TIMEOUT_S)
     told = [item for item in answer.text.removeprefix("data: ").split("\n\ndata: ") if item.startswith('{"error"')]
     assert told, answer.text
     return "grammar allows no token" in json.loads(told[0])["error"]["message"]

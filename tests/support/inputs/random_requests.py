@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from sparktier.configs.errors import REQUEST_ENDED
-from support.deployment import MODEL, Deployment
+from support.deployment import MODEL, SHOWN, Deployment
 from support.generation import Tokens, generate, random_prompts
 from support.oracles.greedy import assert_same_greedy, first_divergence
 from support.tiny_moe import VOCAB_SIZE
@@ -65,7 +65,7 @@ def run_random_requests(deployment: Deployment, count: int, *, seed: int) -> Out
     """Send `count` random requests and a seeded bystander beside every eighth; every end must be a declared one."""
     ranks = deployment.rank_pids()
     rng, outcome = random.Random(seed), Outcome()
-    with httpx.Client(base_url=deployment.url, timeout=_TIMEOUT_S) as client:
+    with httpx.Client(base_url=deployment.url, headers=SHOWN, timeout=_TIMEOUT_S) as client:
         bystanders = list(_bystanders(rng, max(6, count // 8)))
         undisturbed = [_answer(deployment, *bystander) for bystander in bystanders]
         requests = [_random_request(rng) for _ in range(count)]
