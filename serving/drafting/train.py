@@ -57,8 +57,9 @@ def _source(features: Sequence[Path], engine: str | None, answers: Path | None, 
     if not engine.startswith(("http://", "https://")):
         rule = "must be the address of a replica, http://host:port"
         raise ConfigError([Problem("--engine", rule, engine, "Give the replica's own address.")])
+    written = read_answers(answers)
     key = keys_of(os.environ).admin
-    source = EngineFeatures(engine, read_answers(answers), key=key)
+    source = EngineFeatures(engine, written, key=key)
     facts = engine_facts(engine, key=key)
     source.require_fit(facts)
     return source.stream(facts.spec(dataset=answers.stem, temperature=temperature), IN_FLIGHT)
