@@ -22,6 +22,7 @@ from sparktier.configs.errors import ArtifactError, ConfigError
 from sparktier.configs.settings.model import ModelSource, model_source
 from sparktier.configs.settings.settings import Settings
 from sparktier.configs.step_times import read_table
+from sparktier.drafter.demo.location import demo_draft
 from sparktier.serving.clients.addresses import host_port, listening
 from sparktier.serving.demo_model import built_demo_model, require_buildable
 from sparktier.serving.deployment.model_source import local_checkpoint
@@ -171,9 +172,11 @@ def _longest_stall(settings: Settings, stall_ms: float, chunk_tokens: int) -> Fi
 
 
 def _draft_block(settings: Settings) -> int | None:
-    """The block of the draft's checkpoint, where that is in a folder."""
+    """The block of the draft's checkpoint, where that is on this machine."""
     draft = settings.speculation.draft_path
-    return draft_block(draft) if draft is not None and model_source(draft) is ModelSource.LOCAL else None
+    if draft is None or model_source(draft) is ModelSource.HUB:
+        return None
+    return draft_block(str(demo_draft()) if model_source(draft) is ModelSource.DEMO else draft)
 
 
 def check_memory(settings: Settings) -> Iterator[Finding]:

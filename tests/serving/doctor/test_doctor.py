@@ -68,6 +68,9 @@ def test_each_promise_is_compared_with_one_user_alone(tmp_path: Path) -> None:
     assert (kept.check, kept.fails, hopeless.fails) == ("tier kept", False, True)
     assert "promises 50 tok/s, one user alone reaches at most" in hopeless.found
     assert hopeless.cure
+    shipped = {"method": "chain", "draft_path": "demo", "step_times_path": str(file)}
+    tiers = {0: {"name": "free", "default": True, "promise_tok_s": 50}}
+    assert only(doctor.check_promises(settings_of(speculation=shipped, tiers=tiers))).fails
     file.write_text("{}")
     assert only(doctor.check_promises(settings)).fails
     assert list(doctor.check_promises(settings_of())) == []
