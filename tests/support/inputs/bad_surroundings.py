@@ -114,7 +114,7 @@ _STARTS = [
     Row("config file is a folder", _config_is_a_folder, ["Is a directory", "Check the path"]),
     Row("config file is not UTF-8", _config(b"model: {path: demo} # \xff\n"), ["not UTF-8"]),
     Row("port in use", _port_in_use, ["server.port", "in use", "another port"]),
-    Row("host of nobody", _up(_WITH_KEYS, "server.host=192.0.2.1"), ["server.port", "192.0.2.1"]),
+    Row("host of another machine", _up(_WITH_KEYS, "server.host=192.0.2.1"), ["server.port", "192.0.2.1"]),
     Row(
         "host with too long a label",
         _up(_WITH_KEYS, f"server.host={'a' * 80}.example"),

@@ -29,7 +29,7 @@ LENIENT, STRICT = 0, 1
 USERS, STRICT_USERS = 8, 2
 _NEW_TOKENS = 64
 _HELD_OUT_SEED = 20261128
-# Nobody can keep it: strict requests weigh as much as they may from their second token on.
+# No plan can keep it: strict requests weigh as much as they may from their second token on.
 _PROMISE_TOK_S = 10_000.0
 
 
