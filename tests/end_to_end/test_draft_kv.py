@@ -1,19 +1,14 @@
 """In mid-run, target and draft hold what a fresh prefill of the same tokens gives. Exact tokens can't show this: with a
 hole in its context a draft only guesses worse."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from sparktier.serving.supervision.processes import held_port
-from support.engine_starts import STARTED
 from support.probes.kv_probe import WHOLE, Pairs, read_pairs
+from support.probes.run_ranks import run_ranks
 
 pytestmark = pytest.mark.engine
-TESTS = Path(__file__).parents[1]
 # Keys, values and logits are of order one to ten in float32, summed in another order by each pass.
 TOLERANCE = 1e-4
 KV_HEADS = 2  # of the tiny model
@@ -30,21 +25,7 @@ def runs(predictable: Path, bigrams: Path, tmp_path_factory: pytest.TempPathFact
 def probed(model: Path, draft: Path, out: Path, *broken: str, ranks: int = 1) -> list[dict[str, Pairs]]:
     """Snapshots in mid-run, each with that of a fresh prefill, by run; for each rank."""
     out.mkdir()
-    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    probes = []
-    with held_port() as port:
-        for rank in map(str, range(ranks)):
-            arguments = [str(model), str(draft), str(out / rank), rank, str(ranks), str(port), *broken]
-            with (out / f"{rank}.log").open("w") as log:
-                command = [sys.executable, "-m", "support.probes.kv_probe", *arguments]
-                probes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-            STARTED["stepped engine"] += 1
-        try:
-            for rank, probe in enumerate(probes):
-                assert probe.wait(timeout=540) == 0, (out / f"{rank}.log").read_text()[-3000:]
-        finally:
-            for probe in probes:
-                probe.kill()
+    run_ranks("kv_probe", [model, draft], broken, out=out, ranks=ranks, timeout_s=540)
     of_ranks = [read_pairs(out / str(rank)) for rank in range(ranks)]
     assert all(len(pairs) > 20 for found in of_ranks for pairs in found.values())
     return of_ranks

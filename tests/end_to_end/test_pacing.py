@@ -1,8 +1,5 @@
 """Under any plan the planner decides speed alone: tokens are those of rung `off`, and the rows are the planner's."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,14 +9,12 @@ import pytest
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.cluster.verify_planner import Offers, planned_rows
 from sparktier.configs.step_times import reference_table
-from sparktier.serving.supervision.processes import held_port
-from support.engine_starts import STARTED
 from support.oracles.oracle_draft import make_oracle_draft
 from support.probes.pacing_probe import TABLE, PacedRecord, PacedRun, read_run
+from support.probes.run_ranks import run_ranks
 from support.tiny_moe import make_tiny_moe
 
 pytestmark = pytest.mark.engine
-TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +26,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def paced(checkpoints: tuple[Path, Path], out: Path, *, rule: str, batches: int, ranks: int) -> list[PacedRun]:
     """What each rank decodes and verifies."""
-    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    probes = []
-    with held_port() as port:
-        for rank in map(str, range(ranks)):
-            place = [str(out / rank), rank, str(ranks), str(port)]
-            asked = [*map(str, checkpoints), rule, str(batches), *place]
-            with (out / f"{rank}.log").open("w") as log:
-                command = [sys.executable, "-m", "support.probes.pacing_probe", *asked]
-                probes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-            STARTED["stepped engine"] += 1
-        try:
-            for rank, probe in enumerate(probes):
-                assert probe.wait(timeout=3600) == 0, (out / f"{rank}.log").read_text()[-3000:]
-        finally:
-            for probe in probes:
-                probe.kill()
+    run_ranks("pacing_probe", [*checkpoints, rule, batches], out=out, ranks=ranks, timeout_s=3600)
     return [read_run(out / str(rank)) for rank in range(ranks)]
 
 
