@@ -1,0 +1,1 @@
+"""What every transport shares: authenticate, tier, admit, route, forward, meter."""
