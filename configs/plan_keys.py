@@ -23,6 +23,8 @@ _LEAST = {EPOCH_KEY: 1, VERSION_KEY: 1, TTL_KEY: 1, RUNG_KEY: 0, ROWS_KEY: 0, DE
 _TIER_KEY = re.compile(r"sparktier_tier(\d+)_(promise|weight|cap)")
 TIER_PARAM = "sparktier_tier"
 """The key of a request's `custom_params` that names its tier."""
+REQUEST_PARAM = "sparktier_request"
+"""The key of a request's `custom_params` that has the gateway's id of it."""
 MAX_TIERS = HIGHEST_TIER_ID + 1
 
 

@@ -21,7 +21,9 @@ from sparktier.serving.engine.rank_actor import RankLauncher
 from sparktier.serving.engine.rank_options import rank_options
 from sparktier.serving.engine.requests import chat_abilities, context_limit
 from sparktier.serving.engine.sampling import choice_seeds
+from sparktier.serving.engine.telemetry import ended_requests
 from sparktier.serving.engine.telemetry.admin_routes import admin_routes
+from sparktier.serving.engine.telemetry.ended_requests import EndedRequests
 from sparktier.serving.engine.telemetry.rank_state import RankReport
 
 EXIT_RANK_LOST = 70
@@ -58,7 +60,8 @@ def serve(
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
-    launcher = RankLauncher()
+    launcher, ended = RankLauncher(), EndedRequests()
+    ended_requests.install(ended)
     launched = _launch(engine_kwargs, launcher, group)
     choice_seeds.install(launched.tokenizer_manager)
     context_limit.tell(launched.tokenizer_manager)
@@ -66,7 +69,7 @@ def serve(
     _require_every_rank(reports, len(group.bundle_specs))
     abilities = chat_abilities.abilities(launched.tokenizer_manager, launched.template_manager)
     _watch(launched.ranks.block_until_scheduler_exits)
-    _add_routes(launched.tokenizer_manager, [{**report, **abilities} for report in reports], replica_id)
+    _add_routes(launched.tokenizer_manager, [{**report, **abilities} for report in reports], ended, replica_id)
     key_guard.install()
     _serve_http(launched, keys, on_started)
 
@@ -97,13 +100,13 @@ def _launch(engine_kwargs: Mapping[str, Any], launcher: RankLauncher, group: Pla
     return _Launched(server_args, tokenizer_manager, template_manager, port_args, ranks, watchdog)
 
 
-def _add_routes(tokenizer_manager: Any, reports: list[RankReport], replica_id: str) -> None:
+def _add_routes(tokenizer_manager: Any, reports: list[RankReport], ended: EndedRequests, replica_id: str) -> None:
     """Add our routes to SGLang's HTTP application."""
     from sglang.srt.entrypoints import http_server
 
     from sparktier.serving.engine.features.routes import feature_routes
 
-    http_server.app.include_router(admin_routes(reports, tokenizer_manager, replica_id=replica_id))
+    http_server.app.include_router(admin_routes(reports, tokenizer_manager, ended, replica_id=replica_id))
     features = rank_options().features
     if features is not None:
         http_server.app.include_router(feature_routes(tokenizer_manager, features))

@@ -1,11 +1,14 @@
-"""Our routes on a replica's own port, beside SGLang's: ranks, signals, plan, metrics. That port asks for keys."""
+"""Our routes on a replica's own port, beside SGLang's: ranks, signals, ended requests, plan, metrics.
+
+That port asks for keys.
+"""
 
 import asyncio
 import logging
 import struct
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -14,6 +17,7 @@ from sparktier.configs.contracts.message import read_message
 from sparktier.configs.contracts.plan import Plan
 from sparktier.configs.errors import ContractError, ReplicaError
 from sparktier.configs.plan_keys import engine_plan, keys_of
+from sparktier.serving.engine.telemetry.ended_requests import EndedRequests
 from sparktier.serving.engine.telemetry.metrics import exposition
 from sparktier.serving.engine.telemetry.rank_reader import RankReader
 from sparktier.serving.engine.telemetry.rank_state import RankReport
@@ -22,7 +26,9 @@ from sparktier.serving.engine.telemetry.signals import signals_of
 logger = logging.getLogger(__name__)
 
 
-def admin_routes(reports: list[RankReport], tokenizer_manager: Any, *, replica_id: str) -> APIRouter:
+def admin_routes(
+    reports: list[RankReport], tokenizer_manager: Any, ended_requests: EndedRequests, *, replica_id: str
+) -> APIRouter:
     """Return the routes of the replica `replica_id`; `reports` are those of its ranks at their start."""
     router = APIRouter()
     reader = RankReader(tokenizer_manager)
@@ -39,6 +45,11 @@ def admin_routes(reports: list[RankReport], tokenizer_manager: Any, *, replica_i
         except ReplicaError as error:
             return _unavailable(error)
         return Response(message.model_dump_json(), media_type="application/json")
+
+    @router.get("/sparktier/ended")
+    async def ended(after: Annotated[int, Query(ge=0)] = 0) -> Response:
+        page = ended_requests.page(after, replica_id=replica_id)
+        return Response(page.model_dump_json(), media_type="application/json")
 
     @router.post("/sparktier/plan")
     async def plan(request: Request) -> Response:

@@ -232,6 +232,18 @@ USES: tuple[Use, ...] = (
         "part of the KV cache in use",
     ),
     Use("sglang.srt.utils.common:set_prometheus_multiproc_dir", "keeps the directory that we chose for metrics"),
+    Use(
+        "sglang.srt.managers.tokenizer_manager:TokenizerManager._handle_batch_output",
+        "tells of the requests that ended in a step",
+    ),
+    Use(
+        "sglang.srt.managers.tokenizer_manager:TokenizerManager._handle_abort_req", "tells of those ended while waiting"
+    ),
+    Use("sglang.srt.managers.tokenizer_manager:TokenizerManager._init_req_state", "knows the prompts of a request"),
+    Use("sglang.srt.managers.io_struct:unwrap_from_pickle", "opens the times of a step's requests"),
+    Use("sglang.srt.constants:HEALTH_CHECK_RID_PREFIX", "probes are no requests"),
+    Use("sglang.srt.observability.req_time_stats:SchedulerReqTimeStats", "when prefill began and ended on the ranks"),
+    Use("sglang.srt.observability.req_time_stats:APIServerReqTimeStats", "when a request arrived"),
     # Plugins and ranks
     Use("sglang.srt.plugins:load_plugins", "SGLang's Ray actors don't call it, so our rank does"),
     Use("sglang.srt.ray.scheduler_actor:SchedulerActor", "our rank extends it"),

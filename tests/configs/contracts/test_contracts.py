@@ -9,14 +9,21 @@ from hypothesis import given, settings
 from pydantic import ValidationError
 
 from sparktier.configs.contracts.decision import Decision
+from sparktier.configs.contracts.ended import EndedPage
 from sparktier.configs.contracts.message import Message, read_message
 from sparktier.configs.contracts.plan import Plan, Room
 from sparktier.configs.contracts.signals import Signals
 from sparktier.configs.errors import ContractError
-from support.inputs.messages import DECISIONS, PLANS, ROOMS, SIGNALS
+from support.inputs.messages import DECISIONS, ENDED, PLANS, ROOMS, SIGNALS
 
 SAMPLES = Path(__file__).parent / "samples"
-KINDS: dict[str, type[Message]] = {"signals": Signals, "plan": Plan, "decision": Decision, "room": Room}
+KINDS: dict[str, type[Message]] = {
+    "signals": Signals,
+    "plan": Plan,
+    "decision": Decision,
+    "room": Room,
+    "ended": EndedPage,
+}
 
 
 @settings(max_examples=30, deadline=None)
@@ -47,6 +54,13 @@ def test_decisions_survive_json_under_their_wire_names(data: dict[str, Any]) -> 
     text = decision.model_dump_json()
     assert read_message(Decision, text) == decision
     assert {"from", "to"} <= json.loads(text).keys()
+
+
+@settings(max_examples=30, deadline=None)
+@given(ENDED)
+def test_ended_requests_survive_json(data: dict[str, Any]) -> None:
+    page = EndedPage.model_validate(data)
+    assert read_message(EndedPage, page.model_dump_json()) == page
 
 
 def sample(name: str) -> str:
@@ -175,6 +189,15 @@ def test_a_plan_lists_a_replica_once() -> None:
     good = plan()
     with pytest.raises(ValidationError, match="replicas"):
         Plan.model_validate(good | {"replicas": [good["replicas"][0]] * 2})
+
+
+@pytest.mark.parametrize("change", [{"kept_from": 4}, {"last": 2}, {"kept_from": 0}], ids=str)
+def test_ended_requests_outside_of_what_is_kept_are_refused(change: dict[str, Any]) -> None:
+    good = read_message(EndedPage, sample("schema-2-ended")).model_dump()
+    with pytest.raises(ValidationError):
+        EndedPage.model_validate(good | change)
+    with pytest.raises(ValidationError, match="rising"):
+        EndedPage.model_validate(good | {"ended": [good["ended"][0]] * 2})
 
 
 def test_messages_are_frozen() -> None:

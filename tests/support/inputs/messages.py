@@ -110,3 +110,23 @@ DECISIONS = st.fixed_dictionaries(
         "inputs": st.dictionaries(st.text(max_size=5), JSON, max_size=3),
     }
 )
+
+
+@st.composite
+def _ended(draw: st.DrawFn) -> dict[str, Any]:
+    first, count, later = draw(st.integers(1, 99)), draw(st.integers(0, 3)), draw(st.integers(0, 9))
+    counts = {"prompt_tokens": COUNTS, "completion_tokens": COUNTS, "cached_tokens": COUNTS}
+    times = {"arrived_at_ms": COUNTS, "ended_at_ms": COUNTS, "finish_reason": st.sampled_from(["stop", "abort"])}
+    known = {"request_id": st.none() | st.just("r-1"), "prompt": COUNTS, "tier": st.none() | TIERS}
+    stages = dict.fromkeys(("queue_ms", "prefill_ms", "decode_ms"), st.none() | RATES)
+    fields = st.fixed_dictionaries({**counts, **times}, optional={**known, **stages})
+    return {
+        "replica_id": draw(REPLICAS),
+        "epoch": draw(COUNTS),
+        "kept_from": draw(st.integers(1, first)),
+        "last": first + count - 1 + later,
+        "ended": [{"seq": first + place, **draw(fields)} for place in range(count)],
+    }
+
+
+ENDED = _ended()

@@ -12,6 +12,7 @@ import pytest
 from sparktier.configs.contracts.plan import Plan, ReplicaPlan, TierPromise
 from sparktier.serving.engine.telemetry import rank_reader as module
 from sparktier.serving.engine.telemetry.admin_routes import admin_routes
+from sparktier.serving.engine.telemetry.ended_requests import EndedRequests
 from sparktier.serving.engine.telemetry.observer import STATES
 from sparktier.serving.engine.telemetry.rank_state import dump
 from support.rank_states import rank_state
@@ -46,7 +47,7 @@ class Ranks:
 
 def client(ranks: Ranks) -> httpx.AsyncClient:
     app = fastapi.FastAPI()
-    app.include_router(admin_routes([], ranks, replica_id="replica-0"))
+    app.include_router(admin_routes([], ranks, EndedRequests(), replica_id="replica-0"))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://replica")
 
 
