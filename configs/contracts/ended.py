@@ -12,6 +12,7 @@ from sparktier.configs.settings.tiers import TierId
 Seq = Annotated[int, Field(ge=1)]
 REQUEST_ID = r"^[\x21-\x7e]{1,128}$"
 """What a request's id is made of: ASCII that prints, without spaces."""
+RequestId = Annotated[str, Field(pattern=REQUEST_ID)]
 
 
 class EndedRequest(Part):
@@ -24,7 +25,7 @@ class EndedRequest(Part):
     """
 
     seq: Seq
-    request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
+    request_id: RequestId | None = None
     prompt: Count = 0
     tier: TierId | None = None
     prompt_tokens: Count
@@ -41,14 +42,17 @@ class EndedRequest(Part):
 class EndedPage(Message):
     """Ended requests after a `seq`, oldest first. Another `epoch` is another process, which knows nothing of before.
 
-    `kept_from` is the seq of the oldest that the replica still has, `last` that of the newest; there is a next page
-    while `ended` ends before `last`.
+    `kept_from` is the seq of the oldest that the replica still has, which ended at `kept_since_ms`; `last` is that of
+    the newest. There is a next page while `ended` ends before `last`. `in_flight` are ids of requests that still run or
+    wait.
     """
 
     replica_id: ReplicaId
     epoch: Count
     kept_from: Seq
+    kept_since_ms: Millis | None = None
     last: Count
+    in_flight: Annotated[tuple[RequestId, ...], Field(strict=False)] = ()
     ended: Annotated[tuple[EndedRequest, ...], Field(strict=False)]
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from sparktier.configs.settings.speculation import SpeculationSettings
 from sparktier.configs.settings.telemetry import TelemetrySettings
 from sparktier.configs.settings.tiers import TierId, TierSettings
 from sparktier.configs.settings.training import TrainingSettings
+from sparktier.configs.settings.usage import UsageSettings
 
 __all__ = [
     "GatewaySettings",
@@ -30,6 +31,7 @@ __all__ = [
     "TelemetrySettings",
     "TierSettings",
     "TrainingSettings",
+    "UsageSettings",
 ]
 
 
@@ -58,6 +60,7 @@ class Settings(Section):
     gateway: GatewaySettings = Field(
         default=GatewaySettings(), description="Whose requests are served, and as which tiers ([gateway](gateway.md))."
     )
+    usage: UsageSettings = Field(default=UsageSettings(), description="The log of use.")
     server: ServerSettings = Field(default=ServerSettings(), description="The HTTP front.")
     supervision: SupervisionSettings = Field(
         default=SupervisionSettings(), description="Watching and restarting replicas."

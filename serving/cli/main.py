@@ -24,6 +24,7 @@ from sparktier.configs.errors import (
 from sparktier.configs.settings.settings import Settings
 from sparktier.serving.cli import bench as bench_cli
 from sparktier.serving.cli import drafter as drafter_cli
+from sparktier.serving.cli import usage as usage_cli
 from sparktier.serving.cli.options import add_config, add_json, configured, whole_number
 from sparktier.serving.engine.upstream.check import require_version
 
@@ -162,6 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     add_json(doctor)
     key = add("key", _key, "Make a key for a client of a configuration.", "sparktier key my-deployment.yaml")
     add_config(key)
+    usage_cli.add_arguments(
+        add("usage", usage_cli.run, "Sum the log of use.", "sparktier usage my-deployment.yaml --by tenant,tier")
+    )
     drafter_cli.add_commands(add)
     bench_cli.add_commands(add)
     return parser

@@ -48,7 +48,8 @@ def admin_routes(
 
     @router.get("/sparktier/ended")
     async def ended(after: Annotated[int, Query(ge=0)] = 0) -> Response:
-        page = ended_requests.page(after, replica_id=replica_id)
+        states = tokenizer_manager.rid_to_state.values()
+        page = ended_requests.page(after, replica_id=replica_id, states=states)
         return Response(page.model_dump_json(), media_type="application/json")
 
     @router.post("/sparktier/plan")

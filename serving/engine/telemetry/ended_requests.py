@@ -68,15 +68,17 @@ class EndedRequests:
             )
         )
 
-    def page(self, after: int, *, replica_id: str) -> EndedPage:
-        """Return the oldest `PAGE` requests whose seq is above `after`."""
+    def page(self, after: int, *, replica_id: str, states: Iterable[Any] = ()) -> EndedPage:
+        """Return the oldest `PAGE` requests whose seq is above `after`; SGLang's `states` are of those in flight."""
         kept_from = self._last - len(self._ended) + 1
         first = max(0, after + 1 - kept_from)
         return EndedPage(
             replica_id=replica_id,
             epoch=self.epoch,
             kept_from=kept_from,
+            kept_since_ms=self._ended[0].ended_at_ms if self._ended else None,
             last=self._last,
+            in_flight=tuple(sorted(filter(None, {_request_id(_custom_params(state.obj)) for state in states}))),
             ended=tuple(islice(self._ended, first, first + PAGE)),
         )
 

@@ -124,6 +124,8 @@ def _ended(draw: st.DrawFn) -> dict[str, Any]:
         "replica_id": draw(REPLICAS),
         "epoch": draw(COUNTS),
         "kept_from": draw(st.integers(1, first)),
+        "kept_since_ms": draw(st.none() | COUNTS),
+        "in_flight": draw(st.lists(st.sampled_from(["r-1", "r-2"]), unique=True)),
         "last": first + count - 1 + later,
         "ended": [{"seq": first + place, **draw(fields)} for place in range(count)],
     }

@@ -144,6 +144,14 @@ def test_an_answer_without_tokens_is_passed_on(installed: EndedRequests) -> None
     assert installed.page(0, replica_id="replica-0").last == 0
 
 
+def test_a_page_names_what_is_still_in_flight() -> None:
+    ended = watch()
+    ended.add(state("a"), COUNTS)
+    states = [state("c"), state("b"), state("b"), state(None)]
+    page = ended.page(0, replica_id="replica-0", states=states)
+    assert (page.in_flight, page.kept_since_ms) == (("b", "c"), 1_000_000)
+
+
 @pytest.mark.parametrize("choices", [1, 3])
 def test_the_prompts_of_a_request_are_told_apart(installed: EndedRequests, choices: int) -> None:
     request = GenerateReqInput(text=["one", "two"], sampling_params={"n": choices})
