@@ -12,6 +12,8 @@ from sparktier.configs.settings.tiers import TierId
 Seq = Annotated[int, Field(ge=1)]
 REQUEST_ID = r"^[\x21-\x7e]{1,128}$"
 """What a request's id is made of: ASCII that prints, without spaces."""
+REQUEST_ID_HEADER = "x-sparktier-request"
+"""Where the gateway tells a replica its id of a request."""
 RequestId = Annotated[str, Field(pattern=REQUEST_ID)]
 
 

@@ -23,6 +23,7 @@ from sparktier.serving.engine.requests import chat_abilities, context_limit
 from sparktier.serving.engine.sampling import choice_seeds
 from sparktier.serving.engine.telemetry import ended_requests
 from sparktier.serving.engine.telemetry.admin_routes import admin_routes
+from sparktier.serving.engine.telemetry.answer_times import AnswerTimes
 from sparktier.serving.engine.telemetry.ended_requests import EndedRequests
 from sparktier.serving.engine.telemetry.rank_state import RankReport
 
@@ -101,11 +102,12 @@ def _launch(engine_kwargs: Mapping[str, Any], launcher: RankLauncher, group: Pla
 
 
 def _add_routes(tokenizer_manager: Any, reports: list[RankReport], ended: EndedRequests, replica_id: str) -> None:
-    """Add our routes to SGLang's HTTP application."""
+    """Add our routes, and times in answers, to SGLang's HTTP application."""
     from sglang.srt.entrypoints import http_server
 
     from sparktier.serving.engine.features.routes import feature_routes
 
+    http_server.app.add_middleware(AnswerTimes, ended=ended)
     http_server.app.include_router(admin_routes(reports, tokenizer_manager, ended, replica_id=replica_id))
     features = rank_options().features
     if features is not None:

@@ -233,13 +233,9 @@ USES: tuple[Use, ...] = (
     ),
     Use("sglang.srt.utils.common:set_prometheus_multiproc_dir", "keeps the directory that we chose for metrics"),
     Use(
-        "sglang.srt.managers.tokenizer_manager:TokenizerManager._handle_batch_output",
-        "tells of the requests that ended in a step",
+        "sglang.srt.managers.tokenizer_manager:TokenizerManager",
+        "hears of every request that ends, in a step or while it waits, and knows its prompts",
     ),
-    Use(
-        "sglang.srt.managers.tokenizer_manager:TokenizerManager._handle_abort_req", "tells of those ended while waiting"
-    ),
-    Use("sglang.srt.managers.tokenizer_manager:TokenizerManager._init_req_state", "knows the prompts of a request"),
     Use("sglang.srt.managers.io_struct:unwrap_from_pickle", "opens the times of a step's requests"),
     Use("sglang.srt.constants:HEALTH_CHECK_RID_PREFIX", "probes are no requests"),
     Use("sglang.srt.observability.req_time_stats:SchedulerReqTimeStats", "when prefill began and ended on the ranks"),
