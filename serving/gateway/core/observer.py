@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from sparktier.serving.gateway.core.ask import Ask
+from sparktier.serving.gateway.engine_times import EngineTimes
 
 
 class Phase(StrEnum):
@@ -31,6 +32,8 @@ class Outcome:
     replica: int | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    engine_id: str | None = None
+    times: EngineTimes | None = None
 
 
 class Watch(Protocol):

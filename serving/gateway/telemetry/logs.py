@@ -1,0 +1,70 @@
+"""The log of the gateway's process: a line for each record, JSON unless a person reads it at a terminal.
+
+A thread writes it, so that a reader who is slow or gone holds no request up; what doesn't fit meanwhile is dropped.
+"""
+
+import logging
+import queue
+from logging.handlers import QueueHandler, QueueListener
+from typing import Any, TextIO
+
+import structlog
+
+_MOST_WAITING = 10_000
+_ROOT = "sparktier"
+
+
+class _Writer(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Go on where the stream can't be written; the name is that of `logging`."""
+
+
+class _Sender(QueueHandler):
+    def prepare(self, record: logging.LogRecord) -> Any:
+        """Hand over the record as it is: the writer's thread formats it."""
+        return record
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop what doesn't fit."""
+
+
+def configure(stream: TextIO) -> QueueListener:
+    """Write the records of our loggers and of libraries' warnings to `stream`. The caller stops what is returned."""
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    writer = _Writer(stream)
+    writer.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_rendering(is_terminal=stream.isatty()),
+            ],
+        )
+    )
+    waiting: queue.Queue[logging.LogRecord] = queue.Queue(_MOST_WAITING)
+    listener = QueueListener(waiting, writer)
+    root = logging.getLogger()
+    root.handlers = [_Sender(waiting)]
+    root.setLevel(logging.WARNING)
+    logging.getLogger(_ROOT).setLevel(logging.INFO)
+    listener.start()
+    return listener
+
+
+def _rendering(*, is_terminal: bool) -> list[Any]:
+    if is_terminal:
+        return [structlog.dev.ConsoleRenderer()]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
