@@ -25,6 +25,8 @@ TIER_PARAM = "sparktier_tier"
 """The key of a request's `custom_params` that names its tier."""
 REQUEST_PARAM = "sparktier_request"
 """The key of a request's `custom_params` that has the gateway's id of it."""
+TRACE_PARAM = "sparktier_trace"
+"""The key of a request's `custom_params` that has the span it belongs to, as in the header `traceparent`."""
 MAX_TIERS = HIGHEST_TIER_ID + 1
 
 

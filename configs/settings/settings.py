@@ -56,7 +56,9 @@ class Settings(Section):
         " checked; `promise_tok_s`, `weight` and `cap_tokens` reach the ranks, and can be changed while it runs"
         " ([tiers](tiers.md)).",
     )
-    telemetry: TelemetrySettings = Field(default=TelemetrySettings(), description="What replicas tell of their steps.")
+    telemetry: TelemetrySettings = Field(
+        default=TelemetrySettings(), description="What is told of requests and of steps."
+    )
     gateway: GatewaySettings = Field(
         default=GatewaySettings(), description="Whose requests are served, and as which tiers ([gateway](gateway.md))."
     )

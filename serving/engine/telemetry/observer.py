@@ -63,6 +63,7 @@ class Observer:
         now_s = self._clock()
         record = getattr(result, "record", None)
         if record is not None:
+            record.phases.requests = batch.reqs
             self._scheduler.draft_worker.count_step(record, result.num_correct_drafts_per_req_cpu)
         if batch.forward_mode.is_decode():
             # The plan may have changed since the step was launched.

@@ -5,7 +5,7 @@ sync.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +13,16 @@ import torch
 
 
 class Phases:
-    """The parts of one step, in the order they ran; construct it at the start of the step."""
+    """The parts of one step, in the order they ran; construct it at the start of the step.
+
+    `requests` are SGLang's requests in the step, known once its results are on the host.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._events = device.type != "cpu"
         self._device = device
         self._marks: list[tuple[str, Any, Any]] = []
+        self.requests: Sequence[Any] = ()
         self.started_ns = time.time_ns()
         self._start = self._now()
 

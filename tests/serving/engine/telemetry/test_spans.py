@@ -1,5 +1,7 @@
 """Spans of a step: its parts below it, where and as long as they ran; and none without a collector."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from opentelemetry.sdk.environment_variables import OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
@@ -30,6 +32,25 @@ def test_a_step_has_its_parts_below_it() -> None:
         assert (begun_ms, ended_ms) == pytest.approx(spans_ms[part.name], abs=1e-3)
     assert whole.start_time == phases.started_ns
     assert whole.end_time == parts[-1].end_time
+
+
+def request(custom_params: object) -> SimpleNamespace:
+    return SimpleNamespace(sampling_params=SimpleNamespace(custom_params=custom_params))
+
+
+def test_a_step_is_linked_to_the_spans_of_the_requests_in_it() -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    span = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0"
+    traces: list[object] = [f"{span}1", f"{span}0", None, 7, "nonsense"]
+    requests = [request({"sparktier_trace": trace}) for trace in traces]
+    for _ in range(2):
+        phases = Phases(torch.device("cpu"))
+        phases.requests = [*requests, request(None), request({})]
+        StepSpans(provider).step(phases, {})
+    for whole in exporter.get_finished_spans():
+        [link] = whole.links
+        assert f"{link.context.trace_id:032x}-{link.context.span_id:016x}" == span[3:-2]
 
 
 def test_without_a_collector_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
