@@ -6,17 +6,24 @@ from typing import Annotated
 from pydantic import Field, JsonValue
 
 from sparktier.configs.contracts.message import Count, Message, Millis, Part, ReplicaId, RungNumber
+from sparktier.configs.contracts.plan import RunState
+from sparktier.configs.settings.tiers import TierId
 
 
 class Depth(Part):
-    """How deep a replica speculates: a rung of its ladder, and the rows one step may verify."""
+    """What a plan says of one replica: a rung of its ladder, rows that one step may verify, its state, users by tier.
+
+    A cap of None bounds nothing.
+    """
 
     rung: RungNumber
     rows: Count
+    state: RunState = "serving"
+    caps: Mapping[TierId, Count | None] = {}
 
 
 class Decision(Message):
-    """Why a replica's depth changed, with all that the policy saw, so that it can be replayed."""
+    """Why what a plan says of a replica changed, with all that the policy saw, so that it can be replayed."""
 
     at_ms: Millis
     replica_id: ReplicaId

@@ -17,6 +17,9 @@ from sparktier.configs.contracts.message import (
 )
 from sparktier.configs.settings.tiers import TierId
 
+RunState = Literal["serving", "draining", "off"]
+"""What a plan wants of a replica: requests, none but those it has, or nothing."""
+
 
 class TierPromise(Part):
     """A tier everywhere: its name, the speed promised to each user (None: best effort), its weight in each step."""
@@ -38,7 +41,7 @@ class ReplicaPlan(Part):
 
     replica_id: ReplicaId
     url: Annotated[str, Field(pattern=r"^https?://\S+$")]
-    state: Literal["serving", "draining", "off"]
+    state: RunState
     rung: RungNumber
     rows: Count
     tiers: Mapping[TierId, TierCaps]

@@ -99,7 +99,13 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-DEPTHS = st.fixed_dictionaries({"rung": RUNGS, "rows": COUNTS})
+DEPTHS = st.fixed_dictionaries(
+    {"rung": RUNGS, "rows": COUNTS},
+    optional={
+        "state": st.sampled_from(["serving", "draining", "off"]),
+        "caps": st.dictionaries(TIERS, st.none() | COUNTS, max_size=2),
+    },
+)
 DECISIONS = st.fixed_dictionaries(
     {
         "at_ms": COUNTS,
