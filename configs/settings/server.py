@@ -8,13 +8,26 @@ from sparktier.configs.settings.section import Section
 SHUTDOWN_LIMIT_S = 15.0
 # What ending replicas and Ray takes of it once requests are gone (4.5 s were seen).
 _ENDING_S = 6.0
+_INTERNAL_ABOVE, _LAST_PORT = 1000, 65535
 
 
 class ServerSettings(Section):
-    """The HTTP front."""
+    """The listeners, and the bounds of requests."""
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; `0.0.0.0` is all.")
     port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on.")
+    internal_host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address of the listener for operators, which asks for no key.",
+    )
+    internal_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Its port, with `/metrics`, `/healthz` and `/readyz`; null takes the one 1000 above `port`, or"
+        " below it where there is none.",
+    )
     max_body_bytes: int = Field(
         default=4 << 20, ge=1024, le=1 << 30, description="Largest request body; a larger one is answered 413."
     )
@@ -29,12 +42,24 @@ class ServerSettings(Section):
     request_timeout_s: float = Field(
         default=600.0, gt=0, description="Longest that one request may take before it is ended with an error."
     )
+    heartbeat_s: float = Field(
+        default=15.0,
+        gt=0,
+        description="A stream in which nothing comes for so long gets a comment, so that no proxy between ends it.",
+    )
     shutdown_grace_s: float = Field(
         default=8.0,
         gt=0,
         le=SHUTDOWN_LIMIT_S - _ENDING_S,
         description="After a stop signal, how long requests in flight may go on before they are cut.",
     )
+
+    @property
+    def internal(self) -> int:
+        """Port of the listener for operators."""
+        if self.internal_port is not None:
+            return self.internal_port
+        return self.port + _INTERNAL_ABOVE if self.port + _INTERNAL_ABOVE <= _LAST_PORT else self.port - _INTERNAL_ABOVE
 
 
 class SupervisionSettings(Section):

@@ -1,24 +1,25 @@
 """The one client of replicas: keys, timeouts, connections, and the map from transport errors to ours.
 
-No other module imports an HTTP client library. Tests replace the network by a transport of their own.
+No other module imports an HTTP client library.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-import httpx
+import aiohttp
 
 from sparktier.configs.errors import ReplicaLost, ReplicaUnreachable
 
 OK, UNAUTHORIZED = 200, 401
 # Replicas are on this machine or one network hop away: a connection that takes longer never comes.
 CONNECT_TIMEOUT_S = 3.0
-# One connection for each request: a replica can close a kept one just as the next request is sent on it.
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-_FAILURES = (httpx.HTTPError, httpx.InvalidURL)
+_NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+_FAILURES = (aiohttp.ClientError, OSError)
+# Answers come as the replica wrote them.
+_PLAIN = {"Accept-Encoding": "identity"}
 
 
 @dataclass(frozen=True)
@@ -37,42 +38,67 @@ class ReplicaAnswer:
 class OpenAnswer:
     """An answer whose body is still to come. It must be closed, which ends the request in the engine."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
-        self.status = response.status_code
+        self.status = response.status
 
     @property
     def is_event_stream(self) -> bool:
         """Whether the body is server-sent events."""
-        return str(self._response.headers.get("content-type", "")).startswith("text/event-stream")
+        return self._response.content_type == "text/event-stream"
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body as it comes. Raises ReplicaLost when it breaks off."""
-        try:
-            async for chunk in self._response.aiter_raw():
-                yield chunk
-        except _FAILURES as error:
-            raise _lost(error) from error
+    async def chunks(self, *, idle_s: float | None = None) -> AsyncGenerator[bytes]:
+        """Yield the body as it comes, and nothing (`b""`) each time that none has come for `idle_s`.
+
+        Raises:
+            ReplicaLost: it broke off.
+        """
+        content = self._response.content
+        while True:
+            try:
+                async with asyncio.timeout(idle_s):
+                    chunk = await content.readany()
+            except TimeoutError:
+                yield b""
+                continue
+            except _FAILURES as error:
+                raise _lost(error) from error
+            if not chunk:
+                return
+            yield chunk
 
     async def read(self) -> bytes:
         """Return the whole body. Raises ReplicaLost when it breaks off."""
         try:
-            return await self._response.aread()
+            return await self._response.read()
         except _FAILURES as error:
             raise _lost(error) from error
 
-    async def close(self) -> None:
-        """Close the connection, whatever is left of the body."""
-        await self._response.aclose()
+    def close(self) -> None:
+        """Close the connection at once, whatever is left of the body."""
+        self._response.close()
 
 
 class AsyncReplicaClient:
     """Asks replicas by address from an event loop; an async context manager. `headers` show a key, see `bearer`."""
 
-    def __init__(
-        self, headers: Mapping[str, str] | None = None, *, transport: httpx.AsyncBaseTransport | None = None
-    ) -> None:
-        self._client = httpx.AsyncClient(headers=headers, limits=_LIMITS, trust_env=False, transport=transport)
+    def __init__(self, headers: Mapping[str, str] | None = None) -> None:
+        self._headers = {**_PLAIN, **(headers or {})}
+        self._opened: aiohttp.ClientSession | None = None
+
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        # Made in the event loop that uses it.
+        if self._opened is None:
+            self._opened = aiohttp.ClientSession(
+                headers=self._headers,
+                # None is kept: a replica can close it just as the next request is sent on it.
+                connector=aiohttp.TCPConnector(limit=0, force_close=True),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S),
+                trust_env=False,
+            )
+        return self._opened
 
     async def __aenter__(self) -> Self:
         return self
@@ -84,19 +110,20 @@ class AsyncReplicaClient:
 
     async def close(self) -> None:
         """Close what is open."""
-        await self._client.aclose()
+        if self._opened is not None:
+            await self._opened.close()
+            self._opened = None
 
-    async def open(self, url: str, body: bytes) -> OpenAnswer:
+    async def open(self, url: str, body: bytes, headers: Mapping[str, str] | None = None) -> OpenAnswer:
         """Post the JSON `body` and return the start of the answer. Only connecting has a time limit.
 
         Raises:
             ReplicaUnreachable: no connection was taken.
             ReplicaLost: the connection broke before the answer began.
         """
-        headers = {"Content-Type": "application/json"}
-        outgoing = self._client.build_request("POST", url, content=body, headers=headers, timeout=_timeout(None))
+        sent = {"Content-Type": "application/json", **(headers or {})}
         try:
-            return OpenAnswer(await self._client.send(outgoing, stream=True))
+            return OpenAnswer(await self._session.post(url, data=body, headers=sent, allow_redirects=False))
         except _FAILURES as error:
             raise _lost(error) from error
 
@@ -108,48 +135,33 @@ class AsyncReplicaClient:
             ReplicaLost: it broke off, or took longer.
         """
         try:
-            # httpx limits each wait for bytes, and a slow trickle never exceeds that.
-            async with asyncio.timeout(timeout_s):
-                response = await self._client.request(method, url, json=json, timeout=_timeout(timeout_s))
-        except (*_FAILURES, TimeoutError) as error:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._session.request(method, url, json=json, allow_redirects=False) as response,
+            ):
+                return ReplicaAnswer(response.status, await response.read())
+        except _FAILURES as error:
             raise _lost(error) from error
-        return ReplicaAnswer(response.status_code, response.content)
 
 
 class ReplicaClient:
     """Asks one replica at `url`, its own port, from a thread that may block. `headers` show a key."""
 
-    def __init__(
-        self,
-        url: str,
-        headers: Mapping[str, str] | None = None,
-        *,
-        timeout_s: float,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None, *, timeout_s: float) -> None:
         self.url = url
-        self._client = httpx.Client(
-            base_url=url,
-            headers=headers,
-            timeout=_timeout(timeout_s),
-            limits=_LIMITS,
-            trust_env=False,
-            transport=transport,
-        )
+        self.headers = dict(headers or {})
+        self._timeout_s = timeout_s
 
     def ask(self, method: str, path: str, *, json: object = None) -> ReplicaAnswer:
         """Return a whole answer, whatever its status. Raises ReplicaUnreachable or ReplicaLost."""
-        try:
-            response = self._client.request(method, path, json=json)
-        except _FAILURES as error:
-            raise _lost(error) from error
-        return ReplicaAnswer(response.status_code, response.content)
 
+        async def asked() -> ReplicaAnswer:
+            async with AsyncReplicaClient(self.headers) as client:
+                return await client.ask(method, self.url + path, timeout_s=self._timeout_s, json=json)
 
-def _timeout(seconds: float | None) -> httpx.Timeout:
-    return httpx.Timeout(seconds, connect=CONNECT_TIMEOUT_S)
+        return asyncio.run(asked())
 
 
 def _lost(error: Exception) -> ReplicaLost:
-    kind = ReplicaUnreachable if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else ReplicaLost
+    kind = ReplicaUnreachable if isinstance(error, _NOT_CONNECTED) else ReplicaLost
     return kind(" ".join(f"{type(error).__name__} {error}".split())[:200])

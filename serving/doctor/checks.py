@@ -208,15 +208,19 @@ def check_disk(_: Settings) -> Iterator[Finding]:
 
 
 def check_port(settings: Settings) -> Iterator[Finding]:
-    """The port of the front is free."""
-    host, port = settings.server.host, settings.server.port
-    try:
-        listening(host, port).close()
-    except OSError as error:
-        found = f"{host_port(host, port)}: {error.strerror}"
-        yield Finding("port", "failed", found, "Stop what listens there, or set server.port.")
-        return
-    yield Finding("port", "ok", f"{host_port(host, port)} is free")
+    """The ports of the listeners are free."""
+    server = settings.server
+    for name, host, port in (
+        ("port", server.host, server.port),
+        ("internal_port", server.internal_host, server.internal),
+    ):
+        try:
+            listening(host, port).close()
+        except OSError as error:
+            found = f"{host_port(host, port)}: {error.strerror}"
+            yield Finding(name, "failed", found, f"Stop what listens there, or set server.{name}.")
+        else:
+            yield Finding(name, "ok", f"{host_port(host, port)} is free")
 
 
 def check_ray(settings: Settings) -> Iterator[Finding]:

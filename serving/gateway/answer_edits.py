@@ -1,16 +1,13 @@
-"""Edits of an engine's answer, whole or streamed, that make it keep what the request's fields promise.
+"""Edits of an engine's messages, whole answers or events, that make them keep what the request's fields promise.
 
 SGLang gives -1 for every `text_offset`, and binds parallel calls of tools only where a grammar binds the calls.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import from_json, to_json
-
 Edit = Callable[[dict[str, Any]], None]
-_DATA = b"data: "
 
 
 def edits_for(body: Mapping[str, Any]) -> tuple[Edit, ...]:
@@ -23,27 +20,6 @@ def edits_for(body: Mapping[str, Any]) -> tuple[Edit, ...]:
     if body.get("tools") and (body.get("tool_choice") == "required" or isinstance(body.get("tool_choice"), Mapping)):
         edits.append(no_space_beside_calls)
     return tuple(edits)
-
-
-def edited(answer: bytes, edits: Sequence[Edit]) -> bytes:
-    """Return the JSON `answer` after `edits`."""
-    if not edits:
-        return answer
-    message = from_json(answer)
-    for edit in edits:
-        edit(message)
-    return to_json(message)
-
-
-def edited_events(events: bytes, edits: Sequence[Edit]) -> bytes:
-    """Return whole server-sent `events` after `edits`."""
-    if not edits:
-        return events
-    return b"".join(_edited_event(event, edits) + b"\n\n" for event in filter(None, events.split(b"\n\n")))
-
-
-def _edited_event(event: bytes, edits: Sequence[Edit]) -> bytes:
-    return _DATA + edited(event[len(_DATA) :], edits) if event.startswith(_DATA + b"{") else event
 
 
 def first_call_alone(message: dict[str, Any]) -> None:

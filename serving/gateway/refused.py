@@ -1,10 +1,10 @@
-"""The one error of a request that the gateway refuses, whichever transport it came by."""
+"""The one error of a request that the gateway doesn't answer, whichever transport it came by."""
 
 from sparktier.configs.errors import RequestError
 
 
 class Refused(RequestError):
-    """A request that is answered with a 4xx of HTTP or its like; `param` is the field at fault.
+    """A request that is refused (a 4xx of HTTP) or failed (a 5xx); `param` is the field at fault.
 
     `retry_after_s` is when it may succeed. `close` also ends the connection, for a client that sends nothing. One that
     is still sending would lose the answer.

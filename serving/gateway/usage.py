@@ -1,88 +1,108 @@
-"""What speculation did for a request, as `usage.sparktier` of its answer: tier, accepted length, rounds, rows verified.
+"""How many tokens a request had, how fast, and what speculation did for it: `usage.sparktier`, with its tier.
 
-SGLang reports it under `sglext` when asked to; here it moves to where OpenAI's clients look.
+SGLang reports speculation under `sglext` when asked to; here it moves to where OpenAI's clients look.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic_core import from_json, to_json
+from sparktier.serving.gateway.engine_times import EngineTimes, take_times
 
 _ASK = "return_spec_tokens_details"
 _SGLANG, _DETAILS = "sglext", "spec_tokens_details"
-_DATA = b"data: "
-# An object under one of these names; within a text the quotes are escaped.
-_MARKS = (b'"sglext":{', b'"usage":{')
-# Told how many tokens a request had, prompts and answers together.
-Count = Callable[[int], None]
+_OPTIONS, _LAST, _EACH = "stream_options", "include_usage", "continuous_usage_stats"
 
 
-def asking(body: Mapping[str, Any], *, tokens: bool = False) -> dict[str, Any]:
-    """Return `body`, the request for an engine, with the field that makes SGLang report its speculation.
+def asking(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `body`, the request for an engine, with the fields that make SGLang report its tokens and speculation.
 
-    With `tokens` a stream reports its tokens too.
-
-    Of several prompts SGLang reports the first alone, so that it isn't asked then.
+    Of several prompts SGLang reports the speculation of the first alone, so that it isn't asked then. A stream tells
+    its tokens with each event: only so is it known how many were delivered when it breaks off.
     """
     prompt = body.get("prompt")
     several = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
     found = {**body, _ASK: not several}
-    if tokens and body.get("stream"):
-        found["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    if body.get("stream"):
+        found[_OPTIONS] = {**(body.get(_OPTIONS) or {}), _LAST: True, _EACH: True}
     return found
 
 
-def asked(body: Mapping[str, Any]) -> bool:
-    """Return whether the client has asked for `usage` at the end of its stream."""
-    return bool((body.get("stream_options") or {}).get("include_usage"))
+@dataclass
+class Tokens:
+    """The tokens that the engine has told of one request so far."""
+
+    prompt: int | None = None
+    completion: int | None = None
+    # Prompts and answers together, once they are final.
+    total: int | None = None
+    # By choice, while a stream runs.
+    _prompts: dict[int, int] = field(default_factory=dict)
+    _completions: dict[int, int] = field(default_factory=dict)
+
+    def all(self, usage: Mapping[str, Any]) -> None:
+        """Take the final counts of the whole request."""
+        self.prompt, self.completion = _counts(usage)
+        self.total = usage.get("total_tokens", 0)
+
+    def of_choice(self, index: int, usage: Mapping[str, Any], *, choices: int) -> None:
+        """Take the counts that the choice `index` has reached; `choices` in a row answer one prompt."""
+        self._prompts[index - index % choices], self._completions[index] = _counts(usage)
+        self.prompt = sum(self._prompts.values())
+        self.completion = sum(self._completions.values())
 
 
-def in_answer(content: bytes, *, tier: str, count: Count) -> bytes:
-    """Return the JSON answer `content` with `usage.sparktier` in it, for a request that was served as `tier`.
+class UsageEdit:
+    """Reads the usage in the engine's messages of one request, and writes into them what its client is to see."""
 
-    `count` is told its tokens.
-    """
-    answer = from_json(content)
-    details = _taken(answer)
-    if isinstance(answer.get("usage"), dict):
-        count(answer["usage"].get("total_tokens", 0))
-        answer["usage"]["sparktier"] = _usage(details, tier=tier)
-    return to_json(answer)
-
-
-class UsageStream:
-    """The same for the server-sent events of one answer: details of early events wait for the event with `usage`.
-
-    `hidden` leaves out the event with `usage`, for a client that has not asked for it.
-    """
-
-    def __init__(self, *, tier: str, count: Count, hidden: bool) -> None:
+    def __init__(self, body: Mapping[str, Any], *, tier: str) -> None:
+        options = body.get(_OPTIONS) or {}
+        self.tokens = Tokens()
+        self.times: EngineTimes | None = None
         self._tier = tier
-        self._count = count
-        self._hidden = hidden
+        self._choices = int(body.get("n") or 1)
+        self._shows_last = bool(options.get(_LAST))
+        self._shows_each = bool(options.get(_EACH))
         self._details: list[dict[str, Any]] = []
 
-    def events(self, events: bytes) -> bytes:
-        """Return whole `events` as the client gets them; an event with details of speculation alone is left out."""
-        if not any(mark in events for mark in _MARKS):
-            return events
-        return b"".join(map(self._event, filter(None, events.split(b"\n\n"))))
+    def whole(self, answer: dict[str, Any]) -> None:
+        """Edit a whole answer."""
+        self.times = take_times(answer)
+        details = _taken(answer)
+        if isinstance(usage := answer.get("usage"), dict):
+            self.tokens.all(usage)
+            usage["sparktier"] = self._served(details)
 
-    def _event(self, event: bytes) -> bytes:
-        if not event.startswith(_DATA) or not any(mark in event for mark in _MARKS):
-            return event + b"\n\n"
-        message = from_json(event[len(_DATA) :])
+    def event(self, message: dict[str, Any]) -> bool:
+        """Edit an event of a stream; return whether the client gets it.
+
+        Details of speculation come before the last event, the one with `usage`, and wait for it.
+        """
+        times = take_times(message)
+        self.times = times or self.times
         details = _taken(message)
         self._details += details
-        whole = not message.get("choices")
-        if details and whole and not message.get(_SGLANG) and not message.get("usage"):
-            return b""
-        if whole and isinstance(message.get("usage"), dict):
-            self._count(message["usage"].get("total_tokens", 0))
-            if self._hidden:
-                return b""
-            message["usage"]["sparktier"] = _usage(self._details, tier=self._tier)
-        return _DATA + to_json(message) + b"\n\n"
+        usage = message.get("usage")
+        if choices := message.get("choices"):
+            if isinstance(usage, dict):
+                self.tokens.of_choice(choices[0].get("index", 0), usage, choices=self._choices)
+                if not self._shows_each:
+                    message["usage"] = None
+            return True
+        if not isinstance(usage, dict):
+            return bool(message.get(_SGLANG)) or not (details or times)
+        self.tokens.all(usage)
+        usage["sparktier"] = self._served(self._details)
+        return self._shows_last
+
+    def _served(self, details: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        tok_s = None if self.times is None else self.times.attained_tok_s
+        speed = {} if tok_s is None else {"attained_tok_s": round(tok_s, 2)}
+        return {"tier": self._tier, **speed, **_speculation(details)}
+
+
+def _counts(usage: Mapping[str, Any]) -> tuple[int, int]:
+    return usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
 
 
 def _taken(message: dict[str, Any]) -> list[dict[str, Any]]:
@@ -96,11 +116,11 @@ def _taken(message: dict[str, Any]) -> list[dict[str, Any]]:
     return details if isinstance(details, list) else [details] if details else []
 
 
-def _usage(details: Sequence[Mapping[str, Any]], *, tier: str) -> dict[str, Any]:
-    """Sum over the choices of a request; without rounds of speculation there is only the tier."""
+def _speculation(details: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sum over the choices of a request; empty without rounds of speculation."""
     rounds = sum(choice["spec_verify_ct"] for choice in details)
     if rounds == 0:
-        return {"tier": tier}
+        return {}
     accepted = sum(choice["spec_num_correct_drafts"] for choice in details)
     rows = sum(rows * count for choice in details for rows, count in enumerate(choice["spec_cap_lens_histogram"]))
-    return {"tier": tier, "accepted_length": 1 + accepted / rounds, "rounds": rounds, "rows_verified": rows}
+    return {"accepted_length": 1 + accepted / rounds, "rounds": rounds, "rows_verified": rows}

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import uvicorn
+import uvloop
 import yaml
+from starlette.types import ASGIApp
 
 from sparktier.configs.errors import ConfigError, Problem
 from sparktier.configs.settings.settings import Settings
@@ -22,7 +24,9 @@ from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, bearer, new_ke
 from sparktier.serving.deployment.planner import planner_options
 from sparktier.serving.deployment.resolved import Resolved, resolve
 from sparktier.serving.gateway.access import Access, access_of
+from sparktier.serving.gateway.core.gateway import Gateway
 from sparktier.serving.gateway.http import front
+from sparktier.serving.gateway.internal import internal_app
 from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.supervision.deployment_dir import DeploymentDir, new_deployment_dir, runs_folder
@@ -36,6 +40,7 @@ from sparktier.serving.supervision.tier_plans import TierPlans
 _PROCESS_GRACE_S = 2.0
 _KILL_TIMEOUT_S = 2.0
 _TICK_S = 0.2
+_INTERNAL_GRACE_S = 1.0
 _REAP_INTERVAL_S = 1.0
 
 
@@ -47,14 +52,14 @@ def run(settings: Settings, *, reload: Callable[[], Settings]) -> int:
     or built.
     """
     adopt_orphans()
-    with _listener(settings) as listener:
+    with _listener(settings) as listener, _internal_listener(settings) as internal:
         access = access_of(settings)
         runs = runs_folder()
         resolved = resolve(settings, progress=_log)
         # A table of another deployment is refused here, before anything has started.
         planner_options(resolved)
         try:
-            asyncio.run(_Deployment(resolved, new_deployment_dir(runs), access, reload).serve(listener))
+            uvloop.run(_Deployment(resolved, new_deployment_dir(runs), access, reload).serve(listener, internal))
         finally:
             end_descendants(timeout_s=_KILL_TIMEOUT_S)
     return 0
@@ -76,7 +81,7 @@ class _Deployment:
         self._ray = RayKeeper(local, settings.supervision, _log)
         self._table = ReplicaTable(tuple(Replica(number) for number in range(settings.replicas.count)))
 
-    async def serve(self, listener: socket.socket) -> None:
+    async def serve(self, listener: socket.socket, internal: socket.socket) -> None:
         """Run until a signal or a failure that no restart mends, then end everything."""
         stopping = asyncio.Event()
         keys = read_keys(self._keys_file)
@@ -84,11 +89,12 @@ class _Deployment:
         async with requests as client, admin as admin_client:
             tiers = self._tiers(admin_client)
             keepers = [self._keeper(replica, client) for replica in self._table.replicas]
-            server = self._server(client)
+            server, internal_server = self._server(client), self._internal_server(client)
             _handle_signals(stopping, tiers)
             _log(f"logs in {self._deployment_dir.path}")
             _log(f"keys of the replicas' own ports in {self._keys_file}")
             serving = asyncio.create_task(server.serve(sockets=[listener]))
+            showing = asyncio.create_task(internal_server.serve(sockets=[internal]))
             tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
             tasks.append(asyncio.create_task(tiers.run()))
             tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]
@@ -96,11 +102,13 @@ class _Deployment:
                 tasks.append(asyncio.create_task(self._access.keys.watch()))
             reaping = asyncio.create_task(self._reap(keepers))
             stop_asked = asyncio.create_task(stopping.wait())
-            await asyncio.wait({*tasks, serving, stop_asked}, return_when=asyncio.FIRST_COMPLETED)
-            failures = _failures([*tasks, serving])
+            await asyncio.wait({*tasks, serving, showing, stop_asked}, return_when=asyncio.FIRST_COMPLETED)
+            failures = _failures([*tasks, serving, showing])
             _log("stopping")
             server.should_exit = True
             await serving
+            internal_server.should_exit = True
+            await showing
             await _cancel([*tasks, reaping, stop_asked])
             await asyncio.gather(self._ray.stop(), *(keeper.stop(grace_s=_PROCESS_GRACE_S) for keeper in keepers))
         if failures:
@@ -110,7 +118,8 @@ class _Deployment:
         started = time.monotonic()
         await self._until_serving(1)
         server = self._settings.server
-        _log(f"ready http={http_url(server.host, server.port)}")
+        internal = http_url(server.internal_host, server.internal)
+        _log(f"ready http={http_url(server.host, server.port)} internal={internal}")
         _log(f"started in {time.monotonic() - started:.0f} s; Ctrl-C ends it")
         _log(self._serving())
         if self._table.count(State.SERVING) < len(self._table.replicas):
@@ -132,14 +141,11 @@ class _Deployment:
 
     def _server(self, client: AsyncReplicaClient) -> uvicorn.Server:
         settings = self._settings.server
-        return _Server(
-            uvicorn.Config(
-                front(self._table, settings, client, model=self._settings.model.public_name, access=self._access),
-                log_level="warning",
-                lifespan="off",
-                timeout_graceful_shutdown=round(settings.shutdown_grace_s),
-            )
-        )
+        gateway = Gateway(self._table, settings, client, model=self._settings.model.public_name, access=self._access)
+        return _Server(_uvicorn(front(gateway), grace_s=settings.shutdown_grace_s))
+
+    def _internal_server(self, client: AsyncReplicaClient) -> uvicorn.Server:
+        return _Server(_uvicorn(internal_app(self._table, client), grace_s=_INTERNAL_GRACE_S))
 
     def _tiers(self, client: AsyncReplicaClient) -> TierPlans:
         return TierPlans(
@@ -177,6 +183,12 @@ def _logical_gpus(resolved: Resolved) -> int | None:
     return resolved.settings.replicas.ranks if resolved.device == "cpu" else None
 
 
+def _uvicorn(app: ASGIApp, *, grace_s: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        app, http="httptools", log_level="warning", lifespan="off", timeout_graceful_shutdown=round(grace_s)
+    )
+
+
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -204,13 +216,20 @@ def _failures(tasks: "Sequence[asyncio.Task[None]]") -> list[BaseException]:
 
 def _listener(settings: Settings) -> socket.socket:
     """Return a listening socket on the front's address; taken at once, because building a model can take minutes."""
-    host, port = settings.server.host, settings.server.port
+    return _taken(settings.server.host, settings.server.port, key="server.port")
+
+
+def _internal_listener(settings: Settings) -> socket.socket:
+    return _taken(settings.server.internal_host, settings.server.internal, key="server.internal_port")
+
+
+def _taken(host: str, port: int, *, key: str) -> socket.socket:
     try:
         return listening(host, port)
     except OSError as error:
         rule = f"must be an address this machine can listen on ({error.strerror})"
         cure = "Stop what listens there, or choose another port or host."
-        raise ConfigError([Problem("server.port", rule, host_port(host, port), cure)]) from error
+        raise ConfigError([Problem(key, rule, host_port(host, port), cure)]) from error
 
 
 def _log(text: str) -> None:

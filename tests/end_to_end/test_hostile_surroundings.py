@@ -80,7 +80,7 @@ def answer(deployment: Deployment) -> None:
 
 
 def assert_metrics(deployment: Deployment) -> None:
-    page = httpx.get(f"{deployment.url}/metrics", timeout=30.0, trust_env=False)
+    page = httpx.get(f"{deployment.internal_url}/metrics", timeout=30.0, trust_env=False)
     assert page.status_code == 200
     assert "sparktier_decode_steps_total" in page.text
 

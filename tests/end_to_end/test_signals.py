@@ -207,7 +207,7 @@ def test_usage_of_a_chat_and_of_several_choices_is_the_sum(replica: Replica) -> 
 
 
 def test_the_front_has_the_metrics_and_none_of_the_admin_routes(replica: Replica) -> None:
-    text = httpx.get(f"{replica.deployment.url}/metrics", timeout=60.0).text
+    text = httpx.get(f"{replica.deployment.internal_url}/metrics", timeout=60.0).text
     assert 'sparktier_rung{replica="0",tp_rank="1"}' in text
     # SGLang's own: of a rank, and of the process with the tokenizer.
     assert 'sglang:num_running_reqs{replica="0",' in text

@@ -65,11 +65,11 @@ def test_each_step_is_called_or_named_by_one_above_it(steps: list[list[tuple[str
 
 
 def test_a_road_that_breaks_is_seen() -> None:
-    start = ("serving/gateway/http.py", "_Generate._answer", "")
+    start = ("serving/gateway/core/gateway.py", "Gateway._admitted", "")
     assert leads(start, ("serving/gateway/requests/rules.py", "checked", ""))
     assert not leads(start, ("serving/gateway/requests/rules.py", "unheard_of", ""))
     with pytest.raises(LookupError):
-        source_of("serving/gateway/http.py", "_Generate.gone")
+        source_of("serving/gateway/http.py", "front.gone")
 
 
 def test_the_picture_is_that_of_the_imports() -> None:

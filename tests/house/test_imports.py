@@ -81,7 +81,7 @@ def test_a_file_imports_only_what_it_may_know(file: Path) -> None:
         ("serving", "up.py", "import serving.front\nfrom configs.errors import X", {"serving.front", "configs.errors"}),
         ("serving", "up.py", "from . import front", {"."}),
         ("kernels", "a.py", "import kernels", {"kernels"}),
-        ("serving", "clients/replica.py", "import httpx\nfrom sparktier.configs import errors", set()),
+        ("serving", "clients/replica.py", "import aiohttp\nfrom sparktier.configs import errors", set()),
         ("serving", "gateway/http.py", "import httpx", {"httpx"}),
         ("serving", "engine/launch.py", "from urllib.request import urlopen", {"urllib.request"}),
         ("cluster", "a.py", "import aiohttp", {"aiohttp"}),

@@ -3,7 +3,9 @@
 import asyncio
 from typing import Any
 
-from starlette.requests import Request
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.requests.values import BadValue, strict_json
@@ -24,7 +26,7 @@ class BodyIntake:
         # The oldest first.
         self._arriving: dict[asyncio.Timeout, None] = {}
 
-    async def object_of(self, request: Request) -> dict[str, Any]:
+    async def object_of(self, headers: Headers, receive: Receive) -> dict[str, Any]:
         """Return the JSON object that was sent.
 
         Raises:
@@ -37,7 +39,7 @@ class BodyIntake:
             async with asyncio.timeout(self._timeout_s) as limit:
                 self._arriving[limit] = None
                 try:
-                    raw = await _received(request, max_bytes=self._max_bytes)
+                    raw = await _received(headers, receive, max_bytes=self._max_bytes)
                 finally:
                     self._arriving.pop(limit, None)
         except TimeoutError as error:
@@ -46,7 +48,7 @@ class BodyIntake:
                 f"or sooner while {self._most} others are on their way. Send it at once."
             )
             raise Refused(message, status=408, code="body_too_slow", close=True) from error
-        return json_object(request.headers.get("content-type", ""), raw)
+        return json_object(headers.get("content-type", ""), raw)
 
     def _end_oldest(self) -> None:
         oldest = next(iter(self._arriving))
@@ -72,17 +74,22 @@ def json_object(content_type: str, raw: bytes) -> dict[str, Any]:
     return found
 
 
-async def _received(request: Request, *, max_bytes: int) -> bytes:
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+async def _received(headers: Headers, receive: Receive, *, max_bytes: int) -> bytes:
+    encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        message = f"Content-Encoding must be identity (found {encoding[:80]}). Send the body uncompressed."
-        raise Refused(message, status=415, code="unsupported_encoding")
+        rule = f"Content-Encoding must be identity (found {encoding[:80]}). Send the body uncompressed."
+        raise Refused(rule, status=415, code="unsupported_encoding")
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         size += len(chunk)
         if size > max_bytes:
-            message = f"A request body may have {max_bytes} bytes at most. Send a shorter prompt."
-            raise Refused(message, status=413, code="body_too_large")
+            rule = f"A request body may have {max_bytes} bytes at most. Send a shorter prompt."
+            raise Refused(rule, status=413, code="body_too_large")
         chunks.append(chunk)
     return b"".join(chunks)

@@ -76,7 +76,7 @@ def test_a_benchmark_takes_key_and_address_from_what_up_printed(tmp_path: Path) 
     output = f"logs in {folder}\nkeys of the replicas' own ports in {file}\nreplica 0 serves on http://127.0.0.1:7\n"
     client = first_replica(output)._client
     assert client.url == "http://127.0.0.1:7"
-    assert client._client.headers["Authorization"] == f"Bearer {read_keys(file).admin}"
+    assert client.headers["Authorization"] == f"Bearer {read_keys(file).admin}"
 
 
 def test_a_source_of_features_does_not_show_its_key() -> None:

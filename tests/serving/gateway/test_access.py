@@ -18,6 +18,7 @@ from sparktier.configs.settings.settings import ServerSettings
 from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.access import Access
+from sparktier.serving.gateway.core.gateway import Gateway
 from sparktier.serving.gateway.http import front
 from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
@@ -27,6 +28,7 @@ from sparktier.serving.gateway.tenants.keys import keyed_hash
 from sparktier.serving.gateway.tenants.keys_file import Build, KeysFile
 from sparktier.serving.gateway.tier_resolution import TierAsk, TierTable
 from support.inputs.tier_cases import CASES, GATEWAY, TIERS, TierCase
+from support.replying_replica import replying
 
 PEPPER = b"p" * 32
 TABLE = TierTable(TIERS, GATEWAY)
@@ -68,9 +70,9 @@ def keys_of(folder: Path, tenants: Mapping[str, Mapping[str, Any]]) -> KeysFile:
 @contextlib.asynccontextmanager
 async def asked(keys: KeysFile | None, replica: Replies) -> AsyncIterator[httpx.AsyncClient]:
     limits = EngineLimits(vocab_size=512, context_tokens=256, token_characters=12)
-    table = ReplicaTable((Replica(0, "http://replica", ReplicaLife(State.SERVING), limits=limits),))
-    async with AsyncReplicaClient(transport=httpx.MockTransport(replica)) as upstream:
-        app = front(table, ServerSettings(), upstream, model="tiny", access=Access(TABLE, keys))
+    async with replying(replica) as url, AsyncReplicaClient() as upstream:
+        table = ReplicaTable((Replica(0, url, ReplicaLife(State.SERVING), limits=limits),))
+        app = front(Gateway(table, ServerSettings(), upstream, model="tiny", access=Access(TABLE, keys)))
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://front") as client:
             yield client
@@ -127,7 +129,8 @@ async def test_a_stream_and_an_engine_s_refusal_have_the_tier(tmp_path: Path) ->
         replica.answer = 400, {"message": "no", "type": "BadRequest", "code": 400}
         refused = await post(client, headers={"x-sparktier-tier": "gold"})
         replica.events = [{"choices": [{"text": "a"}]}, {"choices": [], "usage": {"total_tokens": 3}}]
-        stream = await post(client, headers={"x-sparktier-tier": "gold"}, stream=True)
+        shown = {"stream": True, "stream_options": {"include_usage": True}}
+        stream = await post(client, headers={"x-sparktier-tier": "gold"}, **shown)
     assert (refused.status_code, refused.headers["x-sparktier-tier"]) == (400, "gold")
     assert (stream.status_code, stream.headers["x-sparktier-tier"]) == (200, "gold")
     assert '"sparktier":{"tier":"gold"}' in stream.text
@@ -228,7 +231,7 @@ async def test_tokens_are_settled_on_those_of_the_answer(tmp_path: Path, stream:
         answers = [await post(client, max_tokens=58, stream=stream) for _ in range(7)]
     assert [answer.status_code for answer in answers] == [200] * 6 + [429]
     if stream:
-        assert replica.sent[0]["stream_options"] == {"include_usage": True}
+        assert replica.sent[0]["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
         assert "total_tokens" not in answers[0].text
 
 

@@ -1,13 +1,21 @@
 """Offsets of tokens in a text, and the one call of a tool, in whole answers and in streams."""
 
-import json
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from sparktier.serving.gateway.answer_edits import edited, edited_events, edits_for
+from sparktier.serving.gateway.answer_edits import Edit, edits_for
 
 LOGPROBS = {"prompt": "Hello", "logprobs": 1}
+
+
+def edited(message: dict[str, Any], edits: Sequence[Edit]) -> dict[str, Any]:
+    found = copy.deepcopy(message)
+    for edit in edits:
+        edit(found)
+    return found
 
 
 def choice(text: str, tokens: list[str], index: int = 0) -> dict[str, Any]:
@@ -15,7 +23,7 @@ def choice(text: str, tokens: list[str], index: int = 0) -> dict[str, Any]:
 
 
 def offsets(*choices: dict[str, Any]) -> list[list[int]]:
-    message = json.loads(edited(json.dumps({"choices": choices}).encode(), edits_for(LOGPROBS)))
+    message = edited({"choices": list(choices)}, edits_for(LOGPROBS))
     return [item["logprobs"]["text_offset"] for item in message["choices"]]
 
 
@@ -41,8 +49,8 @@ def test_each_choice_has_offsets_of_its_own() -> None:
     assert offsets(choice("ab", ["a", "b"]), choice("cd", ["cd"], 1)) == [[0, 1], [0]]
 
 
-def event(*choices: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps({"choices": choices}).encode() + b"\n\n"
+def event(*choices: dict[str, Any]) -> dict[str, Any]:
+    return {"choices": list(choices)}
 
 
 def test_a_stream_counts_from_the_beginning_of_its_text() -> None:
@@ -53,11 +61,9 @@ def test_a_stream_counts_from_the_beginning_of_its_text() -> None:
         event(choice("", ["c"])),
         event(choice("c d", [" d"])),
     ]
-    seen = [edited_events(item, edits) for item in (b"".join(events[:2]), events[2], b"data: [DONE]\n\n")]
-    messages = [json.loads(line[6:]) for item in seen[:2] for line in item.split(b"\n\n") if line]
+    messages = [edited(item, edits) for item in events]
     found = [item["logprobs"]["text_offset"] for message in messages for item in message["choices"]]
     assert found == [[0, 5], [0], [7], [8]]
-    assert seen[2] == b"data: [DONE]\n\n"
 
 
 CALLS = [{"index": index, "id": str(index), "function": {"name": "f"}} for index in range(2)]
@@ -65,12 +71,12 @@ ONE_CALL = {"messages": [], "tools": [{"type": "function"}], "parallel_tool_call
 
 
 def test_without_parallel_calls_the_first_stays_alone() -> None:
-    whole = json.dumps({"choices": [{"message": {"tool_calls": CALLS}}, {"message": {"content": "a"}}]}).encode()
-    first, second = json.loads(edited(whole, edits_for(ONE_CALL)))["choices"]
+    whole = event({"message": {"tool_calls": CALLS}}, {"message": {"content": "a"}})
+    first, second = edited(whole, edits_for(ONE_CALL))["choices"]
     assert first["message"]["tool_calls"] == CALLS[:1]
     assert second["message"] == {"content": "a"}
     streamed = event(*({"delta": {"tool_calls": [call]}} for call in CALLS))
-    deltas = json.loads(edited_events(streamed, edits_for(ONE_CALL))[6:])["choices"]
+    deltas = edited(streamed, edits_for(ONE_CALL))["choices"]
     assert [item["delta"]["tool_calls"] for item in deltas] == [CALLS[:1], None]
 
 
@@ -78,19 +84,12 @@ def test_without_parallel_calls_the_first_stays_alone() -> None:
     "body", [{"prompt": "a"}, {"messages": [], "logprobs": True}, {**ONE_CALL, "parallel_tool_calls": True}]
 )
 def test_other_answers_pass_as_they_are(body: dict[str, Any]) -> None:
-    raw = b'{ "choices": [] }'
-    assert edited(raw, edits_for(body)) is raw
-    assert edited_events(b"data: " + raw + b"\n\n", edits_for(body)) == b"data: " + raw + b"\n\n"
-
-
-def test_an_error_in_a_stream_passes() -> None:
-    raw = b'data: {"error":{"message":"a"}}\n\n'
-    assert edited_events(raw, edits_for(LOGPROBS)) == raw
+    assert edits_for(body) == ()
 
 
 @pytest.mark.parametrize("tool_choice", ["required", {"type": "function", "function": {"name": "f"}}, "auto", None])
 def test_required_calls_have_no_white_space_beside_them(tool_choice: Any) -> None:
     edits = edits_for({"tools": [{}], "tool_choice": tool_choice})
-    seen = edited_events(b"".join(event({"delta": {"content": text}}) for text in (" \n ", " a")), edits)
-    said = [json.loads(line[6:])["choices"][0]["delta"]["content"] for line in seen.split(b"\n\n") if line]
+    seen = [edited(event({"delta": {"content": text}}), edits) for text in (" \n ", " a")]
+    said = [message["choices"][0]["delta"]["content"] for message in seen]
     assert said == [" \n " if tool_choice in ("auto", None) else None, " a"]

@@ -49,5 +49,5 @@ async def test_a_replica_that_is_gone_is_one_clear_line() -> None:
             lambda: MeasuredReplica(url, key="a key").chat("Hi", max_tokens=1),
             lambda: MeasuredReplica(url, key="a key").set_plan(rung=0),
         ):
-            with pytest.raises(ReplicaError, match=r"must answer .*RemoteProtocolError.*log"):
+            with pytest.raises(ReplicaError, match=r"must answer .*ServerDisconnectedError.*log"):
                 await asyncio.to_thread(ask)

@@ -13,6 +13,7 @@ from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.metrics_page import MetricsPage, merged
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
+from support.replying_replica import replying
 
 
 def page(amount: int) -> str:
@@ -89,9 +90,11 @@ def test_no_page_of_a_replica_spoils_the_whole(text: str) -> None:
 
 
 async def test_a_replica_is_on_the_page_while_it_runs_requests() -> None:
-    replicas = tuple(Replica(n, "http://replica", ReplicaLife(state)) for n, state in enumerate(State))
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=page(1)))
-    async with AsyncReplicaClient(transport=transport) as client:
+    async with (
+        replying(lambda _: httpx.Response(200, content=page(1))) as url,
+        AsyncReplicaClient() as client,
+    ):
+        replicas = tuple(Replica(n, url, ReplicaLife(state)) for n, state in enumerate(State))
         text = await MetricsPage(ReplicaTable(replicas), client).text()
     shown = {int(dict(labels)["replica"]) for _, labels in samples(text)}
     assert {replicas[number].state for number in shown} == {State.SERVING, State.DRAINING}

@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from starlette.responses import JSONResponse
 
 from sparktier.configs.errors import REQUEST_ENDED
-from sparktier.serving.gateway import openai_errors as errors
+from sparktier.serving.gateway import engine_errors, openai_errors
+from sparktier.serving.gateway.core.events import Restatement
+from sparktier.serving.gateway.refused import Refused
 
 # As SGLang 0.5.23 sent them.
 SCHEMA = (
@@ -26,8 +27,13 @@ METASCHEMA = "Tool 0 function has invalid 'parameters' schema: 'banana' is not v
 FLAG = "top_p is wrong. Please relaunch with --allow-auto-truncate, or set SGLANG_X=1. Use a smaller one."
 
 
-def from_engine(status: int, content: bytes, **asked: object) -> JSONResponse:
-    return errors.from_engine(status, content, asked=asked)
+def from_engine(status: int, content: bytes, **asked: object) -> Refused:
+    return engine_errors.from_engine(status, content, asked=asked)
+
+
+def body_of(error: Refused) -> dict[str, object]:
+    body: dict[str, object] = openai_errors.body(error)["error"]
+    return body
 
 
 def said(message: str) -> bytes:
@@ -63,7 +69,7 @@ def said(message: str) -> bytes:
 def test_messages_lose_what_is_for_operators_and_gain_a_code(
     sentence: str, told: str, param: str | None, code: str
 ) -> None:
-    assert json.loads(from_engine(400, said(sentence)).body)["error"] == {
+    assert body_of(from_engine(400, said(sentence))) == {
         "message": told,
         "type": "invalid_request_error",
         "param": param,
@@ -87,20 +93,18 @@ BROKEN = REQUEST_ENDED + "the model's logits are not finite after 3 tokens."
 def test_a_grammar_at_fault_is_named_by_the_field_it_came_in(
     asked: dict[str, object], said: str, param: str | None, told: str
 ) -> None:
-    plain = errors.from_engine(400, json.dumps({"message": said, "code": 400}).encode(), asked=asked)
-    event = b"data: " + json.dumps({"error": {"message": said, "code": 400}}).encode() + b"\n\n"
-    streamed = errors.first_error(event, asked=asked)
+    plain = engine_errors.from_engine(400, json.dumps({"message": said, "code": 400}).encode(), asked=asked)
+    streamed = engine_errors.in_event({"error": {"message": said, "code": 400}}, asked=asked)
     assert streamed is not None
     for answer in (plain, streamed):
-        assert answer.status_code == 400
-        error = json.loads(answer.body)["error"]
+        error = body_of(answer)
+        assert answer.status == 400
         assert (error["param"], error["message"]) == (param, told)
 
 
 def test_a_request_that_was_ended_alone_is_told_why() -> None:
     answer = from_engine(500, json.dumps({"detail": BROKEN}).encode())
-    error = json.loads(answer.body)["error"]
-    assert (answer.status_code, error["message"], error["code"]) == (500, BROKEN, "request_ended")
+    assert (answer.status, str(answer), answer.code) == (500, BROKEN, "request_ended")
 
 
 @pytest.mark.parametrize(
@@ -127,11 +131,10 @@ def test_a_request_that_was_ended_alone_is_told_why() -> None:
     ids=["both", "prompt", "rank"],
 )
 def test_what_exceeds_the_context_is_said_as_openai_says_it(sentence: str, told: str) -> None:
-    whole = json.loads(from_engine(400, said(sentence), messages=[]).body)["error"]
-    event = b"data: " + json.dumps({"error": json.loads(said(sentence))}).encode() + b"\n\n"
-    streamed = errors.first_error(event, asked={"messages": []})
+    whole = body_of(from_engine(400, said(sentence), messages=[]))
+    streamed = engine_errors.in_event({"error": json.loads(said(sentence))}, asked={"messages": []})
     assert streamed is not None
-    assert json.loads(streamed.body)["error"] == whole
+    assert body_of(streamed) == whole
     assert whole == {
         "message": told,
         "type": "invalid_request_error",
@@ -144,36 +147,57 @@ def test_what_exceeds_the_context_is_said_as_openai_says_it(sentence: str, told:
     "content", [b"", b"Internal Server Error", b"[]", b'{"detail": [{"loc": ["a"]}]}', b'{"message": null}', b"\xff"]
 )
 def test_anything_else_still_becomes_an_error(content: bytes) -> None:
-    error = json.loads(from_engine(422, content).body)["error"]
-    assert error["message"] == "The engine refused this request (422)."
+    assert str(from_engine(422, content)) == "The engine refused this request (422)."
 
 
 def test_a_failure_of_the_engine_tells_nothing_of_it() -> None:
     answer = from_engine(500, b'{"message": "Internal server error: KeyError(\'tokenize\')"}')
-    assert answer.status_code == 500
-    assert json.loads(answer.body)["error"]["type"] == "server_error"
-    assert b"KeyError" not in answer.body
+    assert answer.status == 500
+    assert body_of(answer)["type"] == "server_error"
+    assert "KeyError" not in str(answer)
 
 
-OPENING = (
-    b'data: {"error": {"object": "error", "message": "Failed: [02:16:30] /a/b.cc:8: not closed.", '
-    b'"type": "BAD_REQUEST", "param": null, "code": 400}}\n\n'
-)
+OPENING = {
+    "error": {
+        "object": "error",
+        "message": "Failed: [02:16:30] /a/b.cc:8: not closed.",
+        "type": "BAD_REQUEST",
+        "param": None,
+        "code": 400,
+    }
+}
 
 
 def test_a_stream_that_opens_with_an_error_is_a_plain_refusal() -> None:
-    answer = errors.first_error(OPENING + b"data: [DONE]\n\n", asked={})
+    answer = engine_errors.in_event(OPENING, asked={})
     assert answer is not None
-    assert answer.status_code == 400
-    assert json.loads(answer.body)["error"]["message"] == "Failed: not closed."
-    assert errors.first_error(b'data: {"id": "a"}\n\n', asked={}) is None
-    assert errors.first_error(b"", asked={}) is None
+    assert (answer.status, str(answer)) == (400, "Failed: not closed.")
+    assert engine_errors.in_event({"id": "a"}, asked={}) is None
+    assert engine_errors.in_event({"error": None}, asked={}) is None
 
 
-def test_an_error_inside_a_stream_is_restated_and_the_rest_untouched() -> None:
-    token = b'data: {"id": "a", "text": "\\"error\\""}\n\n'
-    assert errors.restated_events(token) == token
-    first, second, last = errors.restated_events(token + OPENING + b"data: [DONE]\n\n").split(b"\n\n")[:3]
-    assert first + b"\n\n" == token
-    assert json.loads(second.removeprefix(b"data: "))["error"]["type"] == "invalid_request_error"
-    assert last == b"data: [DONE]"
+def test_an_error_inside_a_stream_is_restated_and_ends_it() -> None:
+    restated = Restatement({}, tier="gold")
+    token = {"id": "a", "choices": [{"text": '"error"'}]}
+    assert restated.events([token, OPENING, token]) == [token]
+    assert restated.refused is not None
+    data = openai_errors.event(restated.refused)
+    assert data.endswith(b"\n\n")
+    assert json.loads(data.removeprefix(b"data: "))["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "headers"),
+    [
+        (400, "invalid_request_error", {}),
+        (401, "invalid_request_error", {"WWW-Authenticate": "Bearer"}),
+        (429, "rate_limit_error", {"Retry-After": "7"}),
+        (503, "server_error", {"Retry-After": "7"}),
+    ],
+)
+def test_a_refusal_has_openai_s_type_and_the_headers_of_its_status(
+    status: int, kind: str, headers: dict[str, str]
+) -> None:
+    error = Refused("No.", status=status, retry_after_s=7 if "Retry-After" in headers else None)
+    assert body_of(error)["type"] == kind
+    assert openai_errors.headers(error) == headers

@@ -15,7 +15,7 @@ import pytest
 
 from sparktier.configs.errors import ArtifactError, ReplicaError
 from sparktier.configs.settings.settings import SupervisionSettings
-from sparktier.serving.clients.replica import AsyncReplicaClient
+from sparktier.serving.clients.replica import AsyncReplicaClient, ReplicaAnswer
 from sparktier.serving.gateway.replica_life import Event, IllegalTransition, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.supervision import processes, replica_keeper
@@ -88,22 +88,32 @@ class World:
             log=self.said.append,
         )
         quick = SupervisionSettings(restart_backoff_first_s=0.01, restart_backoff_max_s=0.02, probe_interval_s=0.02)
-        transport = httpx.MockTransport(lambda request: self.answer(request))
-        async with AsyncReplicaClient(transport=transport) as client:
-            keeper = ReplicaKeeper(self.replica, quick, environment, client)
-            task = asyncio.create_task(keeper.run())
-            try:
-                yield task
-            finally:
-                task.cancel()
-                await asyncio.wait([task])
-                await keeper.stop(grace_s=0.5)
+        keeper = ReplicaKeeper(self.replica, quick, environment, Answering(self))
+        task = asyncio.create_task(keeper.run())
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            await keeper.stop(grace_s=0.5)
 
     async def until(self, met: Callable[[], object]) -> None:
         """Return once `met`."""
         async with asyncio.timeout(60):
             while not met():
                 await asyncio.sleep(0.01)
+
+
+class Answering(AsyncReplicaClient):
+    """A client of the engine in a `World`, wherever the keeper has it listen."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    async def ask(self, method: str, url: str, *, timeout_s: float, json: object = None) -> ReplicaAnswer:
+        answer = self._world.answer(httpx.Request(method, url, json=json))
+        return ReplicaAnswer(answer.status_code, answer.content)
 
 
 @pytest.fixture

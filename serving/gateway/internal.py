@@ -1,0 +1,23 @@
+"""The listener for operators: metrics and health. Keys of clients open nothing here, and no client needs it."""
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from sparktier.serving.clients.replica import AsyncReplicaClient
+from sparktier.serving.gateway.http import health_routes, not_found
+from sparktier.serving.gateway.metrics_page import MetricsPage
+from sparktier.serving.gateway.routing import ReplicaTable
+
+
+def internal_app(table: ReplicaTable, client: AsyncReplicaClient) -> ASGIApp:
+    """Return the application; `client` asks the replicas of `table` for their metrics."""
+    page = MetricsPage(table, client)
+
+    async def metrics(request: Request) -> Response:
+        return PlainTextResponse(await page.text(), media_type="text/plain; version=0.0.4")
+
+    routes = [Route("/metrics", metrics, methods=["GET"]), *health_routes(table)]
+    return Starlette(routes=routes, exception_handlers={404: not_found})
