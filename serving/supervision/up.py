@@ -25,8 +25,8 @@ from sparktier.serving.deployment.planner import planner_options
 from sparktier.serving.deployment.resolved import Resolved, resolve
 from sparktier.serving.gateway.access import Access, access_of
 from sparktier.serving.gateway.core.gateway import Gateway
-from sparktier.serving.gateway.http import front
-from sparktier.serving.gateway.internal import internal_app
+from sparktier.serving.gateway.http.front import front
+from sparktier.serving.gateway.http.internal import internal_app
 from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.supervision.deployment_dir import DeploymentDir, new_deployment_dir, runs_folder

@@ -69,7 +69,7 @@ def test_a_road_that_breaks_is_seen() -> None:
     assert leads(start, ("serving/gateway/requests/rules.py", "checked", ""))
     assert not leads(start, ("serving/gateway/requests/rules.py", "unheard_of", ""))
     with pytest.raises(LookupError):
-        source_of("serving/gateway/http.py", "front.gone")
+        source_of("serving/gateway/http/front.py", "front.gone")
 
 
 def test_the_picture_is_that_of_the_imports() -> None:

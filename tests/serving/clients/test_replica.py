@@ -13,7 +13,7 @@ import pytest
 from sparktier.configs.errors import ReplicaLost, ReplicaUnreachable
 from sparktier.serving.clients.replica import CONNECT_TIMEOUT_S, AsyncReplicaClient, ReplicaClient
 from sparktier.serving.clients.replica_keys import bearer
-from support.replying_replica import replying
+from support.gateways.replying_replica import replying
 from support.scripted_replica import Script, json_answer, scripted_replica
 
 STREAM = {"content-type": "text/event-stream"}

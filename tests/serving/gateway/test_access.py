@@ -19,7 +19,7 @@ from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.access import Access
 from sparktier.serving.gateway.core.gateway import Gateway
-from sparktier.serving.gateway.http import front
+from sparktier.serving.gateway.http.front import front
 from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
@@ -27,8 +27,8 @@ from sparktier.serving.gateway.tenants.directory import Directory
 from sparktier.serving.gateway.tenants.keys import keyed_hash
 from sparktier.serving.gateway.tenants.keys_file import Build, KeysFile
 from sparktier.serving.gateway.tier_resolution import TierAsk, TierTable
+from support.gateways.replying_replica import replying
 from support.inputs.tier_cases import CASES, GATEWAY, TIERS, TierCase
-from support.replying_replica import replying
 
 PEPPER = b"p" * 32
 TABLE = TierTable(TIERS, GATEWAY)

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from sparktier.configs.errors import REQUEST_ENDED
-from sparktier.serving.gateway import engine_errors, openai_errors
+from sparktier.serving.gateway import engine_errors
 from sparktier.serving.gateway.core.events import Restatement
+from sparktier.serving.gateway.http import openai_errors
 from sparktier.serving.gateway.refused import Refused
 
 # As SGLang 0.5.23 sent them.

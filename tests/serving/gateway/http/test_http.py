@@ -9,10 +9,21 @@ import httpx
 import pytest
 
 from sparktier.serving.clients.replica import AsyncReplicaClient
-from sparktier.serving.gateway.internal import internal_app
+from sparktier.serving.gateway.http.internal import internal_app
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
-from support.fronts import ASKED, DONE, TOKEN, answered, asked, fronted, listening, post, serving, wait_for_hang_up
+from support.gateways.fronts import (
+    ASKED,
+    DONE,
+    TOKEN,
+    answered,
+    asked,
+    fronted,
+    listening,
+    post,
+    serving,
+    wait_for_hang_up,
+)
 from support.scripted_replica import STREAM_END, STREAM_HEAD, chunk, json_answer, scripted_replica
 
 

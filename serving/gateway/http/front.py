@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sparktier.serving.gateway import openai_errors as errors
 from sparktier.serving.gateway.core.gateway import Gateway
-from sparktier.serving.gateway.generate import FAILED, KINDS, REQUEST_ID, Generate, request_id_of
+from sparktier.serving.gateway.http import openai_errors as errors
+from sparktier.serving.gateway.http.generate import FAILED, KINDS, REQUEST_ID, Generate, request_id_of
 from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.requests.rules import require_model

@@ -14,7 +14,7 @@ from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.access import Access
 from sparktier.serving.gateway.core.gateway import Gateway
-from sparktier.serving.gateway.http import front
+from sparktier.serving.gateway.http.front import front
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.gateway.tier_resolution import TierTable

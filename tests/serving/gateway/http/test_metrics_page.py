@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.parser import text_string_to_metric_families
 
 from sparktier.serving.clients.replica import AsyncReplicaClient
-from sparktier.serving.gateway.metrics_page import MetricsPage, merged
+from sparktier.serving.gateway.http.metrics_page import MetricsPage, merged
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
-from support.replying_replica import replying
+from support.gateways.replying_replica import replying
 
 
 def page(amount: int) -> str:

@@ -12,9 +12,9 @@ from sparktier.configs.settings.settings import ServerSettings
 from sparktier.serving.clients.replica import AsyncReplicaClient, OpenAnswer
 from sparktier.serving.gateway.core.answer import Answer
 from sparktier.serving.gateway.core.gateway import Gateway
-from sparktier.serving.gateway.http import front
+from sparktier.serving.gateway.http.front import front
 from sparktier.serving.gateway.routing import ReplicaTable
-from support.fronts import ASKED, DONE, EVERYBODY, TOKEN, answered, asked, serving, wait_for_hang_up
+from support.gateways.fronts import ASKED, DONE, EVERYBODY, TOKEN, answered, asked, serving, wait_for_hang_up
 from support.scripted_replica import STREAM_END, STREAM_HEAD, chunk, scripted_replica
 
 

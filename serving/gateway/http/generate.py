@@ -18,11 +18,11 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from sparktier.serving.gateway import openai_errors as errors
 from sparktier.serving.gateway.core.answer import Answer
 from sparktier.serving.gateway.core.ask import Ask, Kind
 from sparktier.serving.gateway.core.events import Message
 from sparktier.serving.gateway.core.gateway import LATE, RETRY_AFTER_S, Gateway
+from sparktier.serving.gateway.http import openai_errors as errors
 from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.requests.body import BodyIntake
 from sparktier.serving.gateway.tier_resolution import SERVICE_TIER, TIER_HEADER, TPOT_HEADER, TierAsk

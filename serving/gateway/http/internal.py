@@ -7,8 +7,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from sparktier.serving.clients.replica import AsyncReplicaClient
-from sparktier.serving.gateway.http import health_routes, not_found
-from sparktier.serving.gateway.metrics_page import MetricsPage
+from sparktier.serving.gateway.http.front import health_routes, not_found
+from sparktier.serving.gateway.http.metrics_page import MetricsPage
 from sparktier.serving.gateway.routing import ReplicaTable
 
 

@@ -1,0 +1,1 @@
+"""HTTP over the core: the listener for clients and the one for operators."""
