@@ -17,11 +17,12 @@ def _keys_fit_method(settings: Settings) -> Iterator[Problem]:
     speculation = settings.speculation
     drafting = ("draft_path", "draft_revision", "block_tokens")
     ladder = ("short_tokens", "accept_rule", "safe_rung", "step_times_path", "live_shares")
+    native = ("verification", "step_cost_path", "calibration_path")
     used = {
         "none": (),
         "chain": (*drafting, *ladder),
         "tree": (*drafting, *ladder, "tree_rows", "tree_parents", "tree_children"),
-        "dspark_native": (*drafting, "verification", "step_cost_path", "calibration_path", "safe_rung"),
+        "dspark_native": (*drafting, *native, "safe_rung", "step_times_path", "live_shares"),
         "standalone": drafting,
     }[speculation.method]
     given = speculation.model_dump(exclude_defaults=True, exclude={"method", *used})
@@ -131,9 +132,9 @@ def _ladder_needs_ragged_verify(settings: Settings) -> Iterator[Problem]:
 
 
 def _tables_need_compact(settings: Settings) -> Iterator[Problem]:
-    # speculative_hook.py: under static verification SGLang ignores both with a warning.
+    # speculative_hook.py: under static verification SGLang ignores its own two with a warning.
     speculation = settings.speculation
-    for key in ("step_cost_path", "calibration_path"):
+    for key in ("step_cost_path", "calibration_path", "step_times_path"):
         value = getattr(speculation, key)
         if speculation.method == "dspark_native" and value is not None and speculation.verification == "static":
             yield Problem(
@@ -142,6 +143,27 @@ def _tables_need_compact(settings: Settings) -> Iterator[Problem]:
                 value,
                 "Set verification: compact, or remove it.",
             )
+
+
+def _one_planner_for_one_group(settings: Settings) -> Iterator[Problem]:
+    speculation, groups = settings.speculation, settings.replicas.attention_data_parallel
+    if speculation.step_times_path is None:
+        return
+    if speculation.step_cost_path is not None:
+        yield Problem(
+            "speculation.step_cost_path",
+            "has no effect beside speculation.step_times_path, by which our planner shares out rows",
+            speculation.step_cost_path,
+            "Keep one of the two.",
+        )
+    if groups > 1:
+        yield Problem(
+            "speculation.step_times_path",
+            f"needs replicas.attention_data_parallel 1, where it is {groups}: a group's planner doesn't see what the"
+            " others verify",
+            speculation.step_times_path,
+            "Remove it, or set attention_data_parallel: 1.",
+        )
 
 
 RULES = (
@@ -160,4 +182,5 @@ RULES = (
         _ladder_needs_ragged_verify,
     ),
     Rule(("speculation",), _tables_need_compact),
+    Rule(("speculation", "replicas.attention_data_parallel"), _one_planner_for_one_group),
 )

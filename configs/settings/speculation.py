@@ -66,7 +66,7 @@ class SpeculationSettings(Section):
     step_times_path: str | None = Field(
         default=None,
         description="This deployment's step times, a file of `sparktier profile`. With it the verify planner gives each"
-        " request of `chain` and `tree` the rows that are worth their time; null verifies all that the rung allows.",
+        " request the rows that are worth their time; null verifies all that the rung allows.",
     )
     live_shares: bool | None = Field(
         default=None,

@@ -24,9 +24,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return model, make_oracle_draft(folder / "draft", model, block_tokens=5)
 
 
-def paced(checkpoints: tuple[Path, Path], out: Path, *, rule: str, batches: int, ranks: int) -> list[PacedRun]:
-    """What each rank decodes and verifies."""
-    run_ranks("pacing_probe", [*checkpoints, rule, batches], out=out, ranks=ranks, timeout_s=3600)
+def paced(
+    checkpoints: tuple[Path, Path], out: Path, *, batches: int, ranks: int, rule: str | None = "match"
+) -> list[PacedRun]:
+    """What each rank decodes and verifies: our ladder by accept rule, or SGLang's own worker where `rule` is None."""
+    probe, rules = ("native_probe", []) if rule is None else ("pacing_probe", [rule])
+    run_ranks(probe, [*checkpoints, *rules, batches], out=out, ranks=ranks, timeout_s=3600)
     return [read_run(out / str(rank)) for rank in range(ranks)]
 
 
@@ -72,6 +75,21 @@ def test_tokens_are_those_of_off_and_rows_the_planners(
         assert run.paced == run.off
 
 
+def test_sglangs_own_chain_is_paced_and_counted_alike(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+    """On two ranks, whose clocks differ."""
+    runs = paced(checkpoints, tmp_path, rule=None, batches=2, ranks=2)
+    require_planned(runs, least_steps=60)
+    for run in runs:
+        assert run.paced == run.off
+        tokens = sum(len(tokens) - 1 for tokens in run.paced.values())
+        assert run.stats is not None
+        assert sum(tier["tokens"] for tier in run.stats.values()) >= tokens
+        assert all(tier["predicted_rounds"] > 0 and tier["rows"] > tier["rounds"] for tier in run.stats.values())
+    first, second = (run.budgets or [] for run in runs)
+    assert [agreed for _, agreed in second] == [own for own, _ in first]
+    assert [own for own, _ in second] != [own for own, _ in first]
+
+
 @pytest.mark.prove
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -84,5 +102,7 @@ def test_five_thousand_steps_under_hundreds_of_plans(
     require_planned(runs, least_steps=1250)
     for run in runs:
         # Under the ratio rule sampled tokens follow the same distribution, but are not the same tokens.
-        names = {name for name in run.off if rule == "match" or int(name.split("-")[1]) % 3 != 2}
+        places = {name: [int(part) for part in name.split("-")] for name in run.off}
+        sampled = {name for name, (batch, number) in places.items() if batch % 3 > 0 and number % 3 == 2}
+        names = run.off.keys() if rule == "match" else run.off.keys() - sampled
         assert {name: run.paced[name] for name in names} == {name: run.off[name] for name in names}

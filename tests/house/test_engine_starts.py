@@ -21,7 +21,7 @@ STARTS = {
     "end_to_end/test_attention_groups.py": 1,
     "end_to_end/test_draft_kv.py": 2,
     "end_to_end/test_hostile_surroundings.py": 1,
-    "end_to_end/test_pacing.py": 1,
+    "end_to_end/test_pacing.py": 2,
     "end_to_end/test_ratio_distribution.py": 1,
     "end_to_end/test_retraction.py": 1,
     "end_to_end/test_stopping.py": 2,

@@ -25,6 +25,7 @@ from sparktier.cluster.verify_planner import (
 )
 from sparktier.configs.plan_keys import EnginePlan
 from sparktier.serving.engine.plan.request_tier import Admitted, admitted
+from sparktier.serving.engine.rank_options import RankOptions
 
 # A request that sat out a few steps drafts from another text by now.
 _MOST_AGE_STEPS = 4
@@ -80,7 +81,9 @@ class Pacer:
         rules: PaceRules | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._times, self._live, self._clock = times, live, clock
+        self.live = live
+        self._times, self._clock = times, clock
+        self._drifting = times
         self._rules = rules or PaceRules()
         self._step = 0
         self._drafted: dict[str, _Drafted] = {}
@@ -101,7 +104,7 @@ class Pacer:
         offers = Offers(
             self._survivals(requests, terms, plan, nodes), _on_host(most_rows), self._weights(requests, terms)
         )
-        context_tokens = sum(len(each.origin_input_ids) + len(each.output_ids) for each in requests)
+        context_tokens = _context_tokens(requests)
         total = best_total(
             offers,
             self._times,
@@ -117,14 +120,19 @@ class Pacer:
 
         Drawn drafts may not decide how many of them are verified: theirs are the rows planned before.
         """
-        self._follow(pace, survival)
         if drawn:
+            self._follow(pace.terms, pace.rung, survival)
             return pace.step.rows
-        for row, request_id in zip(survival, pace.request_ids, strict=True):
-            self._drafted[request_id] = _Drafted(row, pace.rung, self._step)
-        if not self._live:
+        self._keep(pace.request_ids, pace.terms, pace.rung, survival)
+        if not self.live:
             return pace.step.rows
         return share_out(replace(pace.step.offers, survival=survival), pace.step.total)
+
+    def drafted(self, requests: Sequence[Any], plan: EnginePlan, survival: Floats) -> None:
+        """Keep what earlier drafts of `requests` promised [requests, nodes], where that reaches the host by itself."""
+        if requests:
+            ids = [each.rid for each in requests]
+            self._keep(ids, [admitted(each, plan) for each in requests], int(plan.rung), survival)
 
     def accepted(self, rung: int, tiers: Sequence[int], expected: Sequence[float], accepted: Sequence[int]) -> None:
         """Correct the tiers' curves by what came of drawn drafts, whose survivals are not calibrated.
@@ -138,6 +146,23 @@ class Pacer:
                 before.expected + _CURVE_GAIN * (sum(expected[place] for place in own) - before.expected),
                 before.accepted + _CURVE_GAIN * (sum(accepted[place] for place in own) - before.accepted),
             )
+
+    def took(self, took_ms: float, requests: Sequence[Any], *, rung: int, rows: int) -> None:
+        """Let the machine's drift follow a step that took `took_ms`, with so many rows of `requests` in all.
+
+        No decision of a step depends on the drift, which would multiply the time of every total alike.
+        """
+        if rung in self._times.table.draft_ms:
+            total, context_tokens = np.array([rows], dtype=np.int64), _context_tokens(requests)
+            predicted_ms = self._drifting.step_ms(
+                rung=rung, requests=len(requests), rows=total, context_tokens=context_tokens
+            )
+            self._drifting = self._drifting.seen(predicted_ms=float(predicted_ms[0]), took_ms=took_ms)
+
+    @property
+    def drift_frac(self) -> float:
+        """How much slower than its table this rank's machine is of late; 1 before the first step."""
+        return self._drifting.drift_frac
 
     def forget(self, request_id: str) -> None:
         """Drop what is kept of a request that has ended."""
@@ -169,13 +194,24 @@ class Pacer:
             rules=self._rules,
         )
 
-    def _follow(self, pace: "Pace", survival: Floats) -> None:
+    def _keep(self, request_ids: Sequence[str], terms: Sequence[Admitted], rung: int, survival: Floats) -> None:
+        self._follow(terms, rung, survival)
+        for row, request_id in zip(survival, request_ids, strict=True):
+            self._drafted[request_id] = _Drafted(row, rung, self._step)
+
+    def _follow(self, terms: Sequence[Admitted], rung: int, survival: Floats) -> None:
         """Move each tier's curve towards the mean of its requests' survivals."""
-        tiers = np.array([term.tier for term in pace.terms])
+        tiers = np.array([term.tier for term in terms])
         for tier in set(tiers.tolist()):
             mean = survival[tiers == tier].mean(axis=0)
-            before = self._curves.get((tier, pace.rung), mean)
-            self._curves[tier, pace.rung] = before + _CURVE_GAIN * (mean - before)
+            before = self._curves.get((tier, rung), mean)
+            self._curves[tier, rung] = before + _CURVE_GAIN * (mean - before)
+
+
+def pacer_of(options: RankOptions) -> Pacer | None:
+    """Return the pacer of a rank; None where the rank was told of no planner."""
+    planner = options.planner
+    return None if planner is None else Pacer(StepTimeModel(planner.table), live=planner.live)
 
 
 @dataclass(frozen=True)
@@ -210,6 +246,10 @@ class PacedRows(NamedTuple):
 
     row_counts: Tensor
     expected: Sequence[float]
+
+
+def _context_tokens(requests: Sequence[Any]) -> int:
+    return sum(len(each.origin_input_ids) + len(each.output_ids) for each in requests)
 
 
 def _on_host(counts: Tensor) -> Ints:

@@ -1,4 +1,7 @@
-"""What a decode step hands the scheduler: accepted tokens, new lengths, logprobs, the next step's input, its record."""
+"""What a decode step hands the scheduler: accepted tokens, new lengths, logprobs, the next step's input, its record.
+
+The record is counted once the scheduler has the results on the host.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +18,10 @@ from sparktier.kernels.accept_tree import TreeAcceptance
 from sparktier.kernels.target_probs import NO_TOKEN
 from sparktier.serving.engine.requests.request_faults import mark
 from sparktier.serving.engine.slots.penalty_table import PenaltyTable
+from sparktier.serving.engine.speculation.pacing import Pacer
 from sparktier.serving.engine.speculation.step_inputs import StepInputs
 from sparktier.serving.engine.speculation.verify_pass import Verified
+from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
 from sparktier.serving.engine.telemetry.step_phases import Phases
 
 
@@ -42,6 +47,31 @@ class CountedResult(GenerationBatchResult):  # type: ignore[misc]
     """SGLang's result of a decode step, with the record of that step."""
 
     record: StepRecord | None = None
+
+
+class StepCounter:
+    """What one rank counts of its steps. `pacer` None: rows are not paced. `spans` None: none are kept."""
+
+    def __init__(self, stats: SpeculationStats, pacer: Pacer | None, spans: Any) -> None:
+        self._stats, self._pacer, self._spans = stats, pacer, spans
+
+    def count(self, record: StepRecord, accepted: list[int]) -> None:
+        """Count a step, of whose requests so many drafted tokens were `accepted`; reading its record costs no sync."""
+        rows, tiers = record.row_counts.tolist(), record.tiers.tolist()
+        self._stats.step(
+            rung=record.rung,
+            phase_ms=record.phases.durations_ms(),
+            tiers=tiers,
+            rows=rows,
+            depths=record.depths.tolist(),
+            accepted=accepted,
+            expected=record.expected,
+        )
+        if self._pacer is not None and record.drawn and record.expected is not None:
+            self._pacer.accepted(record.rung, tiers, record.expected, accepted)
+        if self._spans is not None:
+            attributes = {"rung": record.rung, "requests": len(rows), "rows": sum(rows), "accepted": sum(accepted)}
+            self._spans.step(record.phases, attributes)
 
 
 def step_result(

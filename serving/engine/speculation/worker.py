@@ -14,7 +14,6 @@ from sglang.srt.speculative.dspark_components.dspark_planner import alloc_verify
 from sglang.srt.speculative.dspark_components.dspark_worker_v2 import DSparkWorkerV2
 from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
 
-from sparktier.cluster.step_time import StepTimeModel
 from sparktier.configs.plan_keys import EnginePlan, Rung
 from sparktier.serving.engine.plan.in_force import start_plan
 from sparktier.serving.engine.rank_options import ladder_options, rank_options
@@ -26,10 +25,10 @@ from sparktier.serving.engine.speculation.decode_step import DecodeStep
 from sparktier.serving.engine.speculation.deferred_injection import FeatureInjection
 from sparktier.serving.engine.speculation.draft_step import DraftStep
 from sparktier.serving.engine.speculation.edge_acceptance import draft_folder, read_edges
-from sparktier.serving.engine.speculation.pacing import Pacer
+from sparktier.serving.engine.speculation.pacing import pacer_of
 from sparktier.serving.engine.speculation.row_budget import tier_caps
 from sparktier.serving.engine.speculation.step_inputs import StepInputs
-from sparktier.serving.engine.speculation.step_result import StepRecord
+from sparktier.serving.engine.speculation.step_result import StepCounter, StepRecord
 from sparktier.serving.engine.speculation.worker_setup import headless, wide_window
 from sparktier.serving.engine.targets.target_facts import loaded_facts
 from sparktier.serving.engine.targets.target_support import require_supported
@@ -56,12 +55,10 @@ class LadderWorker(DSparkWorkerV2):
         self.model_runner.sampler = KeyedSampler()
         # Before SGLang sizes its cache by the memory that is left. The pool has a slot more than requests may run.
         self.penalties = self._penalty_table(get_schedule().max_running_requests + 1)
-        self._spans = spans_of_rank(self._target_tp_rank)
         edges = read_edges(draft_folder(kwargs["server_args"]), device=torch.device(self.device))
         self.calibration = edges.calibration
-        planner = rank_options().planner
-        self.pacer = None if planner is None else Pacer(StepTimeModel(planner.table), live=planner.live)
-        needs_trees = self.options.tree is not None or self.options.accept_rule == "ratio" or planner is not None
+        self.pacer = pacer_of(rank_options())
+        needs_trees = self.options.tree is not None or self.options.accept_rule == "ratio" or self.pacer is not None
         self._drafter = DraftStep(self, edges, needs_trees=needs_trees)
         self.highest_rung = Rung.CHAIN if self.options.tree is None else Rung.TREE
         self.set_plan(start_plan(rank_options(), highest=self.highest_rung))
@@ -83,6 +80,7 @@ class LadderWorker(DSparkWorkerV2):
         slots = self.model_runner.req_to_token_pool.req_to_token.shape[0]
         self.slots = SlotTable(slots, device=torch.device(self.device))
         self.spec_stats = SpeculationStats(block_tokens=self.gamma)
+        self._counter = StepCounter(self.spec_stats, self.pacer, spans_of_rank(self._target_tp_rank))
         if slots > self.penalties.slots:
             self.penalties = self._penalty_table(slots)
         self.decode_step = self._made_step()
@@ -170,18 +168,4 @@ class LadderWorker(DSparkWorkerV2):
 
     def count_step(self, record: StepRecord, accepted: list[int]) -> None:
         """Count a step whose results have reached the host, where reading its record costs no sync."""
-        rows, tiers = record.row_counts.tolist(), record.tiers.tolist()
-        self.spec_stats.step(
-            rung=record.rung,
-            phase_ms=record.phases.durations_ms(),
-            tiers=tiers,
-            rows=rows,
-            depths=record.depths.tolist(),
-            accepted=accepted,
-            expected=record.expected,
-        )
-        if self.pacer is not None and record.drawn and record.expected is not None:
-            self.pacer.accepted(record.rung, tiers, record.expected, accepted)
-        if self._spans is not None:
-            attributes = {"rung": record.rung, "requests": len(rows), "rows": sum(rows), "accepted": sum(accepted)}
-            self._spans.step(record.phases, attributes)
+        self._counter.count(record, accepted)

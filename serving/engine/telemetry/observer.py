@@ -67,7 +67,10 @@ class Observer:
             self._scheduler.draft_worker.count_step(record, result.num_correct_drafts_per_req_cpu)
         if batch.forward_mode.is_decode():
             # The plan may have changed since the step was launched.
-            self.times.decoded(now_s, rung=int(self._plan.plan.rung) if record is None else record.rung)
+            took_ms = self.times.decoded(now_s, rung=int(self._plan.plan.rung) if record is None else record.rung)
+            if record is not None and self._pacer is not None:
+                rows = sum(record.row_counts.tolist())
+                self._pacer.took(took_ms, batch.reqs, rung=record.rung, rows=rows)
         elif batch.forward_mode.is_extend():
             self.times.prefilled(now_s, tokens=getattr(batch, "extend_num_tokens", None) or 0)
             for request in batch.reqs:
@@ -107,6 +110,7 @@ class Observer:
             kv_tokens=self._scheduler.max_total_num_tokens,
             prefill_ms_per_token=self.times.prefill_ms_per_token,
             met=self._promises.met,
+            drift_frac=None if self._pacer is None else self._pacer.drift_frac,
             **self._users(running),
             spec_stats=self._spec_stats,
         )
@@ -133,6 +137,11 @@ class Observer:
     @property
     def _spec_stats(self) -> SpeculationStats:
         return getattr(self._scheduler.draft_worker, "spec_stats", _NO_STATS)
+
+    @property
+    def _pacer(self) -> Any:
+        """The pacer of our workers; None without one."""
+        return getattr(self._scheduler.draft_worker, "pacer", None)
 
     @property
     def _plan(self) -> PlanInForce:

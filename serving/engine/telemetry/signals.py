@@ -44,6 +44,7 @@ def signals_of(states: Sequence[RankState], *, replica_id: str, seq: int, at_ms:
         max_running=sum(state.max_running for state in groups),
         kv_tokens=sum(state.kv_tokens for state in groups),
         prefill_ms_per_token=max(prefills_ms, default=None),
+        drift_frac=max((state.drift_frac for state in groups if state.drift_frac is not None), default=None),
         queue_age_ms=_greatest([state.queue_age_ms for state in groups]),
         arrivals_s=_sums([state.arrivals_s for state in groups]),
         accepted_tokens=_spreads([state.accepted_tokens for state in groups]),

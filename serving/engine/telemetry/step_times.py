@@ -52,14 +52,15 @@ class StepTimes:
         """Time of a prompt's token in recent prefill steps; None before the first."""
         return self._prompt_ms / self._prompt_tokens if self._prompt_tokens > 0 else None
 
-    def decoded(self, now_s: float, *, rung: int) -> None:
-        """Note the end of a decode step that ran on `rung`."""
+    def decoded(self, now_s: float, *, rung: int) -> float:
+        """Note the end of a decode step that ran on `rung`, and return the milliseconds that it took."""
         took_s = self._lap(now_s)
         self.decode_steps += 1
         self.decode_ms += took_s * 1000.0
         self._spend(took_s, prefill=False)
         before = self.step_ms.get(rung, took_s * 1000.0)
         self.step_ms[rung] = before + _STEP_WEIGHT * (took_s * 1000.0 - before)
+        return took_s * 1000.0
 
     def _lap(self, now_s: float) -> float:
         took_s = 0.0 if self._since_s is None else now_s - self._since_s

@@ -121,6 +121,12 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.model_executor.forward_batch_info:CaptureHiddenMode.FULL", "features of every verified row"),
     Use("sglang.srt.speculative.dspark_components.dspark_planner:DSparkVerifyPlanner", "ours bounds it by the plan"),
     Use("sglang.srt.speculative.dspark_components.dspark_worker_v2:DSparkVerifyPlanner", "the name it is made by"),
+    Use(
+        "sglang.srt.speculative.dspark_components.dspark_planner:HostConfidenceBudgetPlanner",
+        "its lagged survivals are what our planner decides a native chain's total by",
+    ),
+    Use("sglang.srt.layers.dp_attention:get_dp_tp_group", "the ranks that must run passes of one size"),
+    Use("sglang.srt.speculative.spec_tp_sync:SpecTpSyncSite.DSPARK_PLAN", "ranks agree on a native chain's rows"),
     Use("sglang.srt.speculative.spec_info:SpeculativeAlgorithm.create_worker", "gives DSPARK our worker"),
     Use("sglang.srt.speculative.spec_tp_sync:SpecTpSync.sync", "hands rank 0's tree and outcome to all ranks"),
     Use("sglang.srt.speculative.spec_tp_sync:SpecTpSyncSite", "the places where ranks agree"),

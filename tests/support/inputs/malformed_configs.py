@@ -142,8 +142,17 @@ MALFORMED = {
         ["speculation.step_cost_path", "speculation.calibration_path"],
     ),
     "shares without a planner, a planner without a ladder": (
-        MODEL + "speculation: {method: dspark_native, block_tokens: 5, live_shares: true, step_times_path: /a}\n",
+        MODEL + "speculation: {method: standalone, draft_path: /d, live_shares: true, step_times_path: /a}\n",
         ["speculation.live_shares", "speculation.step_times_path"],
+    ),
+    "two planners over several groups": (
+        MODEL + "replicas: {tensor_parallel: 2, attention_data_parallel: 2}\n"
+        "speculation: {method: dspark_native, verification: compact, step_times_path: /a, step_cost_path: /b}\n",
+        ["speculation.step_cost_path", "speculation.step_times_path"],
+    ),
+    "a planner of static rows": (
+        MODEL + "speculation: {method: dspark_native, step_times_path: /a}\n",
+        ["speculation.step_times_path"],
     ),
     "a stall without step times": (
         MODEL + "tiers: {0: {name: a, default: true, max_stall_ms: 50}}\n",

@@ -50,21 +50,27 @@ class PacedRecord:
 
 @dataclass(frozen=True)
 class PacedRun:
-    """All of one rank: its paced steps, and each request's tokens under random plans and on rung `off`."""
+    """All of one rank: its paced steps, and each request's tokens under random plans and on rung `off`.
+
+    stats: what it counted under plans, by tier; budgets: of each step, by its own clock and as agreed. Both where the
+    probe tells.
+    """
 
     steps: Sequence[PacedRecord]
     paced: dict[str, list[int]]
     off: dict[str, list[int]]
+    stats: dict[int, dict[str, Any]] | None = None
+    budgets: list[tuple[int, int]] | None = None
 
 
 def read_run(file: Path) -> PacedRun:
     """Return what a rank has written to `file`."""
     content = torch.load(file, weights_only=False)
     steps = [PacedRecord(**{**step, "lagged": Offers(**step["lagged"])}) for step in content["steps"]]
-    return PacedRun(steps, content["paced"], content["off"])
+    return PacedRun(steps, content["paced"], content["off"], content.get("stats"), content.get("budgets"))
 
 
-class _RecordingPacer(Pacer):
+class RecordingPacer(Pacer):
     """The product's pacer, which also keeps what it was asked."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -78,14 +84,14 @@ class _RecordingPacer(Pacer):
                 request.sparktier_first_token_s = self._clock()
         pace = super().begin(requests, plan, **bounds)
         step = pace.step
-        none = np.zeros_like(step.offers.survival)
-        record = PacedRecord(step.offers, none, step.total, pace.rung, plan.rows, pace.context_tokens, False)
+        survival = step.offers.survival
+        record = PacedRecord(step.offers, survival, step.total, pace.rung, plan.rows, pace.context_tokens, False)
         self.steps.append(record)
         return pace
 
     def share(self, pace: Pace, survival: Floats, *, drawn: bool) -> Ints:
         """Share out a step's rows, and note by what."""
-        self.steps[-1].live, self.steps[-1].takes_live = survival, self._live and not drawn
+        self.steps[-1].live, self.steps[-1].takes_live = survival, self.live and not drawn
         return super().share(pace, survival, drawn=drawn)
 
 
@@ -97,13 +103,13 @@ class _RecordedStep(DecodeStep):
         result = super().run(inputs)
         assert result.record is not None
         if result.record.expected is not None:
-            assert isinstance(self.pacer, _RecordingPacer)
+            assert isinstance(self.pacer, RecordingPacer)
             self.pacer.steps[-1].rows = np.array(result.record.row_counts.tolist())
         return result
 
 
-def random_plans() -> Iterator[EnginePlan]:
-    """Yield plans of random rungs, row budgets, promises, weights and caps; most of them draft."""
+def random_plans(*, highest: Rung = Rung.TREE) -> Iterator[EnginePlan]:
+    """Yield plans of random rungs to `highest`, row budgets, promises, weights and caps; most of them draft."""
     rng = random.Random(0)
     rungs = (Rung.OFF, Rung.CHAIN_SHORT, Rung.CHAIN, Rung.CHAIN, Rung.TREE, Rung.TREE, Rung.TREE)
     for version in count(1):
@@ -115,16 +121,24 @@ def random_plans() -> Iterator[EnginePlan]:
             )
             for tier in range(_TIERS)
         }
-        yield EnginePlan(epoch=1, version=version, rung=rng.choice(rungs), rows=rng.choice((0, 0, 8, 30)), tiers=tiers)
+        rung = min(rng.choice(rungs), highest)
+        yield EnginePlan(epoch=1, version=version, rung=rung, rows=rng.choice((0, 0, 8, 30)), tiers=tiers)
 
 
-def decoded(engine: SteppedEngine, label: str, batches: int, change: Callable[[], None]) -> dict[str, list[int]]:
-    """Decode `batches` of requests and return their tokens by name; `change` is called every few steps."""
+def decoded(
+    engine: SteppedEngine, label: str, batches: int, change: Callable[[], None], *, sampled: bool = True
+) -> dict[str, list[int]]:
+    """Decode `batches` of requests and return their tokens by name; `change` is called every few steps.
+
+    With `sampled` every third request is sampled, but in every third batch, the others are greedy.
+    """
     prompts = random_prompts(REQUESTS_AT_ONCE, seed=2, longest=60)
     found: dict[str, Any] = {}
     for batch in range(batches):
         for number, prompt in enumerate(prompts):
-            sampling = {"temperature": 0.9, "sampling_seed": 100 * batch + number} if number % 3 == 2 else {}
+            sampling = (
+                {"temperature": 0.9, "sampling_seed": 100 * batch + number} if sampled and number % 3 == 2 else {}
+            )
             engine.add(
                 f"{label}-{batch}-{number}",
                 prompt[batch % 2 :],
@@ -140,7 +154,8 @@ def decoded(engine: SteppedEngine, label: str, batches: int, change: Callable[[]
             found |= {request.rid.removeprefix(f"{label}-"): request for request in engine.scheduler.last_batch.reqs}
             if step % _PLAN_STEPS == 0:
                 change()
-    return {name: list(request.output_ids) for name, request in found.items()}
+    # SGLang's own worker may go past a request's end, and SGLang cuts the answer.
+    return {name: list(one.output_ids)[: one.sampling_params.max_new_tokens] for name, one in found.items()}
 
 
 def main() -> None:
@@ -152,13 +167,13 @@ def main() -> None:
     worker = engine.worker
     # Each rank's clock says another time: only rank 0's may count.
     ticks = count()
-    pacer = _RecordingPacer(live=True, clock=lambda: (1.0 + float(rank)) * next(ticks))
+    pacer = RecordingPacer(live=True, clock=lambda: (1.0 + float(rank)) * next(ticks))
     worker.decode_step = _RecordedStep(**{**vars(worker.decode_step), "pacer": pacer})
     plans, rng = random_plans(), random.Random(1)
 
     def next_plan() -> None:
         worker.set_plan(next(plans))
-        pacer._live = rng.random() < 0.5
+        pacer.live = rng.random() < 0.5
 
     paced = decoded(engine, "paced", int(batches), next_plan)
     off = decoded(engine, "off", int(batches), lambda: worker.set_plan(EnginePlan(rung=Rung.OFF)))

@@ -2,14 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from sparktier.cluster.step_time import StepTimeModel
+from sparktier.cluster.verify_planner import planned_rows
 from sparktier.configs.errors import ArtifactError
-from sparktier.configs.plan_keys import EnginePlan, Rung, TierTerms
+from sparktier.configs.plan_keys import TIER_PARAM, EnginePlan, Rung, TierTerms
+from sparktier.configs.step_times import reference_table
+from sparktier.serving.engine.speculation.pacing import Pacer
 from support.sglang_rank import cpu_server_args, rank
 from support.tiny_moe import make_tiny_moe
 
@@ -31,7 +37,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def make_planner(kind: type, head: Any = _HEAD) -> Any:
-    pool = SimpleNamespace(req_generation=torch.zeros(8, dtype=torch.int64))
+    pool = SimpleNamespace(req_generation=torch.ones(8, dtype=torch.int64), req_to_token=torch.zeros(8, 1))
     return kind(
         draft_model=SimpleNamespace(confidence_head=head),
         gamma=GAMMA,
@@ -43,9 +49,11 @@ def make_planner(kind: type, head: Any = _HEAD) -> Any:
     )
 
 
-def verified(planner: Any) -> list[int]:
+CONFIDENCE = torch.linspace(0.95, 0.5, BATCH * GAMMA).view(BATCH, GAMMA)
+
+
+def verified(planner: Any, confidence: torch.Tensor = CONFIDENCE) -> list[int]:
     """Rows of each request in one step, asked for as SGLang's worker does."""
-    confidence = torch.linspace(0.95, 0.5, BATCH * GAMMA).view(BATCH, GAMMA)
     budget = planner.compute_budget_sync(
         confidence=confidence, prefix_lens=torch.full((BATCH,), 50), req_pool_indices=SLOTS
     )
@@ -62,12 +70,12 @@ def verified(planner: Any) -> list[int]:
 
 @pytest.fixture
 def planner(context: None) -> Any:
-    from sparktier.serving.engine.native.native_worker import PlannedVerify
+    from sparktier.serving.engine.native.planned_verify import PlannedVerify
 
     tiers = torch.zeros(8, dtype=torch.int64)
     tiers[STRICT_SLOT] = STRICT_TIER
     planner = make_planner(PlannedVerify)
-    planner.bind(tiers)
+    planner.bind(tiers, pacer=None)
     return planner
 
 
@@ -94,6 +102,71 @@ def test_a_row_budget_bounds_the_step_and_goes_where_confidence_is(planner: Any)
 def test_a_tier_s_cap_bounds_its_requests_alone(planner: Any) -> None:
     planner.set_plan(EnginePlan(rung=Rung.CHAIN, tiers={STRICT_TIER: TierTerms(cap_tokens=1)}))
     assert verified(planner) == [2 if slot == STRICT_SLOT else GAMMA + 1 for slot in SLOTS.tolist()]
+
+
+TABLE = StepTimeModel(reference_table("avx2"))
+PACED = EnginePlan(rung=Rung.CHAIN, tiers={0: TierTerms(), STRICT_TIER: TierTerms(promise_tok_s=1000.0)})
+
+
+def paced_planner(*, live: bool) -> Any:
+    """One whose rows are paced; the strict request is far behind its promise."""
+    from sparktier.serving.engine.native.planned_verify import PlannedVerify
+
+    planner = make_planner(PlannedVerify)
+    planner.bind(torch.zeros(8, dtype=torch.int64), pacer=Pacer(TABLE, live=live, clock=lambda: 100.0))
+    planner.set_plan(PACED)
+    planner.requests = [
+        SimpleNamespace(
+            rid=str(slot),
+            sampling_params=SimpleNamespace(custom_params={TIER_PARAM: STRICT_TIER if slot == STRICT_SLOT else 0}),
+            origin_input_ids=[1] * 9,
+            output_ids=[2],
+            sparktier_first_token_s=0.0,
+        )
+        for slot in SLOTS.tolist()
+    ]
+    return planner
+
+
+def survivals(confidence: torch.Tensor) -> Any:
+    return confidence.double().cumprod(dim=1).numpy()
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_paced_rows_are_our_planners_and_their_total_is_of_earlier_drafts(context: None, live: bool) -> None:
+    """Where shares are live the total is by survivals of the step before, else both are by those SGLang relays."""
+    planner = paced_planner(live=live)
+    generator = torch.Generator().manual_seed(3)
+    steps = [torch.rand(BATCH, GAMMA, generator=generator) ** 0.3 for _ in range(6)]
+    for number, confidence in enumerate(steps):
+        rows = verified(planner, confidence)
+        lagged = planner._pace.step.offers
+        if number < 3:
+            continue
+        lag = 1 if live else planner._budget_planner.carry_steps
+        np.testing.assert_allclose(lagged.survival, survivals(steps[number - lag]), rtol=1e-5)
+        offers = replace(lagged, survival=survivals(confidence)) if live else lagged
+        assert rows == planned_rows(lagged, offers, TABLE, rung=Rung.CHAIN, context_tokens=10 * BATCH).tolist()
+        expected = [float(row[: count - 1].sum()) for row, count in zip(offers.survival, rows, strict=True)]
+        assert planner.expected == pytest.approx(expected)
+
+
+def test_a_paced_step_gives_more_to_a_request_behind_its_promise(context: None) -> None:
+    planner = paced_planner(live=True)
+    even = torch.full((BATCH, GAMMA), 0.7)
+    rows = [verified(planner, even) for _ in range(3)][-1]
+    strict = SLOTS.tolist().index(STRICT_SLOT)
+    assert all(rows[strict] > count for place, count in enumerate(rows) if place != strict)
+
+
+def test_a_tiers_cap_and_rung_bound_paced_rows_too(context: None) -> None:
+    planner = paced_planner(live=True)
+    planner.set_plan(EnginePlan(rung=Rung.CHAIN_SHORT, tiers={0: TierTerms(), STRICT_TIER: TierTerms(cap_tokens=1)}))
+    sure = torch.full((BATCH, GAMMA), 0.999)
+    assert verified(planner, sure) == [2 if slot == STRICT_SLOT else 3 for slot in SLOTS.tolist()]
+    planner.set_plan(EnginePlan(rung=Rung.OFF))
+    assert verified(planner, sure) == [1] * BATCH
+    assert planner.expected is None
 
 
 def test_a_draft_without_a_confidence_head_starts_where_rows_differ_by_request(context: None) -> None:

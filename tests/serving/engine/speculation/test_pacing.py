@@ -108,3 +108,17 @@ def test_expected_tokens_are_those_of_the_rows_that_are_verified() -> None:
     falling = [0.9, 0.5, 0.2]
     assert found.expected == pytest.approx([sum(falling[: int(found.row_counts[0]) - 1])])
     assert found.row_counts[0] <= 3
+
+
+def test_the_drift_follows_a_slow_machine_and_moves_no_rows() -> None:
+    paced, requests = pacer(), (request("a"), request("b"))
+    rows = begin(paced, *requests).row_counts(DRAFTED, drawn=False).row_counts
+    assert paced.drift_frac == 1.0
+    predicted_ms = float(TIMES.step_ms(rung=Rung.TREE, requests=2, rows=np.array([6]), context_tokens=12)[0])
+    for _ in range(200):
+        paced.took(1.5 * predicted_ms, requests, rung=Rung.TREE, rows=6)
+    assert paced.drift_frac == pytest.approx(1.5, rel=0.01)
+    again = pacer()
+    assert begin(again, *requests).row_counts(DRAFTED, drawn=False).row_counts.tolist() == rows.tolist()
+    second = begin(paced, *requests).row_counts(DRAFTED, drawn=False).row_counts
+    assert second.tolist() == begin(again, *requests).row_counts(DRAFTED, drawn=False).row_counts.tolist()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sparktier.configs.plan_keys import EnginePlan, Rung, TierTerms, keys_of
+from sparktier.serving.engine.native.native_worker import NativeWorker
 from sparktier.serving.engine.plan.in_force import PlanInForce
-from sparktier.serving.engine.speculation.step_result import CountedResult, StepRecord
+from sparktier.serving.engine.speculation.step_result import CountedResult, StepCounter, StepRecord
 from sparktier.serving.engine.speculation.worker import LadderWorker
 from sparktier.serving.engine.telemetry.observer import Observer
 from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
@@ -90,22 +91,36 @@ def recorded(rung: int, *, tier: int, rows: int, accepted: int) -> Any:
     return CountedResult(record=record, num_correct_drafts_per_req_cpu=[accepted])
 
 
-def counting_worker() -> Any:
-    worker = LadderWorker.__new__(LadderWorker)
-    worker.spec_stats, worker._spans, worker.pacer = SpeculationStats(block_tokens=4), None, None
+def counting_worker(kind: Any) -> Any:
+    worker = kind.__new__(kind)
+    worker.spec_stats = SpeculationStats(block_tokens=4)
+    worker._counter, worker.pacer = StepCounter(worker.spec_stats, None, None), None
     return worker
 
 
-def test_a_step_is_counted_by_its_own_record_whatever_became_of_others() -> None:
+@pytest.mark.parametrize("kind", [LadderWorker, NativeWorker])
+def test_a_step_is_counted_by_its_own_record_whatever_became_of_others(kind: Any) -> None:
     """The first result is never processed, and the plan has changed since both were launched."""
     recorded(1, tier=0, rows=2, accepted=1)
-    worker = counting_worker()
+    worker = counting_worker(kind)
     watch, clock = observer(worker)
     clock.now_s = 1.0
     watch.stepped(batch("decode"), recorded(2, tier=5, rows=4, accepted=3))
     assert set(watch.times.step_ms) == {2}
     assert set(worker.spec_stats.by_tier) == {5}
     assert (worker.spec_stats.by_tier[5].rows, worker.spec_stats.by_tier[5].tokens) == (4, 4)
+
+
+def test_a_paced_steps_time_and_rows_reach_the_pacer() -> None:
+    noted: list[Any] = []
+    worker = counting_worker(LadderWorker)
+    worker.pacer = SimpleNamespace(took=lambda *facts, **rows: noted.append((facts, rows)))
+    watch, clock = observer(worker)
+    one = request(3)
+    watch.stepped(batch("prefill", one), None)
+    clock.now_s = 0.25
+    watch.stepped(batch("decode", one), recorded(2, tier=1, rows=4, accepted=3))
+    assert noted == [((250.0, [one]), {"rung": 2, "rows": 4})]
 
 
 def test_a_prompt_still_in_chunks_has_no_first_token() -> None:

@@ -1,0 +1,93 @@
+"""Decodes under random plans with SGLang's own DSpark worker, whose rows our planner paces.
+
+Run as a program, once for each rank: `python -m support.probes.native_probe MODEL DRAFT BATCHES OUT RANK RANKS PORT`.
+SGLang refuses this worker on CPUs, though all of it runs there but a call that only GPUs have; both are lifted here.
+"""
+
+import inspect
+import random
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sglang.srt.arg_groups import speculative_hook
+from sglang.srt.layers.dp_attention import get_dp_tp_group
+
+from sparktier.configs.plan_keys import EnginePlan, Rung
+from sparktier.configs.settings.settings import Settings
+from sparktier.serving.deployment import resolved
+from sparktier.serving.engine.speculation.step_result import StepRecord
+from sparktier.serving.engine.telemetry.observer import Observer
+from support import stepped_engine
+from support.probes.pacing_probe import RecordingPacer, decoded, random_plans
+
+
+def _runs_on_cpus() -> None:
+    source = inspect.getsource(speculative_hook._handle_dspark).replace('"xpu")', '"xpu", "cpu")')
+    exec(source, {**vars(speculative_hook), "ServerArgs": object}, found := {})
+    speculative_hook._handle_dspark = found["_handle_dspark"]
+    resolved._require_runnable = lambda *_: None
+    torch.Tensor.record_stream = lambda *_: None
+
+
+def _native(data: Mapping[str, Any]) -> Settings:
+    drafting = {"method": "chain", "draft_path": data["speculation"]["draft_path"]}
+    settings = _settings_from({**data, "speculation": drafting})
+    native = settings.speculation.model_copy(update={"method": "dspark_native", "verification": "compact"})
+    return settings.model_copy(update={"speculation": native})
+
+
+_settings_from = stepped_engine.settings_from
+
+
+def main() -> None:
+    """Write what the command line asks for."""
+    model, draft, batches, out, rank, ranks, port = sys.argv[1:]
+    torch.set_num_threads(1)
+    _runs_on_cpus()
+    stepped_engine.settings_from = _native
+    place = stepped_engine.Place(int(rank), int(ranks), int(port))
+    engine = stepped_engine.SteppedEngine(Path(model), Path(draft), chunk_tokens=64, tree_rows=1, place=place)
+    worker = engine.worker
+    # Each rank's clock says another time: only rank 0's may count.
+    ticks = count()
+
+    def clock() -> float:
+        return (1.0 + float(rank)) * next(ticks)
+
+    Observer(engine.scheduler, clock=clock).install()
+    pacer = RecordingPacer(live=True, clock=clock)
+    worker._verify_planner.bind(worker.slots.tier, pacer=pacer, group=get_dp_tp_group())
+    made, agreed, budgets = worker._record, worker._verify_planner._of_first_rank, []
+
+    def record(*facts: Any) -> StepRecord:
+        step: StepRecord = made(*facts)
+        if step.expected is not None:
+            pacer.steps[-1].rows = np.array(step.row_counts.tolist())
+        return step
+
+    def of_first_rank(own: int) -> int:
+        budgets.append((own, agreed(own)))
+        return budgets[-1][1]
+
+    worker._record, worker._verify_planner._of_first_rank = record, of_first_rank
+    plans, rng = random_plans(highest=Rung.CHAIN), random.Random(1)
+
+    def next_plan() -> None:
+        worker.set_plan(next(plans))
+        pacer.live = rng.random() < 0.5
+
+    paced = decoded(engine, "paced", int(batches), next_plan, sampled=False)
+    stats = {tier: vars(each) for tier, each in worker.spec_stats.by_tier.items()}
+    off = decoded(engine, "off", int(batches), lambda: worker.set_plan(EnginePlan(rung=Rung.OFF)), sampled=False)
+    records = [{**vars(step), "lagged": asdict(step.lagged)} for step in pacer.steps]
+    torch.save({"steps": records, "paced": paced, "off": off, "stats": stats, "budgets": budgets}, out)
+
+
+if __name__ == "__main__":
+    main()
