@@ -23,18 +23,32 @@ def planner_options(resolved: Resolved) -> PlannerOptions | None:
 
     Raises:
         ArtifactError: there is no such table, or it is another deployment's.
-        ConfigError: a tier promises what not even one user alone could get.
+        ConfigError: a tier promises what not even one user alone could get, or a stall that the least chunk exceeds.
     """
     speculation = resolved.settings.speculation
     if speculation.step_times_path is None:
         return None
     table = read_table(Path(speculation.step_times_path))
     require_own(table, table_key(resolved), f"speculation.step_times_path {speculation.step_times_path}")
-    most_tok_s = most_alone_tok_s(resolved.settings, table, draft_block(resolved.draft))
-    if problems := list(_broken_promises(resolved.settings, most_tok_s)):
-        raise ConfigError(problems)
+    require_possible_promises(resolved)
     live = speculation.live_shares
     return PlannerOptions(table=table, live=resolved.device == "cpu" if live is None else live)
+
+
+def require_possible_promises(resolved: Resolved) -> None:
+    """Refuse tiers that this deployment can't serve, by its table of step times; without one all pass.
+
+    Raises:
+        ArtifactError: there is no such table.
+        ConfigError: a tier promises what not even one user alone could get, or a stall that the least chunk exceeds.
+    """
+    path = resolved.settings.speculation.step_times_path
+    if path is None:
+        return
+    most_tok_s = most_alone_tok_s(resolved.settings, read_table(Path(path)), draft_block(resolved.draft))
+    if problems := list(_broken_promises(resolved.settings, most_tok_s)):
+        raise ConfigError(problems)
+    prefill_chunk_tokens(resolved.settings)
 
 
 def prefill_chunk_tokens(settings: Settings) -> int | None:

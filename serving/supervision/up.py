@@ -21,7 +21,7 @@ from sparktier.configs.settings.settings import Settings
 from sparktier.serving.clients.addresses import host_port, http_url, listening
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, bearer, new_keys_file, read_keys, write_private
-from sparktier.serving.deployment.planner import planner_options
+from sparktier.serving.deployment.planner import planner_options, require_possible_promises
 from sparktier.serving.deployment.resolved import Resolved, resolve
 from sparktier.serving.gateway.access import Access, access_of
 from sparktier.serving.gateway.core.gateway import Gateway
@@ -153,10 +153,14 @@ class _Deployment:
             self._table,
             client,
             load=self._reload,
-            use=self._access.use_tiers,
+            use=self._use_tiers,
             save=self._save,
             log=_log,
         )
+
+    def _use_tiers(self, settings: Settings) -> None:
+        require_possible_promises(replace(self._resolved, settings=settings))
+        self._access.use_tiers(settings)
 
     def _save(self, settings: Settings) -> None:
         """Write what replicas that start from now on are to read."""

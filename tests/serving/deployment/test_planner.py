@@ -9,8 +9,9 @@ import pytest
 from sparktier.configs.errors import ArtifactError, ConfigError
 from sparktier.configs.loading.loader import settings_from
 from sparktier.configs.settings.settings import Settings
+from sparktier.configs.settings.tiers import TierSettings
 from sparktier.configs.step_times import reference_table, write_table
-from sparktier.serving.deployment.planner import planner_options, prefill_chunk_tokens
+from sparktier.serving.deployment.planner import planner_options, prefill_chunk_tokens, require_possible_promises
 from sparktier.serving.deployment.resolved import Resolved
 from sparktier.serving.deployment.table_key import table_key
 from sparktier.serving.engine.rank_options import RankOptions
@@ -107,6 +108,21 @@ def test_a_promise_beyond_one_user_alone_is_refused(tmp_path: Path) -> None:
     assert planner_options(own_table(tmp_path, 36.0, block_tokens=5)) is not None
     with pytest.raises(ConfigError):
         planner_options(own_table(tmp_path, 36.0, block_tokens=2))
+
+
+@pytest.mark.parametrize("tier", [{"promise_tok_s": 50.0}, {"max_stall_ms": 120}])
+def test_tiers_that_this_deployment_cant_serve_are_refused_whenever_they_come(
+    tmp_path: Path, tier: dict[str, Any]
+) -> None:
+    own = own_table(tmp_path)
+    require_possible_promises(own)
+    tiers = {**own.settings.tiers, 4: TierSettings(name="later", **tier)}
+    reloaded = replace(own, settings=own.settings.model_copy(update={"tiers": tiers}))
+    with pytest.raises(ConfigError) as caught:
+        require_possible_promises(reloaded)
+    assert [problem.path for problem in caught.value.problems] == [f"tiers.4.{next(iter(tier))}"]
+    with pytest.raises(ConfigError):
+        planner_options(reloaded)
 
 
 @pytest.mark.parametrize(
