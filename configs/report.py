@@ -33,12 +33,21 @@ class Meta(BaseModel):
     started_at: AwareDatetime
 
 
+class UntimedMeta(BaseModel):
+    """What is beside figures in virtual time, which no machine or hour changes: a second run writes the same bytes."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    command: str
+    version: str
+
+
 class Report(BaseModel):
     """One report."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    meta: Meta
+    meta: Meta | UntimedMeta
     rows: Sequence[Mapping[str, Any]]
 
 
@@ -55,7 +64,12 @@ def report_meta(command: str, seed: int | None) -> Meta:
     )
 
 
-def write_report(path: Path, meta: Meta, rows: Sequence[Mapping[str, Any]]) -> None:
+def untimed_meta(command: str) -> UntimedMeta:
+    """Return the meta of a report in virtual time: its rows name their seeds and the digest of what they depend on."""
+    return UntimedMeta(command=command, version=version("sparktier"))
+
+
+def write_report(path: Path, meta: Meta | UntimedMeta, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replace `path` by a report in one step. Raises ArtifactError when it can't be written."""
     write_json(path, Report(meta=meta, rows=[dict(row) for row in rows]).model_dump(mode="json"))
 

@@ -3,17 +3,27 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sparktier.serving.cli.options import (
     add_config,
     add_json,
     configured,
+    fraction,
     real_number,
     temperature,
     whole_number,
     writable_path,
 )
 
+_SPECULATION = (
+    "Every rung of the ladder, interleaved; run it alone.",
+    "sparktier bench speculation configs/demo.yaml --batch 1 --batch 4 --prompts gsm8k.jsonl --json out/bench.json",
+)
+_TIERS = (
+    "What tiers are worth: policies compared in virtual time.",
+    "sparktier bench tiers docs/measurements/tiers.yaml --json out/tiers.json --plot out/tiers.png",
+)
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 
 
@@ -21,26 +31,13 @@ def add_commands(add: Add) -> None:
     """Add `bench` and `profile`."""
     bench = add(
         "bench",
-        _bench,
-        "Measure a configuration on this machine; run it alone.",
-        "sparktier bench speculation configs/demo.yaml --batch 1 --batch 4 --prompts gsm8k.jsonl --json out/bench.json",
+        _nothing,
+        "Measure a configuration on this machine, or policies in virtual time.",
+        "sparktier bench speculation configs/demo.yaml --prompts gsm8k.jsonl",
     )
-    bench.add_argument("what", choices=["speculation"], help="speculation: every rung of the ladder, interleaved")
-    add_config(bench)
-    bench.add_argument(
-        "--batch", type=whole_number(1, 1024), action="append", help="users at once (default 1); repeatable"
-    )
-    bench.add_argument(
-        "--temperature", type=temperature, action="append", help="of the answers (default 0); repeatable"
-    )
-    bench.add_argument(
-        "--prompts", type=Path, action="append", required=True, metavar="FILE", help="jsonl of prompts; repeatable"
-    )
-    bench.add_argument("--tokens", type=whole_number(8, 100_000), default=64, help="longest answer (default 64)")
-    bench.add_argument("--turns", type=whole_number(1, 1000), default=3, help="prompts for each user (default 3)")
-    bench.add_argument("--repeats", type=whole_number(1, 1000), default=5, help="of every case (default 5)")
-    bench.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0, help="of sampling and order (default 0)")
-    add_json(bench, beside=", and a plot beside it")
+    kinds = bench.add_subparsers(required=True, metavar="WHAT")
+    _add_speculation(_kind(kinds, "speculation", _speculation, _SPECULATION))
+    _add_tiers(_kind(kinds, "tiers", _tiers, _TIERS))
     profile = add(
         "profile",
         _profile,
@@ -64,7 +61,80 @@ def add_commands(add: Add) -> None:
     add_json(profile)
 
 
-def _bench(options: argparse.Namespace) -> int:
+def _kind(
+    kinds: Any, name: str, run: Callable[[argparse.Namespace], int], texts: tuple[str, str]
+) -> argparse.ArgumentParser:
+    summary, example = texts
+    parser: argparse.ArgumentParser = kinds.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_speculation(bench: argparse.ArgumentParser) -> None:
+    add_config(bench)
+    bench.add_argument(
+        "--batch", type=whole_number(1, 1024), action="append", help="users at once (default 1); repeatable"
+    )
+    bench.add_argument(
+        "--temperature", type=temperature, action="append", help="of the answers (default 0); repeatable"
+    )
+    bench.add_argument(
+        "--prompts", type=Path, action="append", required=True, metavar="FILE", help="jsonl of prompts; repeatable"
+    )
+    bench.add_argument("--tokens", type=whole_number(8, 100_000), default=64, help="longest answer (default 64)")
+    bench.add_argument("--turns", type=whole_number(1, 1000), default=3, help="prompts for each user (default 3)")
+    bench.add_argument("--repeats", type=whole_number(1, 1000), default=5, help="of every case (default 5)")
+    bench.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0, help="of sampling and order (default 0)")
+    add_json(bench, beside=", and a plot beside it")
+
+
+def _add_tiers(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument(
+        "config", type=Path, metavar="CONFIG", help="YAML file of the measurement, see docs/measurements"
+    )
+    bench.add_argument("--policy", action="append", help="in place of the file's; repeatable")
+    bench.add_argument(
+        "--promise-factor",
+        type=real_number(0.01),
+        action="append",
+        help="promise over the mean speed at equal weights, in place of the file's; repeatable",
+    )
+    bench.add_argument(
+        "--strict-frac", type=fraction, action="append", help="of users, in place of the file's; repeatable"
+    )
+    bench.add_argument(
+        "--seed", type=whole_number(0, 2**31 - 1), action="append", help="in place of the file's; repeatable"
+    )
+    bench.add_argument("--table", action="append", help="of the file's tables, only these; repeatable")
+    add_json(bench)
+    bench.add_argument("--plot", type=writable_path, metavar="PATH", help="PNG of promises kept against throughput")
+
+
+def _nothing(_options: argparse.Namespace) -> int:
+    raise AssertionError("each kind has its own command")
+
+
+def _tiers(options: argparse.Namespace) -> int:
+    from sparktier.serving.bench.tiers import command
+    from sparktier.serving.bench.tiers.settings import load_tiers_settings
+
+    settings = load_tiers_settings(options.config).narrowed(
+        policies=options.policy,
+        promise_factors=options.promise_factor,
+        strict_fracs=options.strict_frac,
+        seeds=options.seed,
+        tables=options.table,
+    )
+    return command.run(settings, report=options.json, plot=options.plot)
+
+
+def _speculation(options: argparse.Namespace) -> int:
     settings = configured(options)
     from sparktier.serving.bench import speculation_command
     from sparktier.serving.bench.speculation import Load

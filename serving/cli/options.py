@@ -72,6 +72,14 @@ def real_number(least: float) -> Callable[[str], float]:
     return parse
 
 
+def fraction(text: str) -> float:
+    """Parse a share, 0 to 1."""
+    value = real_number(0)(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
+    return value
+
+
 def temperature(text: str) -> float:
     """Parse a sampling temperature: 0, or one by which logits can be divided; at most what a request may have."""
     value = real_number(0)(text)

@@ -12,7 +12,8 @@ from sparktier.drafter.calibration.calibrate import STS_FILE
 from sparktier.drafter.calibration.sts import read_sts
 from sparktier.drafter.evaluation.evaluate import Evaluation, evaluate
 from sparktier.drafter.evaluation.plots import write_figures
-from sparktier.serving.drafting.sources import AnswerSelection, LoadedDrafter, load_drafter, progress_bar, sources
+from sparktier.serving.drafting.progress_bar import progress_bar
+from sparktier.serving.drafting.sources import AnswerSelection, LoadedDrafter, load_drafter, sources
 
 # Columns of the table, by heading.
 SHOWN = {

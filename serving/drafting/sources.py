@@ -4,12 +4,10 @@ Answers with features come from stores, or from a target that is small enough to
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from sparktier.configs.errors import ArtifactError, ConfigError, Problem
 from sparktier.configs.settings.model import ModelSource, local_path
@@ -24,6 +22,7 @@ from sparktier.drafter.demo.location import demo_draft
 from sparktier.drafter.model.checkpoint import load_draft
 from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.serving.deployment.model_source import local_model
+from sparktier.serving.drafting.progress_bar import progress_bar
 
 
 @dataclass(frozen=True)
@@ -127,12 +126,3 @@ def _selected(prompts: Sequence[Prompt], path: Path, selection: AnswerSelection)
             f"{path}: must hold prompts, at least one of the {selection.split} split (found none). Add prompts."
         )
     return selected[: selection.limit]
-
-
-@contextmanager
-def progress_bar(label: str, total: int, console: Console) -> Iterator[tuple[Progress, TaskID]]:
-    """Show a bar that counts to `total`; where there is no terminal, print one line at the end instead."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        yield bar, bar.add_task(label, total=total)
-    console.print(f"{label}: {total} done", highlight=False)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparktier.cluster.arrays import Floats, Ints
 from sparktier.cluster.step_time import StepTimeModel
+from sparktier.cluster.survival_memory import CURVE_GAIN, TierCurves
 from sparktier.cluster.verify_planner import (
     Offers,
     PaceRules,
@@ -29,8 +30,6 @@ from sparktier.serving.engine.rank_options import RankOptions
 
 # A request that sat out a few steps drafts from another text by now.
 _MOST_AGE_STEPS = 4
-# Of a tier's mean survivals, what one step of it counts.
-_CURVE_GAIN = 0.1
 # Survivals of drawn drafts are at most so many times too high or too low.
 _MOST_FACTOR = 4.0
 
@@ -87,7 +86,7 @@ class Pacer:
         self._rules = rules or PaceRules()
         self._step = 0
         self._drafted: dict[str, _Drafted] = {}
-        self._curves: dict[tuple[int, int], Floats] = {}
+        self._curves = TierCurves()
         self._outcomes: dict[tuple[int, int], _Outcome] = {}
 
     def begin(self, requests: Sequence[Any], plan: EnginePlan, *, most_rows: Tensor, nodes: int) -> "Pace":
@@ -121,7 +120,7 @@ class Pacer:
         Drawn drafts may not decide how many of them are verified: theirs are the rows planned before.
         """
         if drawn:
-            self._follow(pace.terms, pace.rung, survival)
+            self._curves.follow([term.tier for term in pace.terms], pace.rung, survival)
             return pace.step.rows
         self._keep(pace.request_ids, pace.terms, pace.rung, survival)
         if not self.live:
@@ -143,8 +142,8 @@ class Pacer:
             own = [place for place, other in enumerate(tiers) if other == tier]
             before = self._outcomes.get((tier, rung), _Outcome(0.0, 0.0))
             self._outcomes[tier, rung] = _Outcome(
-                before.expected + _CURVE_GAIN * (sum(expected[place] for place in own) - before.expected),
-                before.accepted + _CURVE_GAIN * (sum(accepted[place] for place in own) - before.accepted),
+                before.expected + CURVE_GAIN * (sum(expected[place] for place in own) - before.expected),
+                before.accepted + CURVE_GAIN * (sum(accepted[place] for place in own) - before.accepted),
             )
 
     def took(self, took_ms: float, requests: Sequence[Any], *, rung: int, rows: int) -> None:
@@ -171,16 +170,13 @@ class Pacer:
     def _survivals(self, requests: Sequence[Any], terms: Sequence[Admitted], plan: EnginePlan, nodes: int) -> Floats:
         seen = np.full((len(requests), nodes), np.nan)
         ages = np.full(len(requests), -1, dtype=np.int64)
-        curves = np.full((len(requests), nodes), np.nan)
+        curves = self._curves.of([term.tier for term in terms], int(plan.rung), nodes=nodes)
         for place, (request, term) in enumerate(zip(requests, terms, strict=True)):
             last = self._drafted.get(request.rid)
             if last is not None and last.rung == plan.rung:
                 seen[place], ages[place] = last.survival, self._step - last.step
-            key = (term.tier, int(plan.rung))
-            curve = self._curves.get(key)
-            if curve is not None:
-                factor = self._outcomes[key].factor if key in self._outcomes else 1.0
-                curves[place] = np.minimum(curve * factor, 1.0)
+            if outcome := self._outcomes.get((term.tier, int(plan.rung))):
+                curves[place] = np.minimum(curves[place] * outcome.factor, 1.0)
         return usable_survival(seen=seen, age_steps=ages, most_age_steps=_MOST_AGE_STEPS, curve=curves)
 
     def _weights(self, requests: Sequence[Any], terms: Sequence[Admitted]) -> Floats:
@@ -195,17 +191,9 @@ class Pacer:
         )
 
     def _keep(self, request_ids: Sequence[str], terms: Sequence[Admitted], rung: int, survival: Floats) -> None:
-        self._follow(terms, rung, survival)
+        self._curves.follow([term.tier for term in terms], rung, survival)
         for row, request_id in zip(survival, request_ids, strict=True):
             self._drafted[request_id] = _Drafted(row, rung, self._step)
-
-    def _follow(self, terms: Sequence[Admitted], rung: int, survival: Floats) -> None:
-        """Move each tier's curve towards the mean of its requests' survivals."""
-        tiers = np.array([term.tier for term in terms])
-        for tier in set(tiers.tolist()):
-            mean = survival[tiers == tier].mean(axis=0)
-            before = self._curves.get((tier, rung), mean)
-            self._curves[tier, rung] = before + _CURVE_GAIN * (mean - before)
 
 
 def pacer_of(options: RankOptions) -> Pacer | None:

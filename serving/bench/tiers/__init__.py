@@ -1,0 +1,1 @@
+"""What tiers are worth: policies compared in virtual time."""

@@ -1,0 +1,88 @@
+"""Runs `sparktier bench tiers`: cells one after another, kept as they are done, then a report, a plot and a table."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sparktier.configs.report import untimed_meta, write_report
+from sparktier.serving.bench.tiers.grid import Rows, measured, units
+from sparktier.serving.bench.tiers.plot import write_plot
+from sparktier.serving.bench.tiers.settings import TiersSettings
+from sparktier.serving.bench.tiers.worth import worth
+from sparktier.serving.drafting.progress_bar import progress_bar
+
+_COLUMNS = (
+    "table",
+    "users",
+    "strict_frac",
+    "promise_factor",
+    "policy",
+    "attainment_frac",
+    "throughput_frac",
+    "over_blind_points",
+    "over_blind_half_points",
+    "over_hull_points",
+    "over_hull_half_points",
+)
+_TABLE_CHARACTERS = 170
+
+
+def run(settings: TiersSettings, *, report: Path | None, plot: Path | None) -> int:
+    """Run every cell of `settings`, print what each policy is worth, and write what is asked for.
+
+    Cells that are done are kept beside the report, so that an interrupted run goes on where it stopped.
+
+    Raises:
+        ConfigError: a policy is unknown.
+        ArtifactError: a text or table is damaged, or a file can't be written.
+    """
+    console = Console(stderr=True)
+    kept = None if report is None else report.with_name(report.name + ".part")
+    known = _known(kept)
+    rows: Rows = []
+
+    def keep(key: str, found: Rows) -> None:
+        if kept is not None:
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([key, found]) + "\n")
+
+    with progress_bar("cells", len(units(settings)), console) as (bar, task):
+        for unit, found in measured(settings, known=known, keep=keep):
+            rows += found
+            bar.advance(task)
+            if not console.is_terminal:
+                console.print(unit.name, highlight=False)
+    compared = worth(rows)
+    if report is not None:
+        write_report(report, untimed_meta("bench tiers"), rows)
+    if plot is not None:
+        write_plot(compared, plot)
+    if kept is not None:
+        kept.unlink(missing_ok=True)
+    _print(compared)
+    return 0
+
+
+def _known(kept: Path | None) -> dict[str, Rows]:
+    """The rows of an interrupted run by key. Its last line may be torn."""
+    found: dict[str, Rows] = {}
+    if kept is None or not kept.exists():
+        return found
+    for line in kept.read_text(encoding="utf-8").splitlines():
+        try:
+            key, rows = json.loads(line)
+        except ValueError:
+            continue
+        found[key] = rows
+    return found
+
+
+def _print(compared: Sequence[dict[str, object]]) -> None:
+    table = Table(*_COLUMNS)
+    for row in compared:
+        table.add_row(*("" if row.get(name) is None else str(row[name]) for name in _COLUMNS))
+    console = Console()
+    (console if console.is_terminal else Console(width=_TABLE_CHARACTERS)).print(table)

@@ -1,0 +1,111 @@
+"""The file of `sparktier bench tiers`: users, texts and step times of its cells, and the planner's parameters."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from sparktier.cluster.verify_planner import PaceRules
+from sparktier.configs.errors import ConfigError, Problem
+from sparktier.configs.loading.explain import explain
+from sparktier.configs.loading.yaml_source import read_yaml
+from sparktier.configs.settings.section import Section
+
+Frac = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+_DEFAULTS = PaceRules()
+
+
+class PlannerSettings(Section):
+    """Parameters of the policy `tiered`, as docs/policies/verify-planner.md explains them."""
+
+    lead_tokens: Positive = _DEFAULTS.lead_tokens
+    lead_s: Annotated[float, Field(ge=0)] = _DEFAULTS.lead_s
+    gain: Annotated[float, Field(ge=0)] = _DEFAULTS.gain
+    most: Annotated[float, Field(ge=0)] = _DEFAULTS.most
+    strict_weight: Positive = 1.0
+
+    @property
+    def rules(self) -> PaceRules:
+        """Return them as the planner takes them."""
+        return PaceRules(self.lead_tokens, self.lead_s, self.gain, self.most)
+
+
+class TableSettings(Section):
+    """One table of step times, and who is served by it."""
+
+    step_times: str
+    """A reference table of configs/step_time_tables/."""
+    texts: Literal["published", "recorded"]
+    nodes: Annotated[int, Field(ge=1, le=64)]
+    """Drafted tokens of one request."""
+    rung: Annotated[int, Field(ge=1, le=15)] = 2
+    live_shares: bool = True
+    users: Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
+    promise_factors: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)]
+    strict_fracs: Annotated[tuple[Frac, ...], Field(min_length=1, strict=False)]
+    turns: Annotated[int, Field(ge=1)] = 3
+    """Answers of each user that count."""
+    prompt_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Of every prompt; 0: prefilled elsewhere; without it, the recorded prompt's."""
+    kv_tokens: Annotated[int, Field(ge=1)] = 1_000_000_000
+    chunk_tokens: Annotated[int, Field(ge=1)] = 8192
+
+
+class TiersSettings(Section):
+    """A whole measurement."""
+
+    seeds: Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
+    policies: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    planner: PlannerSettings = PlannerSettings()
+    tables: Annotated[dict[str, TableSettings], Field(min_length=1)]
+
+    def narrowed(
+        self,
+        *,
+        policies: Sequence[str] | None,
+        promise_factors: Sequence[float] | None,
+        strict_fracs: Sequence[float] | None,
+        seeds: Sequence[int] | None,
+        tables: Sequence[str] | None,
+    ) -> "TiersSettings":
+        """Return the measurement with these values in place of its own, where they are given.
+
+        Raises:
+            ConfigError: it has no such table.
+        """
+        for name in tables or []:
+            if name not in self.tables:
+                rule = f"must be a table of the file: {', '.join(self.tables)}"
+                raise ConfigError([Problem("--table", rule, name, "Name one of these.")])
+        asked = {"promise_factors": promise_factors, "strict_fracs": strict_fracs}
+        changes = {key: tuple(values) for key, values in asked.items() if values}
+        return self.model_copy(
+            update={
+                "policies": tuple(policies or self.policies),
+                "seeds": tuple(seeds or self.seeds),
+                "tables": {
+                    name: table.model_copy(update=changes)
+                    for name, table in self.tables.items()
+                    if not tables or name in tables
+                },
+            }
+        )
+
+
+def load_tiers_settings(path: Path) -> TiersSettings:
+    """Read a measurement from a YAML file.
+
+    Raises:
+        ConfigError: one or more rules are broken; it lists all of them.
+    """
+    data, repeated = read_yaml(path)
+    try:
+        settings = TiersSettings.model_validate(data)
+    except ValidationError as error:
+        problems = [explain(detail, TiersSettings).problem for detail in error.errors()]
+        raise ConfigError([*repeated, *problems]) from None
+    if repeated:
+        raise ConfigError(repeated)
+    return settings
