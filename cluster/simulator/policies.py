@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparktier.cluster.arrays import Flags, Floats, Ints
-from sparktier.cluster.rival_planners import adaserve_rows, adaserve_tokens, floor_tokens, floored_rows
+from sparktier.cluster.simulator.rival_planners import adaserve_rows, adaserve_tokens, floor_tokens, floored_rows
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.cluster.verify_planner import Offers, PaceRules, best_total, expected, share_out, weights
 from sparktier.configs.errors import ConfigError, Problem

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparktier.cluster.rival_planners import adaserve_rows, adaserve_tokens, floor_tokens, floored_rows
+from sparktier.cluster.simulator.rival_planners import adaserve_rows, adaserve_tokens, floor_tokens, floored_rows
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.cluster.verify_planner import Offers, expected, planned_rows, share_out
 from sparktier.configs.step_times import reference_table
