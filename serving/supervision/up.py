@@ -29,6 +29,9 @@ from sparktier.serving.gateway.http.front import front
 from sparktier.serving.gateway.http.internal import internal_app
 from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
+from sparktier.serving.gateway.telemetry.instruments import Instruments, journal_of
+from sparktier.serving.gateway.telemetry.logs import logging_to
+from sparktier.serving.gateway.usage_log.journal import Journal
 from sparktier.serving.supervision.deployment_dir import DeploymentDir, new_deployment_dir, runs_folder
 from sparktier.serving.supervision.local_ray import LocalRay
 from sparktier.serving.supervision.processes import adopt_orphans, end_descendants, reap
@@ -52,14 +55,16 @@ def run(settings: Settings, *, reload: Callable[[], Settings]) -> int:
     or built.
     """
     adopt_orphans()
-    with _listener(settings) as listener, _internal_listener(settings) as internal:
+    with logging_to(sys.stderr), _listener(settings) as listener, _internal_listener(settings) as internal:
         access = access_of(settings)
+        journal = journal_of(settings)
         runs = runs_folder()
         resolved = resolve(settings, progress=_log)
         # A table of another deployment is refused here, before anything has started.
         planner_options(resolved)
         try:
-            uvloop.run(_Deployment(resolved, new_deployment_dir(runs), access, reload).serve(listener, internal))
+            deployment = _Deployment(resolved, new_deployment_dir(runs), access, journal, reload)
+            uvloop.run(deployment.serve(listener, internal))
         finally:
             end_descendants(timeout_s=_KILL_TIMEOUT_S)
     return 0
@@ -67,9 +72,14 @@ def run(settings: Settings, *, reload: Callable[[], Settings]) -> int:
 
 class _Deployment:
     def __init__(
-        self, resolved: Resolved, deployment_dir: DeploymentDir, access: Access, reload: Callable[[], Settings]
+        self,
+        resolved: Resolved,
+        deployment_dir: DeploymentDir,
+        access: Access,
+        journal: Journal | None,
+        reload: Callable[[], Settings],
     ) -> None:
-        self._access = access
+        self._access, self._journal = access, journal
         self._settings = settings = resolved.settings
         self._resolved, self._reload = resolved, reload
         self._deployment_dir = deployment_dir
@@ -89,14 +99,16 @@ class _Deployment:
         async with requests as client, admin as admin_client:
             tiers = self._tiers(admin_client)
             keepers = [self._keeper(replica, client) for replica in self._table.replicas]
-            server, internal_server = self._server(client), self._internal_server(client)
+            instruments = Instruments(self._settings, self._journal, self._table, admin_client)
+            server = self._server(client, instruments)
+            internal_server = self._internal_server(client, instruments)
             _handle_signals(stopping, tiers)
             _log(f"logs in {self._deployment_dir.path}")
             _log(f"keys of the replicas' own ports in {self._keys_file}")
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             showing = asyncio.create_task(internal_server.serve(sockets=[internal]))
             tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
-            tasks.append(asyncio.create_task(tiers.run()))
+            tasks += [asyncio.create_task(tiers.run()), asyncio.create_task(instruments.run())]
             tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]
             if self._access.keys is not None:
                 tasks.append(asyncio.create_task(self._access.keys.watch()))
@@ -110,7 +122,8 @@ class _Deployment:
             internal_server.should_exit = True
             await showing
             await _cancel([*tasks, reaping, stop_asked])
-            await asyncio.gather(self._ray.stop(), *(keeper.stop(grace_s=_PROCESS_GRACE_S) for keeper in keepers))
+            ending = (keeper.stop(grace_s=_PROCESS_GRACE_S) for keeper in keepers)
+            await asyncio.gather(self._ray.stop(), asyncio.to_thread(instruments.close), *ending)
         if failures:
             raise failures[0]
 
@@ -139,13 +152,22 @@ class _Deployment:
             await asyncio.sleep(_REAP_INTERVAL_S)
             await reap(besides=lambda: [pid for pid in (self._ray.pid, *(k.pid for k in keepers)) if pid is not None])
 
-    def _server(self, client: AsyncReplicaClient) -> uvicorn.Server:
+    def _server(self, client: AsyncReplicaClient, instruments: Instruments) -> uvicorn.Server:
         settings = self._settings.server
-        gateway = Gateway(self._table, settings, client, model=self._settings.model.public_name, access=self._access)
+        gateway = Gateway(
+            self._table,
+            settings,
+            client,
+            model=self._settings.model.public_name,
+            access=self._access,
+            meter=instruments.meter,
+            observer=instruments.observer,
+        )
         return _Server(_uvicorn(front(gateway), grace_s=settings.shutdown_grace_s))
 
-    def _internal_server(self, client: AsyncReplicaClient) -> uvicorn.Server:
-        return _Server(_uvicorn(internal_app(self._table, client), grace_s=_INTERNAL_GRACE_S))
+    def _internal_server(self, client: AsyncReplicaClient, instruments: Instruments) -> uvicorn.Server:
+        app = internal_app(self._table, client, instruments.metrics)
+        return _Server(_uvicorn(app, grace_s=_INTERNAL_GRACE_S))
 
     def _tiers(self, client: AsyncReplicaClient) -> TierPlans:
         return TierPlans(

@@ -117,13 +117,14 @@ def drafting(
     collector: SpanCollector,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Deployment:
-    """One replica of two ranks with drafted trees, three tiers, two tenants, features and spans."""
+    """One replica of two ranks with drafted trees, three tiers, two tenants, features, spans and a log of use."""
     tree = {"speculation.method": "tree", "speculation.draft_path": bigrams, "speculation.tree_rows": 12}
     folder = tmp_path_factory.mktemp("drafting")
     tenants = tenant_settings(folder, [CLIENT_KEY, OTHER_KEY], ["standard", "gold", "lone"]) | {
         "gateway.priority_tier": "lone"
     }
-    settings = {**WIDE, **tree, **tenants, **FEATURES, "telemetry.otlp_endpoint": collector.endpoint}
+    kept = {"telemetry.otlp_endpoint": collector.endpoint, "usage.path": folder / "usage"}
+    settings = {**WIDE, **tree, **tenants, **FEATURES, **kept}
     config = write_tiers(folder / "config.yaml", THREE_TIERS)
     output = folder / "output"
     return _kept(live, "drafting", deployed(predictable, output, config=config, **settings))

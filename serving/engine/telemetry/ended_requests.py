@@ -7,6 +7,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from http import HTTPStatus
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -132,16 +133,16 @@ def _ends_of(output: Any, states: Mapping[str, Any]) -> Iterator[tuple[Any, Coun
         rid = output.rids[place]
         if (state := states.get(rid)) is None or _checks_health(rid):
             continue
-        yield (
-            state,
-            Counts(
-                output.prompt_tokens[place],
-                output.completion_tokens[place],
-                output.cached_tokens[place],
-                str(output.finished_reasons[place]["type"]),
-                None if times is None else times[place],
-            ),
-        )
+        yield state, _counts(output, place, None if times is None else times[place])
+
+
+def _counts(output: Any, place: int, times: Any) -> Counts:
+    reason = output.finished_reasons[place]
+    tokens = output.prompt_tokens[place], output.completion_tokens[place], output.cached_tokens[place]
+    if reason.get("status_code") == HTTPStatus.BAD_REQUEST and tokens[1] <= 1:
+        # SGLang runs what it refuses for one step, with a prompt of one token.
+        tokens = (0, 0, 0)
+    return Counts(*tokens, str(reason["type"]), times)
 
 
 def _stages_ms(arrived_s: float, now_s: float, counts: Counts) -> dict[str, float]:

@@ -12,6 +12,7 @@ from pydantic_core import from_json, to_json
 
 from sparktier.configs.contracts.ended import REQUEST_ID_HEADER
 from sparktier.configs.errors import ReplicaLost, ReplicaUnreachable
+from sparktier.configs.plan_keys import REQUEST_PARAM, TRACE_PARAM
 from sparktier.serving.clients.replica import AsyncReplicaClient, OpenAnswer
 from sparktier.serving.gateway.core.ask import Ask
 from sparktier.serving.gateway.core.events import Message, Restatement, batches
@@ -133,7 +134,7 @@ class Answer:
     async def _open(self) -> OpenAnswer:
         """Send the request to its replica, or to the next one where it takes no connection."""
         admitted = self._admitted
-        content = to_json(asking(admitted.body) | {"rid": admitted.engine_id})
+        content = to_json(asking(admitted.body) | self._ids())
         tried: list[Replica] = []
         while True:
             replica = admitted.place.replica
@@ -149,6 +150,14 @@ class Answer:
                     raise
                 self.lost(error)
                 admitted.place.move_to(following)
+
+    def _ids(self) -> dict[str, Any]:
+        """Return the fields by which the engine knows the request; of several choices only these keep them."""
+        admitted, trace = self._admitted, self._watch.traceparent
+        params = {**admitted.body.get("custom_params", {}), REQUEST_PARAM: admitted.engine_id}
+        if trace is not None:
+            params[TRACE_PARAM] = trace
+        return {"rid": admitted.engine_id, "custom_params": params}
 
     def _headers(self) -> dict[str, str]:
         traced = {} if self._watch.traceparent is None else {"traceparent": self._watch.traceparent}

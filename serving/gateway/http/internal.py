@@ -10,14 +10,15 @@ from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.http.front import health_routes, not_found
 from sparktier.serving.gateway.http.metrics_page import MetricsPage
 from sparktier.serving.gateway.routing import ReplicaTable
+from sparktier.serving.gateway.telemetry.metrics import GatewayMetrics
 
 
-def internal_app(table: ReplicaTable, client: AsyncReplicaClient) -> ASGIApp:
-    """Return the application; `client` asks the replicas of `table` for their metrics."""
+def internal_app(table: ReplicaTable, client: AsyncReplicaClient, own: GatewayMetrics) -> ASGIApp:
+    """Return the application; `client` asks the replicas of `table` for their metrics, `own` are the gateway's."""
     page = MetricsPage(table, client)
 
     async def metrics(request: Request) -> Response:
-        return PlainTextResponse(await page.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(own.exposition() + await page.text(), media_type="text/plain; version=0.0.4")
 
     routes = [Route("/metrics", metrics, methods=["GET"]), *health_routes(table)]
     return Starlette(routes=routes, exception_handlers={404: not_found})

@@ -3,8 +3,10 @@
 A thread writes it, so that a reader who is slow or gone holds no request up; what doesn't fit meanwhile is dropped.
 """
 
+import contextlib
 import logging
 import queue
+from collections.abc import Iterator
 from logging.handlers import QueueHandler, QueueListener
 from typing import Any, TextIO
 
@@ -28,8 +30,9 @@ class _Sender(QueueHandler):
         """Drop what doesn't fit."""
 
 
-def configure(stream: TextIO) -> QueueListener:
-    """Write the records of our loggers and of libraries' warnings to `stream`. The caller stops what is returned."""
+@contextlib.contextmanager
+def logging_to(stream: TextIO) -> Iterator[None]:
+    """Write the records of our loggers, and of libraries' warnings, to `stream` while the body runs."""
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -56,12 +59,19 @@ def configure(stream: TextIO) -> QueueListener:
     )
     waiting: queue.Queue[logging.LogRecord] = queue.Queue(_MOST_WAITING)
     listener = QueueListener(waiting, writer)
-    root = logging.getLogger()
-    root.handlers = [_Sender(waiting)]
+    root, ours, sender = logging.getLogger(), logging.getLogger(_ROOT), _Sender(waiting)
+    levels = root.level, ours.level
     root.setLevel(logging.WARNING)
-    logging.getLogger(_ROOT).setLevel(logging.INFO)
+    ours.setLevel(logging.INFO)
+    root.addHandler(sender)
     listener.start()
-    return listener
+    try:
+        yield
+    finally:
+        root.removeHandler(sender)
+        listener.stop()
+        root.setLevel(levels[0])
+        ours.setLevel(levels[1])
 
 
 def _rendering(*, is_terminal: bool) -> list[Any]:

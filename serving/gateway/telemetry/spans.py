@@ -4,6 +4,7 @@ Stages are sent once the request is over, from times that were noted meanwhile.
 """
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 _HEADER = "traceparent"
 _PROPAGATOR = TraceContextTextMapPropagator()
 _FAILED = 500
+# A stop has little time, and a collector that is away is asked again for a minute.
+_LONGEST_CLOSE_S = 1.0
 # The exporter's own complaints would fill the log while a collector is away.
 logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
 
@@ -50,8 +53,10 @@ class RequestSpans:
             part.end(max(stage.begun_ns, stage.ended_ns))
 
     def close(self) -> None:
-        """Send what waits."""
-        self._provider.shutdown()
+        """Send what waits, unless the collector takes too long."""
+        sending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(_LONGEST_CLOSE_S)
 
 
 class RequestSpan:
@@ -79,6 +84,7 @@ def spans_to(endpoint: str | None) -> RequestSpans | None:
     """Return the maker of spans for the collector at `endpoint`; None makes none."""
     if endpoint is None:
         return None
-    provider = TracerProvider(resource=Resource.create({"service.name": "sparktier-gateway"}))
+    resource = Resource.create({"service.name": "sparktier-gateway"})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     return RequestSpans(provider)

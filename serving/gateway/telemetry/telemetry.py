@@ -59,6 +59,7 @@ class RequestWatch:
         ended_ns = self._now_ns()
         first_token_ms = self._first_token_ms(outcome.times)
         tok_s = None if outcome.times is None else outcome.times.attained_tok_s
+        tok_s = None if tok_s is None else round(tok_s, 2)
         self._metrics.ended(
             route=self._ask.kind.value,
             status=outcome.status,

@@ -112,7 +112,7 @@ async def test_the_tier_of_a_request_reaches_the_replica_and_its_answer(tmp_path
     assert answer.headers["x-sparktier-tier"] == case.tier
     assert answer.json()["usage"]["sparktier"]["tier"] == case.tier
     [sent] = replica.sent
-    assert sent["custom_params"] == {"sparktier_tier": TABLE.ids[case.tier]}
+    assert sent["custom_params"] == {"sparktier_tier": TABLE.ids[case.tier], "sparktier_request": sent["rid"]}
     assert not {"priority", "service_tier"} & sent.keys()
 
 

@@ -12,10 +12,11 @@ PEPPER = "p" * 32
 
 
 def tenant_settings(folder: Path, keys: Sequence[str], tiers: Sequence[str]) -> dict[str, str]:
-    """Return settings with a tenant for each of `keys`, its key also its name; each may use all of `tiers`."""
+    """Return settings with a tenant for each of `keys`, named by its place; each may use all of `tiers`."""
     (folder / "pepper").write_text(PEPPER)
     (folder / "pepper").chmod(0o600)
-    tenants = {key: {"keys": [keyed_hash(PEPPER.encode(), key)], "tiers": list(tiers)} for key in keys}
+    hashes = [keyed_hash(PEPPER.encode(), key) for key in keys]
+    tenants = {f"tenant-{place}": {"keys": [each], "tiers": list(tiers)} for place, each in enumerate(hashes)}
     (folder / "tenants.yaml").write_text(yaml.safe_dump({"tenants": tenants}))
     return {
         "gateway.keys_file": str(folder / "tenants.yaml"),

@@ -130,6 +130,18 @@ def test_only_those_that_ended_in_a_step_are_told(installed: EndedRequests) -> N
     assert (found.request_id, found.completion_tokens, found.finish_reason) == ("b", 21, "length")
 
 
+@pytest.mark.parametrize(("tokens", "status", "counted"), [(1, 400, 0), (2, 400, 2), (1, 500, 1), (1, None, 1)])
+def test_what_the_engine_refuses_has_no_tokens(
+    installed: EndedRequests, tokens: int, status: int | None, counted: int
+) -> None:
+    told = output(a="abort")
+    told.finished_reasons[0]["status_code"] = status
+    told.completion_tokens = [tokens]
+    asyncio.run(manager(a=state("a"))._handle_batch_output(told))
+    [found] = installed.page(0, replica_id="replica-0").ended
+    assert (found.completion_tokens, found.prompt_tokens) == (counted, 7 if counted else 0)
+
+
 def test_one_that_is_aborted_while_it_waits_is_told(installed: EndedRequests) -> None:
     tokenizer = manager(a=state("a"))
     for rid in ("a", "gone"):

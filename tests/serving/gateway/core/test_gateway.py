@@ -132,17 +132,23 @@ async def test_a_request_starts_before_it_is_sent_and_ends_before_its_answer_is_
 
 async def test_the_observer_s_trace_and_the_engine_s_id_go_to_the_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     headers: list[Any] = []
+    bodies: list[Any] = []
     opened = AsyncReplicaClient.open
 
     async def noted(self: AsyncReplicaClient, url: str, body: bytes, sent: Any = None) -> OpenAnswer:
         headers.append(sent)
+        bodies.append(json.loads(body))
         return await opened(self, url, body, sent)
 
     monkeypatch.setattr(AsyncReplicaClient, "open", noted)
     seen = Seen()
     async with gateway_of(saying(json_answer(b"{}")), seen) as (gateway, _):
         await whole(gateway)
-    assert headers == [{"traceparent": TRACE, REQUEST_ID_HEADER: seen.of(Started)[0].engine_id}]
+    engine_id = seen.of(Started)[0].engine_id
+    assert headers == [{"traceparent": TRACE, REQUEST_ID_HEADER: engine_id}]
+    # The parts of a request with several choices keep these alone.
+    [params] = [body["custom_params"] for body in bodies]
+    assert (params["sparktier_request"], params["sparktier_trace"]) == (engine_id, TRACE)
 
 
 async def test_a_stream_ends_its_record_before_the_end_is_told() -> None:

@@ -12,6 +12,7 @@ from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.http.internal import internal_app
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
+from sparktier.serving.gateway.telemetry.metrics import GatewayMetrics
 from support.gateways.fronts import (
     ASKED,
     DONE,
@@ -91,14 +92,16 @@ async def test_metrics_of_replicas_come_on_one_page() -> None:
         async with (
             AsyncReplicaClient() as upstream,
             fronted(*replicas) as (public, _),
-            listening(internal_app(ReplicaTable(replicas), upstream)) as (internal, _),
+            listening(internal_app(ReplicaTable(replicas), upstream, GatewayMetrics())) as (internal, _),
             httpx.AsyncClient() as client,
         ):
             answer = await client.get(f"{internal}/metrics")
             assert (await client.get(f"{public}/metrics")).status_code == 404
             assert (await client.post(f"{internal}/v1/completions", json=ASKED)).status_code == 404
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    assert answer.text.splitlines()[2:] == ['a_ms{replica="0"} 1.0', 'a_ms{replica="3"} 1.0']
+    own, _, theirs = answer.text.partition("# HELP a_ms ")
+    assert "sparktier_gateway_in_flight_requests 0.0" in own
+    assert theirs.splitlines()[2:] == ['a_ms{replica="0"} 1.0', 'a_ms{replica="3"} 1.0']
 
 
 async def test_a_stream_comes_back_as_it_is_even_cut_anywhere() -> None:
@@ -381,7 +384,9 @@ async def test_the_replica_gets_the_body_without_what_only_we_may_set() -> None:
 
     async with asked(script) as (client, _):
         answer = await post(client, custom_params={"sparktier_tier": 0}, seed=3, temperature=None)
-        ours = {"custom_params": {"sparktier_tier": 3}, "return_spec_tokens_details": True}
         sent = answer.json()
-        assert re.fullmatch(r"[0-9a-f]{32}", sent.pop("rid"))
+        request_id = sent.pop("rid")
+        assert re.fullmatch(r"[0-9a-f]{32}", request_id)
+        params = {"sparktier_tier": 3, "sparktier_request": request_id}
+        ours = {"custom_params": params, "return_spec_tokens_details": True}
         assert sent == ASKED | {"seed": 3} | ours

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import queue
+import threading
 from collections.abc import Iterator
 from logging.handlers import QueueHandler
 from typing import Any
@@ -18,7 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from sparktier.serving.gateway.core.ask import Ask, Kind
 from sparktier.serving.gateway.core.observer import Outcome, Phase
 from sparktier.serving.gateway.engine_times import EngineTimes, take_times
-from sparktier.serving.gateway.telemetry.logs import configure
+from sparktier.serving.gateway.telemetry import spans as spans_module
+from sparktier.serving.gateway.telemetry.logs import logging_to
 from sparktier.serving.gateway.telemetry.metrics import GatewayMetrics
 from sparktier.serving.gateway.telemetry.spans import RequestSpans, spans_to
 from sparktier.serving.gateway.telemetry.telemetry import Telemetry
@@ -159,15 +161,9 @@ def test_a_stream_without_the_replica_s_times_has_those_seen_here() -> None:
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    root, ours = logging.getLogger(), logging.getLogger("sparktier")
-    before = root.handlers, root.level, ours.level
     stream = io.StringIO()
-    listener = configure(stream)
-    yield stream
-    listener.stop()
-    root.handlers, _, _ = before
-    root.setLevel(before[1])
-    ours.setLevel(before[2])
+    with logging_to(stream):
+        yield stream
     structlog.reset_defaults()
 
 
@@ -230,16 +226,27 @@ def test_a_terminal_gets_words() -> None:
             return True
 
     stream = Terminal()
-    root = logging.getLogger()
-    before = root.handlers, root.level
-    listener = configure(stream)
-    logging.getLogger("sparktier").warning("it is lost")
-    listener.stop()
-    root.handlers, _ = before
-    root.setLevel(before[1])
+    with logging_to(stream):
+        logging.getLogger("sparktier").warning("it is lost")
     structlog.reset_defaults()
     assert "it is lost" in stream.getvalue()
     assert not stream.getvalue().startswith("{")
+
+
+def test_a_collector_that_is_away_holds_no_stop_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spans_module, "_LONGEST_CLOSE_S", 0.05)
+    away, ends = threading.Event(), threading.Event()
+    provider = TracerProvider(shutdown_on_exit=False)
+
+    def shutdown() -> None:
+        away.wait()
+        ends.set()
+
+    monkeypatch.setattr(provider, "shutdown", shutdown)
+    RequestSpans(provider).close()
+    assert not ends.is_set()
+    away.set()
+    assert ends.wait(20)
 
 
 def test_without_a_collector_there_are_no_spans() -> None:
