@@ -7,12 +7,12 @@ the log, so that a decision can be made again from there. Formulas and parameter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sparktier.cluster.judgement import Judge
-from sparktier.cluster.policy_types import PolicyConfig, PolicyState, Received, ReplicaInputs
-from sparktier.cluster.replica_policy import Decided, decide_replica, depth_of, most_users_of
-from sparktier.cluster.signal_trust import doubt
+from sparktier.cluster.policy.judgement import Judge
+from sparktier.cluster.policy.policy_types import PolicyConfig, PolicyState, Received, ReplicaInputs
+from sparktier.cluster.policy.replica_policy import Decided, decide_replica, depth_of, most_users_of
+from sparktier.cluster.policy.signal_trust import doubt
+from sparktier.cluster.policy.tier_shares import wanted_users
 from sparktier.cluster.step_time import StepTimeModel
-from sparktier.cluster.tier_shares import wanted_users
 from sparktier.configs.contracts.decision import Decision, Depth
 from sparktier.configs.contracts.plan import Plan, ReplicaPlan, TierPromise
 
@@ -21,12 +21,16 @@ EVALUATIONS_PER_TICK = 1000
 
 
 class Outcome(NamedTuple):
-    """A tick: the plan for all, the decisions that changed something, what to remember, questions to the planner."""
+    """A tick: the plan for all, the decisions that changed something, what to remember, questions to the planner.
+
+    `doubts` says of replicas whose signals are not believed why not.
+    """
 
     plan: Plan
     decisions: tuple[Decision, ...]
     state: PolicyState
     evaluations: int
+    doubts: Mapping[str, str]
 
 
 def decide(
@@ -55,7 +59,8 @@ def decide(
         for name, each in sorted(received.items())
     }
     # 1. Whose signals are believed, and what each replica is to have room for.
-    believed = {name: given.received.signals for name, given in bare.items() if doubt(given, config) is None}
+    doubts = {name: reason for name, given in bare.items() if (reason := doubt(given, config)) is not None}
+    believed = {name: given.received.signals for name, given in bare.items() if name not in doubts}
     serving = {name: each for name, each in believed.items() if each and received[name].asked == "serving"}
     wanted = wanted_users(serving, config, state, now_ms=now_ms)
     # 2. Each replica by itself, those that have waited longest first, as long as the planner may be asked.
@@ -79,7 +84,7 @@ def decide(
     )
     plan = _plan([decided[name][1].plan for name in names], config, new, at_ms=at_ms)
     decisions = tuple(found for name in names if (found := _decision(*decided[name])) is not None)
-    return Outcome(plan, decisions, new, judge.asked)
+    return Outcome(plan, decisions, new, judge.asked, doubts)
 
 
 def _plan(replicas: Sequence[ReplicaPlan], config: PolicyConfig, state: PolicyState, *, at_ms: int) -> Plan:

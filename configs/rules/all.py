@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from sparktier.configs.errors import Problem
+from sparktier.configs.rules import controller as rules_controller
 from sparktier.configs.rules import device as rules_device
 from sparktier.configs.rules import layout as rules_layout
 from sparktier.configs.rules import service as rules_service
@@ -18,6 +19,7 @@ _ALL = (
     *rules_training.RULES,
     *rules_tiers.RULES,
     *rules_service.RULES,
+    *rules_controller.RULES,
 )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
+from sparktier.configs.settings.controller import ControllerSettings
 from sparktier.configs.settings.gateway import GatewaySettings
 from sparktier.configs.settings.model import ModelSettings, ModelSource
 from sparktier.configs.settings.replicas import RaySettings, ReplicaSettings
@@ -19,6 +20,7 @@ from sparktier.configs.settings.training import TrainingSettings
 from sparktier.configs.settings.usage import UsageSettings
 
 __all__ = [
+    "ControllerSettings",
     "GatewaySettings",
     "ModelSettings",
     "ModelSource",
@@ -63,6 +65,9 @@ class Settings(Section):
         default=GatewaySettings(), description="Whose requests are served, and as which tiers ([gateway](gateway.md))."
     )
     usage: UsageSettings = Field(default=UsageSettings(), description="The log of use.")
+    controller: ControllerSettings = Field(
+        default=ControllerSettings(), description="Depth and caps of users, steered by tier."
+    )
     server: ServerSettings = Field(default=ServerSettings(), description="The HTTP front.")
     supervision: SupervisionSettings = Field(
         default=SupervisionSettings(), description="Watching and restarting replicas."

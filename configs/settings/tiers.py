@@ -36,6 +36,11 @@ class TierSettings(Section):
     cap_tokens: int | None = Field(
         default=None, ge=0, description="Most drafted tokens of a request that one step verifies; null is no bound."
     )
+    cap_users: int | None = Field(
+        default=None,
+        ge=0,
+        description="Most of its users at once on one replica; null leaves it to what the controller finds feasible.",
+    )
     share_frac: float | None = Field(
         default=None, gt=0, le=1, description="Largest share of a replica's users at once; null is no bound."
     )

@@ -103,7 +103,8 @@ def deployed(config: Path, overrides: Sequence[str]) -> Iterator[MeasuredReplica
     """
     with TemporaryDirectory(prefix="sparktier-bench-") as folder:
         log = Path(folder) / "up.log"
-        options = [f"--set={override}" for override in overrides]
+        # Depth is the benchmark's to set: a controller's plans would shut it out.
+        options = [f"--set={override}" for override in (*overrides, "controller.enabled=false")]
         command = [sys.executable, "-m", "sparktier.serving.cli.main", "up", str(config), *options]
         process = spawn(command, log_file=log, env={})
         try:

@@ -23,6 +23,7 @@ from sparktier.configs.errors import (
 )
 from sparktier.configs.settings.settings import Settings
 from sparktier.serving.cli import bench as bench_cli
+from sparktier.serving.cli import controller as controller_cli
 from sparktier.serving.cli import drafter as drafter_cli
 from sparktier.serving.cli import usage as usage_cli
 from sparktier.serving.cli.options import add_config, add_json, configured, whole_number
@@ -168,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     drafter_cli.add_commands(add)
     bench_cli.add_commands(add)
+    controller_cli.add_commands(add)
     return parser
 
 

@@ -1,6 +1,6 @@
 """Keeps the tiers of a running deployment: reloads them from its configuration, and sends them to the replicas by plan.
 
-Until a controller issues plans, `sparktier up` does.
+Where a controller issues plans, only it does: it is told of a reload instead.
 """
 
 import asyncio
@@ -27,7 +27,8 @@ class TierPlans:
     """The tiers of the replicas in `table`; `client` shows their admin key, `load` reads the configuration anew.
 
     `use` has the front resolve requests by the tiers of settings, or raises ConfigError; `save` writes settings where
-    replicas that start from now on read them.
+    replicas that start from now on read them. `tell` is called after each reload where a controller sends the tiers;
+    with None they are sent from here.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class TierPlans:
         use: Callable[[Settings], None],
         save: Callable[[Settings], None],
         log: Callable[[str], None],
+        tell: Callable[[], None] | None = None,
     ) -> None:
         self._settings, self._table, self._client = settings, table, client
-        self._load, self._use, self._save, self._log = load, use, save, log
+        self._load, self._use, self._save, self._log, self._tell = load, use, save, log, tell
         self._book = TierBook.of(settings.tiers)
         self._reloads = 0
         # By number: the process (a new one has a new address) and the reload that were sent last.
@@ -68,6 +70,8 @@ class TierPlans:
         self._settings, self._book = settings, book
         self._reloads += 1
         self._log("\n    ".join(["tiers reloaded", *(changed or ["nothing has changed"])]))
+        if self._tell is not None:
+            self._tell()
 
     def _saved(self, settings: Settings) -> None:
         try:
@@ -88,7 +92,7 @@ class TierPlans:
         await asyncio.gather(*(self._send_to(replica) for replica in waiting))
 
     def _waits(self, replica: Replica) -> bool:
-        if self._reloads == 0 or not replica.state.has_ready_engine:
+        if self._tell is not None or self._reloads == 0 or not replica.state.has_ready_engine:
             return False
         return self._sent.get(replica.number) != (replica.url, self._reloads)
 

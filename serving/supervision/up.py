@@ -32,6 +32,7 @@ from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.gateway.telemetry.instruments import Instruments, journal_of
 from sparktier.serving.gateway.telemetry.logs import logging_to
 from sparktier.serving.gateway.usage_log.journal import Journal
+from sparktier.serving.supervision.controller_keeper import ControllerKeeper
 from sparktier.serving.supervision.deployment_dir import DeploymentDir, new_deployment_dir, runs_folder
 from sparktier.serving.supervision.local_ray import LocalRay
 from sparktier.serving.supervision.processes import adopt_orphans, end_descendants, reap
@@ -90,6 +91,7 @@ class _Deployment:
         local = None if settings.ray.address else LocalRay(deployment_dir.path / "ray.log", _logical_gpus(resolved))
         self._ray = RayKeeper(local, settings.supervision, _log)
         self._table = ReplicaTable(tuple(Replica(number) for number in range(settings.replicas.count)))
+        self._controller = self._controller_keeper() if settings.controller.enabled else None
 
     async def serve(self, listener: socket.socket, internal: socket.socket) -> None:
         """Run until a signal or a failure that no restart mends, then end everything."""
@@ -110,6 +112,8 @@ class _Deployment:
             tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
             tasks += [asyncio.create_task(tiers.run()), asyncio.create_task(instruments.run())]
             tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]
+            if self._controller is not None:
+                tasks.append(asyncio.create_task(self._controller.run()))
             if self._access.keys is not None:
                 tasks.append(asyncio.create_task(self._access.keys.watch()))
             reaping = asyncio.create_task(self._reap(keepers))
@@ -122,8 +126,10 @@ class _Deployment:
             internal_server.should_exit = True
             await showing
             await _cancel([*tasks, reaping, stop_asked])
-            ending = (keeper.stop(grace_s=_PROCESS_GRACE_S) for keeper in keepers)
-            await asyncio.gather(self._ray.stop(), asyncio.to_thread(instruments.close), *ending)
+            ends = [keeper.stop(grace_s=_PROCESS_GRACE_S) for keeper in keepers]
+            if self._controller is not None:
+                ends.append(self._controller.stop(grace_s=_PROCESS_GRACE_S))
+            await asyncio.gather(self._ray.stop(), asyncio.to_thread(instruments.close), *ends)
         if failures:
             raise failures[0]
 
@@ -150,7 +156,13 @@ class _Deployment:
     async def _reap(self, keepers: Sequence[ReplicaKeeper]) -> None:
         while True:
             await asyncio.sleep(_REAP_INTERVAL_S)
-            await reap(besides=lambda: [pid for pid in (self._ray.pid, *(k.pid for k in keepers)) if pid is not None])
+            await reap(besides=lambda: self._pids(keepers))
+
+    def _pids(self, keepers: Sequence[ReplicaKeeper]) -> list[int]:
+        """Processes whose keepers wait for their exit status."""
+        pids = [self._ray.pid, *(keeper.pid for keeper in keepers)]
+        pids.append(None if self._controller is None else self._controller.pid)
+        return [pid for pid in pids if pid is not None]
 
     def _server(self, client: AsyncReplicaClient, instruments: Instruments) -> uvicorn.Server:
         settings = self._settings.server
@@ -177,6 +189,17 @@ class _Deployment:
             load=self._reload,
             use=self._use_tiers,
             save=self._save,
+            log=_log,
+            tell=None if self._controller is None else self._controller.reload,
+        )
+
+    def _controller_keeper(self) -> ControllerKeeper:
+        return ControllerKeeper(
+            self._settings,
+            self._table,
+            folder=self._deployment_dir.path,
+            settings_file=self._settings_file,
+            env={KEYS_FILE_ENV: str(self._keys_file)},
             log=_log,
         )
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from sparktier.cluster.depth_policy import EVALUATIONS_PER_TICK, Outcome, decide
-from sparktier.cluster.judgement import Judge
-from sparktier.cluster.policy_types import PolicyConfig, PolicyState, Received, ReplicaInputs
-from sparktier.cluster.replica_policy import decide_replica, depth_of
+from sparktier.cluster.policy.judgement import Judge
+from sparktier.cluster.policy.policy_types import PolicyConfig, PolicyState, Received, ReplicaInputs
+from sparktier.cluster.policy.replica_policy import decide_replica, depth_of
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.configs.contracts.decision import Decision
 from sparktier.configs.contracts.message import read_message

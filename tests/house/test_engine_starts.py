@@ -19,6 +19,7 @@ STARTS = {
     "drafter/demo/test_demo_draft.py": 1,
     "end_to_end/conftest.py": 3,
     "end_to_end/test_attention_groups.py": 1,
+    "end_to_end/test_controller.py": 1,
     "end_to_end/test_draft_kv.py": 2,
     "end_to_end/test_hostile_surroundings.py": 1,
     "end_to_end/test_pacing.py": 2,

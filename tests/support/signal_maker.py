@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sparktier.cluster.policy_types import PolicyConfig, Received, TierRule
+from sparktier.cluster.policy.policy_types import PolicyConfig, Received, TierRule
 from sparktier.configs.contracts.signals import Signals
 
 STANDARD, STRICT = 0, 1

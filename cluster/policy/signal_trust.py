@@ -2,7 +2,7 @@
 
 from pydantic import ValidationError
 
-from sparktier.cluster.policy_types import PolicyConfig, ReplicaInputs
+from sparktier.cluster.policy.policy_types import PolicyConfig, ReplicaInputs
 from sparktier.configs.contracts.signals import Signals
 
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparktier.cluster.acceptance import as_chain, chain_text, tree_text, unknown_text
 from sparktier.cluster.feasibility import ReplicaFacts, TierText, box_of, most_evaluations
-from sparktier.cluster.policy_types import OFF, TREE, PolicyConfig
+from sparktier.cluster.policy.acceptance import as_chain, chain_text, tree_text, unknown_text
+from sparktier.cluster.policy.policy_types import OFF, TREE, PolicyConfig
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.cluster.verify_planner import Offers, PaceRules, best_total, expected, share_out
 from sparktier.configs.step_times import StepTimeTable

@@ -7,12 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from sparktier.cluster.acceptance import rounded
-from sparktier.cluster.judgement import BoxQuestion, Judge, Pairs, RungQuestion, Texts
-from sparktier.cluster.policy_types import OFF, TREE, PolicyConfig, ReplicaInputs, ReplicaMemory
-from sparktier.cluster.signal_trust import doubt
+from sparktier.cluster.policy.acceptance import rounded
+from sparktier.cluster.policy.judgement import BoxQuestion, Judge, Pairs, RungQuestion, Texts
+from sparktier.cluster.policy.policy_types import OFF, TREE, PolicyConfig, ReplicaInputs, ReplicaMemory
+from sparktier.cluster.policy.signal_trust import doubt
+from sparktier.cluster.policy.tier_shares import running_of, users_of
 from sparktier.cluster.step_time import StepTimeModel
-from sparktier.cluster.tier_shares import running_of, users_of
 from sparktier.configs.contracts.decision import Depth
 from sparktier.configs.contracts.plan import ReplicaPlan, RunState, TierCaps
 from sparktier.configs.contracts.signals import Signals

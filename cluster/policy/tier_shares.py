@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sparktier.cluster.policy_types import PolicyConfig, PolicyState
+from sparktier.cluster.policy.policy_types import PolicyConfig, PolicyState
 from sparktier.configs.contracts.signals import Signals
 
 # Room for a quarter more users without a promise than there are, and for half more with one.

@@ -1,0 +1,44 @@
+"""Signals and plans of replicas, over their own ports."""
+
+from sparktier.configs.contracts.message import read_message
+from sparktier.configs.contracts.plan import Plan
+from sparktier.configs.contracts.signals import Signals
+from sparktier.configs.errors import ReplicaError
+from sparktier.serving.clients.replica import OK, AsyncReplicaClient
+
+# More than a replica waits for a rank that is late, so its reason arrives.
+_TIMEOUT_S = 10.0
+_REFUSED = (400, 409)
+
+
+class ReplicaAdmin:
+    """Asks replicas by address; `client` shows the admin key."""
+
+    def __init__(self, client: AsyncReplicaClient) -> None:
+        self._client = client
+
+    async def signals(self, url: str) -> Signals:
+        """Return the signals of the replica at `url`.
+
+        Raises:
+            ReplicaError: it doesn't answer, or its ranks don't agree.
+            ContractError: its answer is no message of this schema.
+        """
+        answer = await self._client.ask("GET", f"{url}/sparktier/signals", timeout_s=_TIMEOUT_S)
+        if answer.status != OK:
+            raise ReplicaError(f"A replica must tell its signals (found {answer.status}: {answer.text:.300}).")
+        return read_message(Signals, answer.content)
+
+    async def send(self, url: str, plan: Plan) -> str | None:
+        """Send `plan` to the replica at `url`; return why it refused it, or None.
+
+        Raises:
+            ReplicaError: it doesn't answer, or a rank is late.
+        """
+        body = plan.model_dump(mode="json")
+        answer = await self._client.ask("POST", f"{url}/sparktier/plan", timeout_s=_TIMEOUT_S, json=body)
+        if answer.status == OK:
+            return None
+        if answer.status in _REFUSED:
+            return f"{answer.text:.500}"
+        raise ReplicaError(f"A replica must take or refuse a plan (found {answer.status}: {answer.text:.300}).")
