@@ -49,6 +49,14 @@ def _of_this_machine(host: str) -> bool:
         return host == "localhost"
 
 
+def _tls_has_both_files(settings: Settings) -> Iterator[Problem]:
+    files = [(f"server.{name}", getattr(settings.server, name)) for name in ("grpc_tls_cert_file", "grpc_tls_key_file")]
+    missing = [key for key, path in files if path is None]
+    if len(missing) == 1:
+        [key] = missing
+        yield Problem(key, "must be set where the other file of TLS is", "null", "Name it, or leave out both.")
+
+
 def _service_tiers_are_tiers(settings: Settings) -> Iterator[Problem]:
     names = sorted(tier.name for tier in settings.tiers.values())
     for key in ("priority_tier", "flex_tier"):
@@ -67,5 +75,6 @@ RULES = (
         _backoff_grows,
     ),
     Rule(("server.host", "gateway.keys_file"), _without_keys_this_machine_alone),
+    Rule(("server.grpc_tls_cert_file", "server.grpc_tls_key_file"), _tls_has_both_files),
     Rule(("tiers", "gateway.priority_tier", "gateway.flex_tier"), _service_tiers_are_tiers),
 )

@@ -8,7 +8,8 @@ from sparktier.configs.settings.section import Section
 SHUTDOWN_LIMIT_S = 15.0
 # What ending replicas and Ray takes of it once requests are gone (4.5 s were seen).
 _ENDING_S = 6.0
-_INTERNAL_ABOVE, _LAST_PORT = 1000, 65535
+_INTERNAL_ABOVE, _GRPC_ABOVE = 1000, 500
+_LAST_PORT = 65535
 
 
 class ServerSettings(Section):
@@ -27,6 +28,21 @@ class ServerSettings(Section):
         le=65535,
         description="Its port, with `/metrics`, `/healthz` and `/readyz`; null takes the one 1000 above `port`, or"
         " below it where there is none.",
+    )
+    grpc_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Port of the gRPC listener, on the address `host`; null takes the one 500 above `port`, or below it"
+        " where there is none.",
+    )
+    grpc_tls_cert_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="PEM file of the gRPC listener's certificate chain; null serves without TLS.",
+    )
+    grpc_tls_key_file: str | None = Field(
+        default=None, min_length=1, description="PEM file of the certificate's private key."
     )
     max_body_bytes: int = Field(
         default=4 << 20, ge=1024, le=1 << 30, description="Largest request body; a larger one is answered 413."
@@ -57,9 +73,16 @@ class ServerSettings(Section):
     @property
     def internal(self) -> int:
         """Port of the listener for operators."""
-        if self.internal_port is not None:
-            return self.internal_port
-        return self.port + _INTERNAL_ABOVE if self.port + _INTERNAL_ABOVE <= _LAST_PORT else self.port - _INTERNAL_ABOVE
+        return _beside(self.port, _INTERNAL_ABOVE) if self.internal_port is None else self.internal_port
+
+    @property
+    def grpc(self) -> int:
+        """Port of the gRPC listener."""
+        return _beside(self.port, _GRPC_ABOVE) if self.grpc_port is None else self.grpc_port
+
+
+def _beside(port: int, distance: int) -> int:
+    return port + distance if port + distance <= _LAST_PORT else port - distance
 
 
 class SupervisionSettings(Section):

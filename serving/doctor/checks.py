@@ -212,6 +212,7 @@ def check_port(settings: Settings) -> Iterator[Finding]:
     server = settings.server
     for name, host, port in (
         ("port", server.host, server.port),
+        ("grpc_port", server.host, server.grpc),
         ("internal_port", server.internal_host, server.internal),
     ):
         try:

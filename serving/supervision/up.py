@@ -5,27 +5,22 @@ them running, and ends every process it started.
 import asyncio
 import contextlib
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import uvicorn
 import uvloop
 import yaml
-from starlette.types import ASGIApp
 
-from sparktier.configs.errors import ConfigError, Problem
 from sparktier.configs.settings.settings import Settings
-from sparktier.serving.clients.addresses import host_port, http_url, listening
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, bearer, new_keys_file, read_keys, write_private
 from sparktier.serving.deployment.planner import planner_options, require_possible_promises
 from sparktier.serving.deployment.resolved import Resolved, resolve
+from sparktier.serving.gateway import listeners
 from sparktier.serving.gateway.access import Access, access_of
 from sparktier.serving.gateway.core.gateway import Gateway
-from sparktier.serving.gateway.http.front import front
 from sparktier.serving.gateway.http.internal import internal_app
 from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
@@ -56,7 +51,7 @@ def run(settings: Settings, *, reload: Callable[[], Settings]) -> int:
     or built.
     """
     adopt_orphans()
-    with logging_to(sys.stderr), _listener(settings) as listener, _internal_listener(settings) as internal:
+    with logging_to(sys.stderr), listeners.held(settings.server) as sockets:
         access = access_of(settings)
         journal = journal_of(settings)
         runs = runs_folder()
@@ -65,7 +60,7 @@ def run(settings: Settings, *, reload: Callable[[], Settings]) -> int:
         planner_options(resolved)
         try:
             deployment = _Deployment(resolved, new_deployment_dir(runs), access, journal, reload)
-            uvloop.run(deployment.serve(listener, internal))
+            uvloop.run(deployment.serve(sockets))
         finally:
             end_descendants(timeout_s=_KILL_TIMEOUT_S)
     return 0
@@ -93,7 +88,7 @@ class _Deployment:
         self._table = ReplicaTable(tuple(Replica(number) for number in range(settings.replicas.count)))
         self._controller = self._controller_keeper() if settings.controller.enabled else None
 
-    async def serve(self, listener: socket.socket, internal: socket.socket) -> None:
+    async def serve(self, sockets: listeners.Sockets) -> None:
         """Run until a signal or a failure that no restart mends, then end everything."""
         stopping = asyncio.Event()
         keys = read_keys(self._keys_file)
@@ -102,13 +97,13 @@ class _Deployment:
             tiers = self._tiers(admin_client)
             keepers = [self._keeper(replica, client) for replica in self._table.replicas]
             instruments = Instruments(self._settings, self._journal, self._table, admin_client)
-            server = self._server(client, instruments)
-            internal_server = self._internal_server(client, instruments)
+            gateway = self._gateway(client, instruments)
+            internal = internal_app(self._table, client, instruments.metrics)
             _handle_signals(stopping, tiers)
             _log(f"logs in {self._deployment_dir.path}")
             _log(f"keys of the replicas' own ports in {self._keys_file}")
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            showing = asyncio.create_task(internal_server.serve(sockets=[internal]))
+            closing = asyncio.Event()
+            serving = asyncio.create_task(listeners.serve(gateway, internal, sockets, closing))
             tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
             tasks += [asyncio.create_task(tiers.run()), asyncio.create_task(instruments.run())]
             tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]
@@ -118,13 +113,11 @@ class _Deployment:
                 tasks.append(asyncio.create_task(self._access.keys.watch()))
             reaping = asyncio.create_task(self._reap(keepers))
             stop_asked = asyncio.create_task(stopping.wait())
-            await asyncio.wait({*tasks, serving, showing, stop_asked}, return_when=asyncio.FIRST_COMPLETED)
-            failures = _failures([*tasks, serving, showing])
+            await asyncio.wait({*tasks, serving, stop_asked}, return_when=asyncio.FIRST_COMPLETED)
+            failures = _failures([*tasks, serving])
             _log("stopping")
-            server.should_exit = True
-            await serving
-            internal_server.should_exit = True
-            await showing
+            closing.set()
+            await asyncio.wait([serving])
             await _cancel([*tasks, reaping, stop_asked])
             ends = [keeper.stop(grace_s=_PROCESS_GRACE_S) for keeper in keepers]
             if self._controller is not None:
@@ -136,9 +129,7 @@ class _Deployment:
     async def _announce(self) -> None:
         started = time.monotonic()
         await self._until_serving(1)
-        server = self._settings.server
-        internal = http_url(server.internal_host, server.internal)
-        _log(f"ready http={http_url(server.host, server.port)} internal={internal}")
+        _log(f"ready {listeners.addresses(self._settings.server)}")
         _log(f"started in {time.monotonic() - started:.0f} s; Ctrl-C ends it")
         _log(self._serving())
         if self._table.count(State.SERVING) < len(self._table.replicas):
@@ -164,22 +155,16 @@ class _Deployment:
         pids.append(None if self._controller is None else self._controller.pid)
         return [pid for pid in pids if pid is not None]
 
-    def _server(self, client: AsyncReplicaClient, instruments: Instruments) -> uvicorn.Server:
-        settings = self._settings.server
-        gateway = Gateway(
+    def _gateway(self, client: AsyncReplicaClient, instruments: Instruments) -> Gateway:
+        return Gateway(
             self._table,
-            settings,
+            self._settings.server,
             client,
             model=self._settings.model.public_name,
             access=self._access,
             meter=instruments.meter,
             observer=instruments.observer,
         )
-        return _Server(_uvicorn(front(gateway), grace_s=settings.shutdown_grace_s))
-
-    def _internal_server(self, client: AsyncReplicaClient, instruments: Instruments) -> uvicorn.Server:
-        app = internal_app(self._table, client, instruments.metrics)
-        return _Server(_uvicorn(app, grace_s=_INTERNAL_GRACE_S))
 
     def _tiers(self, client: AsyncReplicaClient) -> TierPlans:
         return TierPlans(
@@ -232,19 +217,6 @@ def _logical_gpus(resolved: Resolved) -> int | None:
     return resolved.settings.replicas.ranks if resolved.device == "cpu" else None
 
 
-def _uvicorn(app: ASGIApp, *, grace_s: float) -> uvicorn.Config:
-    return uvicorn.Config(
-        app, http="httptools", log_level="warning", lifespan="off", timeout_graceful_shutdown=round(grace_s)
-    )
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to us: the front stops first, replicas after it."""
-        yield
-
-
 def _handle_signals(stopping: asyncio.Event, tiers: TierPlans) -> None:
     """Set `stopping` at every SIGINT and SIGTERM, so that a second one can't cut the ending short; reload at SIGHUP."""
     loop = asyncio.get_running_loop()
@@ -261,24 +233,6 @@ async def _cancel(tasks: "Sequence[asyncio.Task[object]]") -> None:
 
 def _failures(tasks: "Sequence[asyncio.Task[None]]") -> list[BaseException]:
     return [error for task in tasks if task.done() and (error := task.exception())]
-
-
-def _listener(settings: Settings) -> socket.socket:
-    """Return a listening socket on the front's address; taken at once, because building a model can take minutes."""
-    return _taken(settings.server.host, settings.server.port, key="server.port")
-
-
-def _internal_listener(settings: Settings) -> socket.socket:
-    return _taken(settings.server.internal_host, settings.server.internal, key="server.internal_port")
-
-
-def _taken(host: str, port: int, *, key: str) -> socket.socket:
-    try:
-        return listening(host, port)
-    except OSError as error:
-        rule = f"must be an address this machine can listen on ({error.strerror})"
-        cure = "Stop what listens there, or choose another port or host."
-        raise ConfigError([Problem(key, rule, host_port(host, port), cure)]) from error
 
 
 def _log(text: str) -> None:

@@ -57,6 +57,7 @@ class Deployment:
         self.config = config
         self.port = _free_port()
         self.url = http_url(str(settings.get("server.host", "127.0.0.1")), self.port)
+        self.grpc_address = f"127.0.0.1:{self.port + 500}"
         self.internal_url = http_url("127.0.0.1", self.port + 1000)
         self._output = output
         values = {"model.path": model, "server.port": self.port, "supervision.start_timeout_s": READY_LIMIT_S}

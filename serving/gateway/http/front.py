@@ -13,9 +13,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sparktier.serving.gateway.core import request_ids
 from sparktier.serving.gateway.core.gateway import Gateway
 from sparktier.serving.gateway.http import openai_errors as errors
-from sparktier.serving.gateway.http.generate import FAILED, KINDS, REQUEST_ID, Generate, request_id_of
+from sparktier.serving.gateway.http.generate import FAILED, KINDS, Generate
 from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.requests.rules import require_model
@@ -67,7 +68,10 @@ async def not_found(request: Request, error: Exception) -> Response:
 def _with_request_id(scope: Scope, send: Send) -> Send:
     if scope["type"] != "http":
         return send
-    header = (REQUEST_ID.encode(), request_id_of(Headers(scope=scope)).encode())
+    header = (
+        request_ids.HEADER.encode(),
+        request_ids.kept_or_new(Headers(scope=scope).get(request_ids.HEADER)).encode(),
+    )
 
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":

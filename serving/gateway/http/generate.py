@@ -7,8 +7,6 @@ disconnect.
 import asyncio
 import contextlib
 import logging
-import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -18,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from sparktier.serving.gateway.core import request_ids
 from sparktier.serving.gateway.core.answer import Answer
 from sparktier.serving.gateway.core.ask import Ask, Kind
 from sparktier.serving.gateway.core.events import Message
@@ -27,23 +26,14 @@ from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.requests.body import BodyIntake
 from sparktier.serving.gateway.tier_resolution import SERVICE_TIER, TIER_HEADER, TPOT_HEADER, TierAsk
 
-REQUEST_ID = "x-request-id"
 STOPPING = "The server stops, and this request was not finished in time. Send it again in a few seconds."
 FAILED = "The server failed on this request. Its log says why."
 KINDS: Mapping[str, Kind] = {kind.value: kind for kind in Kind}
-_REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _HEARTBEAT = b": no token yet\n\n"
 _DONE = b"data: [DONE]\n\n"
 _STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 _JSON = "application/json"
 _log = logging.getLogger(__name__)
-
-
-def request_id_of(headers: Headers) -> str:
-    """Return the client's own id of its request where it is well-formed, else a new one."""
-    own = headers.get(REQUEST_ID, "")
-    return own if _REQUEST_ID.fullmatch(own) else uuid.uuid4().hex
 
 
 class Generate:
@@ -61,7 +51,7 @@ class Generate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         headers = Headers(scope=scope)
-        written = _Written(send, request_id_of(headers))
+        written = _Written(send, request_ids.kept_or_new(headers.get(request_ids.HEADER)))
         client = _Client(receive)
         try:
             ask = await self._read(KINDS[scope["path"]], headers, receive, written.request_id)
@@ -96,8 +86,7 @@ class Generate:
             service_tier=body.get(SERVICE_TIER),
             tpot_ms=_every(headers, TPOT_HEADER),
         )
-        traceparent = headers.get("traceparent", "")
-        continued = traceparent if _TRACEPARENT.fullmatch(traceparent) else None
+        continued = request_ids.traceparent(headers.get("traceparent"))
         return Ask(kind, body, tier, tenant, request_id, deadline_s, continued)
 
 
@@ -182,6 +171,8 @@ class _Written:
 
     async def _begin(self, status: int, headers: Mapping[str, str]) -> None:
         self._begun = True
-        named = {**headers, REQUEST_ID: self.request_id} | ({} if self.tier is None else {TIER_HEADER: self.tier})
+        named = {**headers, request_ids.HEADER: self.request_id} | (
+            {} if self.tier is None else {TIER_HEADER: self.tier}
+        )
         raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in named.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})

@@ -1,0 +1,1 @@
+"""gRPC over the core: `sparktier.v1`, health and reflection."""

@@ -1,0 +1,140 @@
+"""The service `sparktier.v1.InferenceService` over the core: one write for each chunk of a stream."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Generic, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from sparktier.serving.gateway.core import request_ids
+from sparktier.serving.gateway.core.answer import Answer
+from sparktier.serving.gateway.core.ask import Ask, Kind
+from sparktier.serving.gateway.core.gateway import Gateway
+from sparktier.serving.gateway.grpc import answers, requests
+from sparktier.serving.gateway.grpc.errors import DETAILS, code_of, details_of
+from sparktier.serving.gateway.proto.sparktier.v1 import inference_pb2 as pb
+from sparktier.serving.gateway.refused import Refused
+from sparktier.serving.gateway.tier_resolution import TIER_HEADER, TPOT_HEADER, TierAsk
+
+SERVICE = str(pb.DESCRIPTOR.services_by_name["InferenceService"].full_name)
+_FAILED = "The server failed on this request. Its log says why."
+_log = logging.getLogger(__name__)
+
+Asked = TypeVar("Asked", pb.ChatRequest, pb.CompleteRequest)
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def handlers(gateway: Gateway) -> grpc.GenericRpcHandler:
+    """Return the methods of the service."""
+    chat = _Method[pb.ChatRequest](gateway, Kind.CHAT, requests.chat_body)
+    complete = _Method[pb.CompleteRequest](gateway, Kind.COMPLETION, requests.complete_body)
+    return grpc.method_handlers_generic_handler(
+        SERVICE,
+        {
+            "Chat": _unary(pb.ChatRequest, chat.whole(answers.chat_response)),
+            "StreamChat": _stream(pb.ChatRequest, chat.streamed(answers.chat_piece)),
+            "Complete": _unary(pb.CompleteRequest, complete.whole(answers.complete_response)),
+            "StreamComplete": _stream(pb.CompleteRequest, complete.streamed(answers.complete_piece)),
+        },
+    )
+
+
+def _unary(asked: type[Message], method: Any) -> Any:
+    return grpc.unary_unary_rpc_method_handler(method, asked.FromString, _serialized)
+
+
+def _serialized(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _stream(asked: type[Message], method: Any) -> Any:
+    return grpc.unary_stream_rpc_method_handler(method, asked.FromString, _serialized)
+
+
+class _Method(Generic[Asked]):
+    """One kind of request, whole or streamed."""
+
+    def __init__(self, gateway: Gateway, kind: Kind, body_of: Callable[..., dict[str, Any]]) -> None:
+        self._gateway = gateway
+        self._kind = kind
+        self._body_of = body_of
+
+    def whole(self, response: Callable[[Mapping[str, Any]], Message]) -> Callable[[Asked, Context], Any]:
+        """Return the method that answers at once."""
+
+        async def answered(answer: Answer, context: Context) -> Message:
+            found = await answer.whole()
+            return response(found)
+
+        async def method(request: Asked, context: Context) -> Any:
+            return await self._served(request, context, answered, stream=False)
+
+        return method
+
+    def streamed(self, piece: Callable[[Sequence[Mapping[str, Any]]], Message]) -> Callable[[Asked, Context], Any]:
+        """Return the method that answers piece by piece."""
+
+        async def answered(answer: Answer, context: Context) -> None:
+            async with aclosing(answer.events()) as events:
+                async for messages in events:
+                    if messages:
+                        await context.write(piece(messages))
+
+        async def method(request: Asked, context: Context) -> None:
+            await self._served(request, context, answered, stream=True)
+
+        return method
+
+    async def _served(
+        self, request: Asked, context: Context, answered: Callable[[Answer, Context], Any], *, stream: bool
+    ) -> Any:
+        """Have the core answer; a cancelled or late call cancels this coroutine, and so the engine's request."""
+        metadata = _Metadata(context.invocation_metadata())
+        request_id = request_ids.kept_or_new(metadata.one(request_ids.HEADER))
+        named = (request_ids.HEADER, request_id)
+        try:
+            ask = self._ask(request, context, metadata, request_id, stream=stream)
+            async with self._gateway.answering(ask) as answer:
+                await context.send_initial_metadata((named, (TIER_HEADER, answer.tier)))
+                return await answered(answer, context)
+        except Refused as error:
+            refused = error
+        except Exception:
+            _log.exception("request %s failed", request_id)
+            refused = Refused(_FAILED, status=500, code="internal_error")
+        return await context.abort(code_of(refused), str(refused), (named, (DETAILS, details_of(refused))))
+
+    def _ask(self, request: Asked, context: Context, metadata: "_Metadata", request_id: str, *, stream: bool) -> Ask:
+        tenant = self._gateway.authenticate(metadata.one("authorization"))
+        self._gateway.require_place()
+        left_s = context.time_remaining()
+        longest_s = self._gateway.server.request_timeout_s
+        tier = TierAsk(
+            field=request.tier if request.HasField("tier") else None,
+            header=metadata.one(TIER_HEADER),
+            tpot_ms=metadata.one(TPOT_HEADER),
+        )
+        return Ask(
+            kind=self._kind,
+            body=self._body_of(request, stream=stream),
+            tier=tier,
+            tenant=tenant,
+            request_id=request_id,
+            deadline_s=asyncio.get_running_loop().time() + (longest_s if left_s is None else min(left_s, longest_s)),
+            traceparent=request_ids.traceparent(metadata.one("traceparent")),
+        )
+
+
+class _Metadata:
+    """The metadata of a call, text alone; what came several times is joined, as in HTTP."""
+
+    def __init__(self, entries: Any) -> None:
+        self._entries = [(key, value) for key, value in entries or () if isinstance(value, str)]
+
+    def one(self, name: str) -> str | None:
+        """Return the value of `name`."""
+        values = [value for key, value in self._entries if key == name]
+        return ", ".join(values) if values else None

@@ -1,0 +1,1 @@
+"""The definition of the gRPC API, and the messages that are generated from it."""
