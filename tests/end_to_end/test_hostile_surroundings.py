@@ -86,7 +86,7 @@ def assert_metrics(deployment: Deployment) -> None:
 
 
 def test_it_becomes_ready_and_names_an_address_that_works(besieged: Deployment) -> None:
-    assert f"ready http=http://[::1]:{besieged.port}\n" in besieged.output
+    assert f"ready http=http://[::1]:{besieged.port} grpc=[::1]:" in besieged.output
     answer(besieged)
 
 

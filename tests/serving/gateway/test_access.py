@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 import yaml
@@ -19,7 +21,9 @@ from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.access import Access
 from sparktier.serving.gateway.core.gateway import Gateway
+from sparktier.serving.gateway.grpc.server import serving
 from sparktier.serving.gateway.http.front import front
+from sparktier.serving.gateway.proto.sparktier.v1 import inference_pb2 as pb
 from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
@@ -27,6 +31,7 @@ from sparktier.serving.gateway.tenants.directory import Directory
 from sparktier.serving.gateway.tenants.keys import keyed_hash
 from sparktier.serving.gateway.tenants.keys_file import Build, KeysFile
 from sparktier.serving.gateway.tier_resolution import TierAsk, TierTable
+from support.gateways.grpc_calls import details_of, free_port, method, reason_of
 from support.gateways.replying_replica import replying
 from support.inputs.tier_cases import CASES, GATEWAY, TIERS, TierCase
 
@@ -68,12 +73,17 @@ def keys_of(folder: Path, tenants: Mapping[str, Mapping[str, Any]]) -> KeysFile:
 
 
 @contextlib.asynccontextmanager
-async def asked(keys: KeysFile | None, replica: Replies) -> AsyncIterator[httpx.AsyncClient]:
+async def gateway_before(access: Access, replica: Replies, **settings: Any) -> AsyncIterator[Gateway]:
     limits = EngineLimits(vocab_size=512, context_tokens=256, token_characters=12)
     async with replying(replica) as url, AsyncReplicaClient() as upstream:
         table = ReplicaTable((Replica(0, url, ReplicaLife(State.SERVING), limits=limits),))
-        app = front(Gateway(table, ServerSettings(), upstream, model="tiny", access=Access(TABLE, keys)))
-        transport = httpx.ASGITransport(app)
+        yield Gateway(table, ServerSettings(**settings), upstream, model="tiny", access=access)
+
+
+@contextlib.asynccontextmanager
+async def asked(access: Access, replica: Replies) -> AsyncIterator[httpx.AsyncClient]:
+    async with gateway_before(access, replica) as gateway:
+        transport = httpx.ASGITransport(front(gateway))
         async with httpx.AsyncClient(transport=transport, base_url="http://front") as client:
             yield client
 
@@ -89,35 +99,81 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     return error
 
 
-def headers_of(case: TierCase) -> dict[str, str]:
-    named = {"x-sparktier-tier": case.ask.header, "x-slo-tpot-ms": case.ask.tpot_ms}
+def metadata_of(ask: TierAsk) -> dict[str, str]:
+    named = {"x-sparktier-tier": ask.header, "x-slo-tpot-ms": ask.tpot_ms}
     return {name: str(value) for name, value in named.items() if value is not None}
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.ask.field is None], ids=lambda case: case.name)
-async def test_the_tier_of_a_request_reaches_the_replica_and_its_answer(tmp_path: Path, case: TierCase) -> None:
+@dataclass(frozen=True)
+class Told:
+    """What a transport tells of one request."""
+
+    tier: str | None = None
+    usage_tier: str | None = None
+    status: int = 0
+    param: str | None = None
+    code: str | None = None
+    message: str = ""
+
+
+async def over_http(access: Access, replica: Replies, ask: TierAsk) -> Told:
+    async with asked(access, replica) as client:
+        body = {} if ask.service_tier is None else {"service_tier": ask.service_tier}
+        answer = await post(client, headers=metadata_of(ask), custom_params={"sparktier_tier": 5}, **body)
+    if answer.status_code == 200:
+        return Told(answer.headers["x-sparktier-tier"], answer.json()["usage"]["sparktier"]["tier"])
+    error = error_of(answer)
+    assert error["type"] == "invalid_request_error"
+    return Told(status=answer.status_code, param=error["param"], code=error["code"], message=error["message"])
+
+
+async def over_grpc(access: Access, replica: Replies, ask: TierAsk) -> Told:
+    metadata = (("authorization", "Bearer sk-a"), *metadata_of(ask).items())
+    request = pb.CompleteRequest(prompts=[pb.Prompt(text="Hello")], tier=ask.field)
+    async with (
+        gateway_before(access, replica, grpc_port=free_port()) as gateway,
+        serving(gateway) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        call = method(channel, "Complete")(request, metadata=metadata)
+        try:
+            answer = await call
+        except grpc.aio.AioRpcError as error:
+            details = details_of(error)
+            [violation] = details.BadRequest.field_violations
+            status = {grpc.StatusCode.INVALID_ARGUMENT: 400, grpc.StatusCode.PERMISSION_DENIED: 403}[error.code()]
+            return Told(status=status, param=violation.field, code=reason_of(error), message=details.message)
+        return Told(dict(await call.initial_metadata())["x-sparktier-tier"], answer.usage.tier)
+
+
+# gRPC has no `service_tier`, HTTP no field.
+@pytest.mark.parametrize(
+    ("transport", "case"),
+    [
+        *((over_http, case) for case in CASES if case.ask.field is None),
+        *((over_grpc, case) for case in CASES if case.ask.service_tier is None),
+    ],
+    ids=lambda value: value.name if isinstance(value, TierCase) else value.__name__,
+)
+async def test_the_tier_of_a_request_reaches_the_replica_and_its_answer(
+    tmp_path: Path, transport: Callable[[Access, Replies, TierAsk], Awaitable[Told]], case: TierCase
+) -> None:
     replica = Replies()
-    body = {} if case.ask.service_tier is None else {"service_tier": case.ask.service_tier}
     tenants = {"a": {"tiers": ["standard", "fast", "faster"]}}
-    async with asked(keys_of(tmp_path, tenants), replica) as client:
-        answer = await post(client, headers=headers_of(case), custom_params={"sparktier_tier": 5}, **body)
+    told = await transport(Access(TABLE, keys_of(tmp_path, tenants)), replica, case.ask)
     if case.tier is None:
-        error = error_of(answer)
-        assert (answer.status_code, error["param"], error["code"]) == (case.status, case.param, case.code)
-        assert error["type"] == "invalid_request_error"
-        assert case.says in error["message"]
+        assert (told.status, told.param, told.code) == (case.status, case.param, case.code)
+        assert case.says in told.message
         assert replica.sent == []
         return
-    assert answer.status_code == 200
-    assert answer.headers["x-sparktier-tier"] == case.tier
-    assert answer.json()["usage"]["sparktier"]["tier"] == case.tier
+    assert (told.tier, told.usage_tier) == (case.tier, case.tier)
     [sent] = replica.sent
     assert sent["custom_params"] == {"sparktier_tier": TABLE.ids[case.tier], "sparktier_request": sent["rid"]}
     assert not {"priority", "service_tier"} & sent.keys()
 
 
 async def test_two_headers_are_no_tier(tmp_path: Path) -> None:
-    async with asked(None, Replies()) as client:
+    async with asked(Access(TABLE), Replies()) as client:
         headers = [("x-sparktier-tier", "fast"), ("x-sparktier-tier", "standard")]
         answer = await client.post("/v1/completions", json=ASKED, headers=headers)
     assert (answer.status_code, error_of(answer)["code"]) == (400, "unknown_tier")
@@ -125,7 +181,7 @@ async def test_two_headers_are_no_tier(tmp_path: Path) -> None:
 
 async def test_a_stream_and_an_engine_s_refusal_have_the_tier(tmp_path: Path) -> None:
     replica = Replies()
-    async with asked(None, replica) as client:
+    async with asked(Access(TABLE), replica) as client:
         replica.answer = 400, {"message": "no", "type": "BadRequest", "code": 400}
         refused = await post(client, headers={"x-sparktier-tier": "gold"})
         replica.events = [{"choices": [{"text": "a"}]}, {"choices": [], "usage": {"total_tokens": 3}}]
@@ -138,7 +194,7 @@ async def test_a_stream_and_an_engine_s_refusal_have_the_tier(tmp_path: Path) ->
 
 async def test_a_client_s_priority_is_refused() -> None:
     replica = Replies()
-    async with asked(None, replica) as client:
+    async with asked(Access(TABLE), replica) as client:
         answer = await post(client, priority=7)
     assert (answer.status_code, error_of(answer)["param"], replica.sent) == (400, "priority", [])
 
@@ -150,7 +206,7 @@ async def test_without_a_key_of_a_tenant_the_answer_is_401(
     replica = Replies()
     shown = {} if header is None else {"authorization": header.encode("latin-1")}
     with caplog.at_level(logging.DEBUG):
-        async with asked(keys_of(tmp_path, {"a": {"tiers": ["standard"]}}), replica) as client:
+        async with asked(Access(TABLE, keys_of(tmp_path, {"a": {"tiers": ["standard"]}})), replica) as client:
             answers = [
                 await client.post("/v1/completions", json=ASKED, headers=shown),
                 await client.post("/v1/chat/completions", content=b"no JSON", headers=shown),
@@ -176,7 +232,7 @@ async def test_without_a_key_of_a_tenant_the_answer_is_401(
 async def test_prefixes_of_tenants_are_apart_and_no_client_names_another_s(tmp_path: Path) -> None:
     replica = Replies()
     tenants = {name: {"tiers": ["standard"], "share_prefixes": name in "cd"} for name in "abcd"}
-    async with asked(keys_of(tmp_path, tenants), replica) as client:
+    async with asked(Access(TABLE, keys_of(tmp_path, tenants)), replica) as client:
         for name in "abcd":
             assert (await post(client, key=f"sk-{name}")).status_code == 200
         theirs = replica.sent[1]["extra_key"]
@@ -194,7 +250,7 @@ async def test_users_at_once_are_bounded_until_answers_are_over(tmp_path: Path) 
     replica.waiting = asyncio.Event()
     limits = {"users_at_once": 4}
     tenants = {"a": {"tiers": ["standard"], "limits": limits}, "b": {"tiers": ["standard"], "limits": limits}}
-    async with asked(keys_of(tmp_path, tenants), replica) as client:
+    async with asked(Access(TABLE, keys_of(tmp_path, tenants)), replica) as client:
         first = asyncio.create_task(post(client, n=3))
         while not replica.sent:
             await asyncio.sleep(0.01)
@@ -212,7 +268,7 @@ async def test_users_at_once_are_bounded_until_answers_are_over(tmp_path: Path) 
 
 async def test_requests_of_a_minute_are_bounded_for_each_tenant(tmp_path: Path) -> None:
     tenants = {name: {"tiers": ["standard"], "limits": {"requests_per_min": 2}} for name in "ab"}
-    async with asked(keys_of(tmp_path, tenants), Replies()) as client:
+    async with asked(Access(TABLE, keys_of(tmp_path, tenants)), Replies()) as client:
         answers = [await post(client) for _ in range(3)]
         other = await post(client, key="sk-b")
     assert [answer.status_code for answer in answers] == [200, 200, 429]
@@ -227,7 +283,7 @@ async def test_tokens_are_settled_on_those_of_the_answer(tmp_path: Path, stream:
     tenants = {"a": {"tiers": ["standard"], "limits": {"tokens_per_min": 120}}}
     if stream:
         replica.events = [{"choices": [{"text": "a"}]}, {"choices": [], "usage": {"total_tokens": 12}}]
-    async with asked(keys_of(tmp_path, tenants), replica) as client:
+    async with asked(Access(TABLE, keys_of(tmp_path, tenants)), replica) as client:
         answers = [await post(client, max_tokens=58, stream=stream) for _ in range(7)]
     assert [answer.status_code for answer in answers] == [200] * 6 + [429]
     if stream:
@@ -239,13 +295,13 @@ async def test_what_an_engine_refuses_costs_no_tokens(tmp_path: Path) -> None:
     replica = Replies()
     replica.answer = 400, {"message": "no", "type": "BadRequest", "code": 400}
     tenants = {"a": {"tiers": ["standard"], "limits": {"tokens_per_min": 120}}}
-    async with asked(keys_of(tmp_path, tenants), replica) as client:
+    async with asked(Access(TABLE, keys_of(tmp_path, tenants)), replica) as client:
         assert [(await post(client, max_tokens=100)).status_code for _ in range(3)] == [400] * 3
 
 
 async def test_a_key_that_is_taken_out_of_the_file_opens_nothing(tmp_path: Path) -> None:
     keys = keys_of(tmp_path, {"a": {"tiers": ["standard"]}})
-    async with asked(keys, Replies()) as client:
+    async with asked(Access(TABLE, keys), Replies()) as client:
         assert (await post(client)).status_code == 200
         keys_of(tmp_path, {"b": {"tiers": EVERY_TIER}})
         keys.poll()

@@ -1,5 +1,6 @@
 """Calls of `sparktier.v1` from tests, and what rich errors say."""
 
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,3 +57,10 @@ def details_of(error: Any) -> Details:
     status = status_pb2.Status()
     status.ParseFromString(raw)
     return Details(status)
+
+
+def free_port() -> int:
+    """Return a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from sparktier.serving.gateway.proto.sparktier.v1 import inference_pb2 as pb
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from support.gateways import fronts
-from support.gateways.grpc_calls import details_of, method, reason_of
+from support.gateways.grpc_calls import details_of, free_port, method, reason_of
 from support.scripted_replica import STREAM_END, STREAM_HEAD, Script, chunk, json_answer, scripted_replica
 
 HELLO = pb.CompleteRequest(model="tiny", prompts=[pb.Prompt(text="Hello")])
@@ -46,17 +45,11 @@ async def called(
     """Yield a channel to a gateway before one replica that runs `script`."""
     async with scripted_replica(script) as url, AsyncReplicaClient() as client:
         replica = fronts.serving(0, url)
-        defaults = {"grpc_port": _free_port(), "shutdown_grace_s": 0.1}
+        defaults = {"grpc_port": free_port(), "shutdown_grace_s": 0.1}
         server = ServerSettings(**{**defaults, **settings})
         gateway = Gateway(ReplicaTable((replica,)), server, client, model="tiny", access=access)
         async with serving(gateway) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             yield channel, replica
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answering(answer: Mapping[str, Any], sent: list[dict[str, Any]] | None = None) -> Script:
@@ -302,7 +295,7 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
 
 async def test_with_tls_only_a_client_that_trusts_it_is_served(tmp_path: Path) -> None:
     key, cert = self_signed(tmp_path)
-    port = _free_port()
+    port = free_port()
     settings = {"grpc_port": port, "grpc_tls_cert_file": str(cert), "grpc_tls_key_file": str(key)}
     trusted = grpc.ssl_channel_credentials(cert.read_bytes())
     async with called(answering({}), **settings) as (plain, _):
