@@ -14,8 +14,10 @@ from sparktier.configs.settings.server import ServerSettings
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway import listeners
 from sparktier.serving.gateway.core.gateway import Gateway
+from sparktier.serving.gateway.http.internal import internal_app
 from sparktier.serving.gateway.proto.sparktier.v1 import inference_pb2 as pb
 from sparktier.serving.gateway.routing import ReplicaTable
+from sparktier.serving.gateway.telemetry.metrics import GatewayMetrics
 from support.gateways.fronts import ASKED, EVERYBODY, serving
 from support.gateways.grpc_calls import free_port, method
 from support.scripted_replica import STREAM_HEAD, Script, chunk, json_answer, scripted_replica
@@ -44,7 +46,8 @@ async def served(script: Script, use: Any) -> None:
         async with scripted_replica(script) as url, AsyncReplicaClient() as client:
             replica = serving(0, url)
             gateway = Gateway(ReplicaTable((replica,)), server, client, model="tiny", access=EVERYBODY)
-            serve = asyncio.create_task(listeners.serve(gateway, client, sockets, stopping))
+            internal = internal_app(gateway.table, client, GatewayMetrics())
+            serve = asyncio.create_task(listeners.serve(gateway, internal, sockets, stopping))
             await use(server, stopping)
             stopping.set()
             await asyncio.wait_for(serve, 20)
