@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from support import make_proto
+from support.gateways import make_proto
 
 
 def test_the_python_is_that_of_the_proto(tmp_path: Path) -> None:
     make_proto.generate(tmp_path)
     for name in make_proto.GENERATED:
-        again = "python tests/support/make_proto.py"
+        again = "python tests/support/gateways/make_proto.py"
         assert (make_proto.PROTO / name).read_text() == (tmp_path / name).read_text(), again
 
 
 def test_the_proto_has_buf_s_style_and_is_that_of_the_image() -> None:
     assert make_proto.lint() == ""
-    assert make_proto.IMAGE.read_text() == make_proto.image(), "python tests/support/make_proto.py"
+    assert make_proto.IMAGE.read_text() == make_proto.image(), "python tests/support/gateways/make_proto.py"
 
 
 @pytest.mark.parametrize(

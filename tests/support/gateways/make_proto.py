@@ -1,6 +1,6 @@
 """Writes the Python of the gRPC API and the image that later versions must not break.
 
-    python tests/support/make_proto.py
+    python tests/support/gateways/make_proto.py
 
 Refuses a proto that `buf lint` finds fault with, or that breaks clients of the image.
 """
@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import mypy_protobuf
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROTO = ROOT / "serving" / "gateway" / "proto"
 SOURCE = "sparktier/v1/inference.proto"
 IMAGE = PROTO / "sparktier.v1.json"
