@@ -119,6 +119,7 @@ class _Deployment:
             closing.set()
             await asyncio.wait([serving])
             await _cancel([*tasks, reaping, stop_asked])
+            await instruments.finish()
             ends = [keeper.stop(grace_s=_PROCESS_GRACE_S) for keeper in keepers]
             if self._controller is not None:
                 ends.append(self._controller.stop(grace_s=_PROCESS_GRACE_S))

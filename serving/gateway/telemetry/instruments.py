@@ -14,6 +14,9 @@ from sparktier.serving.gateway.telemetry.telemetry import Telemetry
 from sparktier.serving.gateway.usage_log.journal import Journal
 from sparktier.serving.gateway.usage_log.meter import UsageMeter
 
+# A stop has little time; what it leaves unsettled keeps the tokens that were delivered.
+_LONGEST_FINISH_S = 1.0
+
 
 def journal_of(settings: Settings) -> Journal | None:
     """Return the log of use, or None where none is kept. Raises ArtifactError where it can't be written."""
@@ -44,6 +47,11 @@ class Instruments:
         if self._usage is not None:
             await self._usage.run()
         await asyncio.Event().wait()
+
+    async def finish(self) -> None:
+        """Settle what the stop of the gateway has cut; call it while the replicas still run."""
+        if self._usage is not None:
+            await self._usage.finish(limit_s=_LONGEST_FINISH_S)
 
     def close(self) -> None:
         """Write and send what waits."""

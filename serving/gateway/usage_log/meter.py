@@ -1,6 +1,7 @@
 """Keeps the records of use for the core, and settles those that broke off by what the replicas tell."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from sparktier.serving.gateway.usage_log.settlement import Settlement
 
 # A disk that hangs holds no request up for longer; its records follow when it works again.
 _LONGEST_WAIT_S = 1.0
-_TICK_S = 0.5
+_TICK_S, _LAST_TICK_S = 0.5, 0.1
 _ASK_TIMEOUT_S = 10.0
 # An unreachable replica is replaced within minutes, and its successor says that it knows nothing of before.
 PATIENCE_MS = 900_000
@@ -89,6 +90,14 @@ class UsageMeter:
             if number in addresses:
                 await self._ask(number, addresses[number])
         await self._keep_all(self._settlement.given_up(self._now_ms(), patience_ms=PATIENCE_MS))
+
+    async def finish(self, *, limit_s: float) -> None:
+        """Settle what broke off at the last, while the replicas still run: for `limit_s` at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self._settlement.awaited & self._replicas().keys():
+                    await self.settle()
+                    await asyncio.sleep(_LAST_TICK_S)
 
     def close(self) -> None:
         """Write what waits and close the log."""

@@ -1,6 +1,7 @@
 """The meter: what the core tells is in the log, what breaks off is settled by the replica, and no disk holds it up."""
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,28 @@ async def test_where_the_engine_died_too_what_was_delivered_is_kept_as_incomplet
     await meter.settle()
     found = held(tmp_path)["e-1"]
     assert (found.state, found.completion_tokens) == ("incomplete", 5)
+
+
+async def test_a_stop_settles_what_it_has_cut_as_far_as_there_is_time(
+    tmp_path: Path, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LAST_TICK_S", 0.005)
+    meter = metered(tmp_path, replica)
+    await meter.finish(limit_s=20)
+    assert not replica.asked
+    for engine_id in ("e-1", "e-2"):
+        await meter.started(dataclasses.replace(STARTED, engine_id=engine_id))
+        await meter.ended(dataclasses.replace(DELIVERED, engine_id=engine_id))
+    finishing = asyncio.create_task(meter.finish(limit_s=20))
+    await until(lambda: len(replica.asked) > 1)
+    replica.ends("e-1", 9)
+    replica.ends("e-2", 8)
+    await finishing
+    assert [held(tmp_path)[each].completion_tokens for each in ("e-1", "e-2")] == [9, 8]
+    await meter.started(dataclasses.replace(STARTED, engine_id="e-3"))
+    await meter.ended(dataclasses.replace(DELIVERED, engine_id="e-3"))
+    await asyncio.wait_for(meter.finish(limit_s=0.05), 20)
+    assert held(tmp_path)["e-3"].state == "ended"
 
 
 async def test_a_cancelled_call_counts(tmp_path: Path, replica: Replica) -> None:
