@@ -18,14 +18,14 @@ demo: env ## serve the demo model in the foreground; Ctrl-C ends everything
 demo-drafter: env ## make the demo model's drafter anew: QUESTIONS=gsm8k's train.jsonl
 	$(PY) -m sparktier.serving.drafting.demo_drafter $(if $(QUESTIONS),--questions $(QUESTIONS))
 
-check: env ## ruff, mypy, import rules, links
+check: env ## ruff, mypy, import rules, links, the Helm chart
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) tests/typecheck.py
-	$(PY) -m pytest -q tests/house
+	$(PY) -m pytest -q tests/house tests/helm
 
 test: check ## the suite (CI runs this)
-	$(PY) -m pytest -m "not prove" --ignore tests/house
+	$(PY) -m pytest -m "not prove" --ignore tests/house --ignore tests/helm
 
 prove: env ## the long proofs
 	$(PY) -m pytest -m prove

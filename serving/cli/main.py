@@ -26,7 +26,7 @@ from sparktier.serving.cli import bench as bench_cli
 from sparktier.serving.cli import controller as controller_cli
 from sparktier.serving.cli import drafter as drafter_cli
 from sparktier.serving.cli import usage as usage_cli
-from sparktier.serving.cli.options import add_config, add_json, configured, whole_number
+from sparktier.serving.cli.options import add_config, add_json, configured, real_number, whole_number
 from sparktier.serving.engine.upstream.check import require_version
 
 EXIT_INTERRUPTED = 130
@@ -86,7 +86,9 @@ def _engine(options: argparse.Namespace) -> int:
     settings = _settings_to_run(options)
     from sparktier.serving.supervision.replica_process import run
 
-    return run(settings, replica=options.replica, port=options.port)
+    return run(
+        settings, replica=options.replica, host=options.host, port=options.port, ranks_within_s=options.ranks_within_s
+    )
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -117,6 +119,25 @@ def _settings_to_run(options: argparse.Namespace) -> Settings:
     return settings
 
 
+def _add_engine(add: Callable[[str, Command, str, str], argparse.ArgumentParser]) -> None:
+    engine = add(
+        "engine",
+        _engine,
+        "Run one replica of a configuration; `up` starts these.",
+        "sparktier engine configs/demo.yaml --replica 0 --port 30000",
+    )
+    add_config(engine)
+    engine.add_argument("--replica", type=whole_number(0, 1023), required=True, help="number of the replica, from 0")
+    engine.add_argument("--port", type=whole_number(1, 65535), required=True, help="port of its HTTP server")
+    engine.add_argument("--host", default="127.0.0.1", help="address of its HTTP server (default 127.0.0.1)")
+    engine.add_argument(
+        "--ranks-within-s",
+        type=real_number(0),
+        default=60.0,
+        help="seconds to wait for the GPUs of its ranks (default 60)",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="sparktier", description="Serve a large mixture-of-experts model at the speed each user's tier promises."
@@ -139,16 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_config(up)
 
-    engine = add(
-        "engine",
-        _engine,
-        "Run one replica of a configuration; `up` starts these.",
-        "sparktier engine configs/demo.yaml --replica 0 --port 30000",
-    )
-    add_config(engine)
-    engine.add_argument("--replica", type=whole_number(0, 1023), required=True, help="number of the replica, from 0")
-    engine.add_argument("--port", type=whole_number(1, 65535), required=True, help="port of its HTTP server")
-
+    _add_engine(add)
     doctor = add(
         "doctor",
         _doctor,

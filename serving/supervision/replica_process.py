@@ -24,14 +24,22 @@ from sparktier.serving.supervision.deployment_dir import METRICS_DIR_ENV
 
 EXIT_NOT_STARTED = 69
 # The ranks of a dead replica give their GPUs back within seconds; in a cluster that is too small none come free.
-_RESERVE_TIMEOUT_S = 60.0
+RANKS_WITHIN_S = 60.0
 _MODEL_PACKAGE = "sparktier.serving.engine.models"
 
 
-def run(settings: Settings, *, replica: int, port: int) -> int:
-    """Serve replica number `replica` on `port` until told to stop, and return the exit status.
+def run(
+    settings: Settings,
+    *,
+    replica: int,
+    port: int,
+    host: str = "127.0.0.1",
+    ranks_within_s: float = RANKS_WITHIN_S,
+) -> int:
+    """Serve replica number `replica` on `host` and `port` until told to stop, and return the exit status.
 
-    The settings are resolved on this node. A file that `sparktier up` wrote resolves to what it found.
+    The settings are resolved on this node. A file that `sparktier up` wrote resolves to what it found. Nodes of a
+    cluster that has just started may join for as long as `ranks_within_s`.
 
     Raises ConfigError when the settings don't fit the device or name no cluster, ArtifactError when there is no model.
     """
@@ -44,11 +52,11 @@ def run(settings: Settings, *, replica: int, port: int) -> int:
         os.environ.update(no_proxy_env(os.environ) | env)
         node = join_cluster(_address(settings), namespace=f"sparktier-{replica}", rank_env=env)
         shape = RankBundles(ranks=settings.replicas.tensor_parallel, nodes=settings.replicas.nodes)
-        group = reserve(shape, first_node=node, timeout_s=_RESERVE_TIMEOUT_S)
+        group = reserve(shape, first_node=node, timeout_s=ranks_within_s)
         from sparktier.serving.engine.launch import serve
 
         serve(
-            {**engine_kwargs(resolved, replica=replica), "port": port},
+            {**engine_kwargs(resolved, replica=replica), "host": host, "port": port},
             keys=keys,
             replica_id=f"replica-{replica}",
             group=group,
