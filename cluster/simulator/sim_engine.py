@@ -102,6 +102,20 @@ class SimEngine:
         self._waiting.append(_Waiting(request, now_ms))
 
     @property
+    def rung(self) -> int:
+        """What is drafted."""
+        return self._rung
+
+    @rung.setter
+    def rung(self, rung: int) -> None:
+        self._rung = rung
+
+    @property
+    def running(self) -> Sequence[SimRequest]:
+        """The requests of the next decode step, in the order of its rows."""
+        return self._slots.requests
+
+    @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self._waiting and not len(self._slots)

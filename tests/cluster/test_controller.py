@@ -15,7 +15,7 @@ from sparktier.configs.contracts.plan import Plan
 from sparktier.configs.contracts.signals import Signals, TierInForce
 from sparktier.configs.errors import ReplicaLost
 from sparktier.configs.plan_keys import EnginePlan, engine_plan, keys_of, plan_of, refusals
-from support.signal_maker import policy_config, signals
+from support.steering.signal_maker import policy_config, signals
 
 DAY_MS = 1_795_824_000_000
 TICK_MS = 40

@@ -18,7 +18,7 @@ from sparktier.configs.contracts.decision import Decision
 from sparktier.configs.contracts.message import read_message
 from sparktier.configs.contracts.signals import Signals
 from sparktier.configs.step_times import reference_table
-from support.signal_maker import STANDARD, STRICT, policy_config, received, signals
+from support.steering.signal_maker import STANDARD, STRICT, policy_config, received, signals
 
 TICK_MS, START_MS, DAY_MS = 1000, 50_000, 1_795_824_000_000
 TIMES = StepTimeModel(reference_table("avx2"))

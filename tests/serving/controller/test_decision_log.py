@@ -11,7 +11,7 @@ from sparktier.cluster.step_time import StepTimeModel
 from sparktier.configs.step_times import StepTimeTable, reference_table
 from sparktier.serving.controller.decision_log import DecisionLog
 from sparktier.serving.controller.follow import in_words
-from support.signal_maker import STANDARD, STRICT, policy_config, received, signals
+from support.steering.signal_maker import STANDARD, STRICT, policy_config, received, signals
 
 DAY_MS = 1_795_824_000_000
 NAME = "replica-0"
