@@ -72,7 +72,13 @@ async def serve(gateway: Gateway, internal: ASGIApp, sockets: Sockets, stopping:
 
 def _uvicorn(app: ASGIApp, *, grace_s: float) -> uvicorn.Config:
     return uvicorn.Config(
-        app, http="httptools", log_level="warning", lifespan="off", timeout_graceful_shutdown=round(grace_s)
+        app,
+        http="httptools",
+        # Its records go where those of the process go.
+        log_config=None,
+        log_level="warning",
+        lifespan="off",
+        timeout_graceful_shutdown=round(grace_s),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import structlog
 
 _MOST_WAITING = 10_000
+_LONGEST_STOP_S = 1.0
 _ROOT = "sparktier"
 
 
@@ -28,6 +29,19 @@ class _Sender(QueueHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Drop what doesn't fit."""
+
+
+class _Listener(QueueListener):
+    def __init__(self, waiting: "queue.Queue[logging.LogRecord | None]", writer: logging.Handler) -> None:
+        super().__init__(waiting, writer)
+        self._waiting = waiting
+
+    def stop(self) -> None:
+        """End the thread once it has written what waits, unless the reader is too slow."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=_LONGEST_STOP_S)
+        if self._thread is not None:
+            self._thread.join(_LONGEST_STOP_S)
 
 
 @contextlib.contextmanager
@@ -57,8 +71,8 @@ def logging_to(stream: TextIO) -> Iterator[None]:
             ],
         )
     )
-    waiting: queue.Queue[logging.LogRecord] = queue.Queue(_MOST_WAITING)
-    listener = QueueListener(waiting, writer)
+    waiting: queue.Queue[logging.LogRecord | None] = queue.Queue(_MOST_WAITING)
+    listener = _Listener(waiting, writer)
     root, ours, sender = logging.getLogger(), logging.getLogger(_ROOT), _Sender(waiting)
     levels = root.level, ours.level
     root.setLevel(logging.WARNING)
@@ -76,5 +90,6 @@ def logging_to(stream: TextIO) -> Iterator[None]:
 
 def _rendering(*, is_terminal: bool) -> list[Any]:
     if is_terminal:
-        return [structlog.dev.ConsoleRenderer()]
+        # The renderer's own form of an exception shows local variables, prompts among them.
+        return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]

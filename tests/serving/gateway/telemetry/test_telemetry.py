@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sparktier.serving.gateway.core.ask import Ask, Kind
 from sparktier.serving.gateway.core.observer import Outcome, Phase
 from sparktier.serving.gateway.engine_times import EngineTimes, take_times
+from sparktier.serving.gateway.telemetry import logs as logs_module
 from sparktier.serving.gateway.telemetry import spans as spans_module
 from sparktier.serving.gateway.telemetry.logs import logging_to
 from sparktier.serving.gateway.telemetry.metrics import GatewayMetrics
@@ -216,15 +217,54 @@ def test_records_of_the_library_become_lines_too(log: io.StringIO) -> None:
 
 def test_a_reader_that_is_gone_holds_nothing_up(log: io.StringIO) -> None:
     log.close()
-    for _ in range(12_000):
-        logging.getLogger("sparktier").warning("more than fits")
+    for _ in range(100):
+        logging.getLogger("sparktier").warning("unread")
+
+
+def test_a_reader_that_is_stuck_holds_no_request_and_no_stop_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs_module, "_MOST_WAITING", 3)
+    monkeypatch.setattr(logs_module, "_LONGEST_STOP_S", 0.05)
+    reads = threading.Event()
+
+    class Stuck(io.StringIO):
+        def write(self, text: str) -> int:
+            reads.wait()
+            return super().write(text)
+
+    stream = Stuck()
+    with logging_to(stream):
+        for number in range(20):
+            logging.getLogger("sparktier").warning("line %d", number)
+    structlog.reset_defaults()
+    assert not stream.getvalue()
+    reads.set()
+
+
+class Terminal(io.StringIO):
+    """What says that a person reads it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def failed_with(prompt: str) -> None:
+    """Log the failure of a function that had `prompt` at hand."""
+    try:
+        json.loads("not JSON")
+    except ValueError:
+        logging.getLogger("sparktier").exception("it has failed")
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()], ids=["file", "terminal"])
+def test_a_failure_shows_no_local_variables(stream: io.StringIO) -> None:
+    with logging_to(stream):
+        failed_with(PROMPT)
+    structlog.reset_defaults()
+    assert "JSONDecodeError" in stream.getvalue()
+    assert PROMPT not in stream.getvalue()
 
 
 def test_a_terminal_gets_words() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     stream = Terminal()
     with logging_to(stream):
         logging.getLogger("sparktier").warning("it is lost")
