@@ -91,6 +91,13 @@ def _engine(options: argparse.Namespace) -> int:
     )
 
 
+def _gateway(options: argparse.Namespace) -> int:
+    settings = configured(options)
+    from sparktier.serving.supervision.gateway_process import run
+
+    return run(settings, replicas_file=options.replicas, reload=lambda: configured(options))
+
+
 def _doctor(options: argparse.Namespace) -> int:
     settings = configured(options)
     from sparktier.serving.cli import doctor as doctor_command
@@ -161,6 +168,16 @@ def _parser() -> argparse.ArgumentParser:
     add_config(up)
 
     _add_engine(add)
+    gateway = add(
+        "gateway",
+        _gateway,
+        "Serve clients before the replicas of a list; `up` has one of its own.",
+        "SPARKTIER_KEYS_FILE=keys.json sparktier gateway my-deployment.yaml --replicas replicas.json",
+    )
+    add_config(gateway)
+    gateway.add_argument(
+        "--replicas", type=Path, required=True, metavar="FILE", help="JSON list of replicas with their addresses"
+    )
     doctor = add(
         "doctor",
         _doctor,

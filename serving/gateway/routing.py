@@ -45,9 +45,9 @@ class RequestInFlight:
         self.replica.in_flight -= 1
 
 
-@dataclass(frozen=True)
+@dataclass
 class ReplicaTable:
-    """All replicas of one deployment."""
+    """All replicas of one deployment, which may change while it runs."""
 
     replicas: tuple[Replica, ...]
 

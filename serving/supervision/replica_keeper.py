@@ -10,29 +10,25 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sparktier.configs.errors import EXIT_BAD_INPUT, ArtifactError, ReplicaError, ReplicaLost
+from sparktier.configs.errors import EXIT_BAD_INPUT, ArtifactError, ReplicaError
 from sparktier.configs.settings.settings import SupervisionSettings
 from sparktier.serving.clients.addresses import http_url
-from sparktier.serving.clients.rank_facts import RankFacts, read_ranks
-from sparktier.serving.clients.replica import OK, AsyncReplicaClient
+from sparktier.serving.clients.rank_facts import RankFacts
+from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.replica_life import Event, IllegalTransition
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.supervision.backoff import Restarts
 from sparktier.serving.supervision.deployment_dir import DeploymentDir, fresh_metrics_env
 from sparktier.serving.supervision.failure_reason import reason_in
+from sparktier.serving.supervision.probes import FAILED_PROBES, Probes
 from sparktier.serving.supervision.processes import held_port, spawn, stop
 
 # Starts of each replica that may fail before any has served. More failures than that are the fault of the settings or
 # the machine, and going on would hide it from the user who waits for `ready`.
 FIRST_STARTS = 3
-# A probe is one generated token; several must fail, because a long prefill can make one late.
-_FAILED_PROBES = 3
 _POLL_S = 0.5
 _FAILED_PROCESS_GRACE_S = 2.0
-_FIRST_REQUEST_TIMEOUT_S = 60.0
-_RANKS_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class ReplicaKeeper:
         self._supervision = supervision
         self._environment = environment
         self._log_file = environment.deployment_dir.path / f"replica-{replica.number}.log"
-        self._client = client
+        self._probes = Probes(replica, client, timeout_s=supervision.probe_timeout_s)
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self._ready_at_s: float | None = None
@@ -149,7 +145,7 @@ class ReplicaKeeper:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 return f"its process ended with status {process.returncode} while starting"
-            if await self._ok("/ready") and await self._answers() and (ranks := await self._ranks()):
+            if ranks := await self._probes.ready():
                 self._present(ranks)
                 return None
             await asyncio.sleep(_POLL_S)
@@ -181,9 +177,9 @@ class ReplicaKeeper:
         while process.poll() is None:
             await asyncio.sleep(_POLL_S)
             if time.monotonic() >= next_probe:
-                failed = 0 if await self._ok("/health") else failed + 1
+                failed = 0 if await self._probes.healthy() else failed + 1
                 next_probe = time.monotonic() + self._supervision.probe_interval_s
-            if failed >= _FAILED_PROBES and process.poll() is None:
+            if failed >= FAILED_PROBES and process.poll() is None:
                 return f"{failed} health probes in a row went unanswered"
         return f"its process ended with status {process.returncode}"
 
@@ -199,31 +195,6 @@ class ReplicaKeeper:
             return exit_status, await asyncio.to_thread(reason_in, self._log_file, start=self._log_start)
         except Exception as error:
             return exit_status, [f"(its process, pid {process.pid}, was not ended: {type(error).__name__}: {error})"]
-
-    async def _ok(self, path: str) -> bool:
-        return await self._asked("GET", path, timeout_s=self._supervision.probe_timeout_s) is not None
-
-    async def _answers(self) -> bool:
-        """Whether a real request is answered: readiness is a promise that one would be."""
-        body = {"prompt": "Hello", "max_tokens": 2, "temperature": 0}
-        answer = await self._asked("POST", "/v1/completions", timeout_s=_FIRST_REQUEST_TIMEOUT_S, json=body)
-        return answer is not None
-
-    async def _ranks(self) -> list[RankFacts]:
-        """Return what the ranks say, or nothing while they say what can't be read."""
-        answer = await self._asked("GET", "/sparktier/ranks", timeout_s=_RANKS_TIMEOUT_S)
-        try:
-            return [] if answer is None else read_ranks(answer)
-        except ValueError:
-            return []
-
-    async def _asked(self, method: str, path: str, *, timeout_s: float, **content: Any) -> bytes | None:
-        """Return the body of an answer with status 200, None for any other outcome."""
-        try:
-            answer = await self._client.ask(method, f"{self._replica.url}{path}", timeout_s=timeout_s, **content)
-        except ReplicaLost:
-            return None
-        return answer.content if answer.status == OK else None
 
     def _log(self, what: str) -> None:
         self._environment.log(f"replica {self._replica.number} {what}")

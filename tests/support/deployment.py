@@ -61,6 +61,7 @@ class Deployment:
         self.internal_url = http_url("127.0.0.1", self.port + 1000)
         self._output = output
         values = {"model.path": model, "server.port": self.port, "supervision.start_timeout_s": READY_LIMIT_S}
+        self.values = {"model.path": model, **settings}
         options = [f"--set={key}={value}" for key, value in {**values, **settings}.items()]
         with output.open("wb") as log:
             self._process = subprocess.Popen(
