@@ -34,12 +34,12 @@ def held(server: ServerSettings) -> Iterator[Sockets]:
     Raises:
         ConfigError: this machine can't listen on one of the addresses.
     """
-    # gRPC makes its own socket later.
-    _taken(server.host, server.grpc, key="server.grpc_port").close()
     with (
         _taken(server.host, server.port, key="server.port") as public,
         _taken(server.internal_host, server.internal, key="server.internal_port") as internal,
     ):
+        # gRPC makes its own socket later.
+        _taken(server.host, server.grpc, key="server.grpc_port").close()
         yield Sockets(public, internal)
 
 
