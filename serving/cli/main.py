@@ -93,7 +93,7 @@ def _engine(options: argparse.Namespace) -> int:
 
 def _gateway(options: argparse.Namespace) -> int:
     settings = configured(options)
-    from sparktier.serving.supervision.gateway_process import run
+    from sparktier.serving.gateway.standalone.process import run
 
     return run(settings, replicas_file=options.replicas, reload=lambda: configured(options))
 

@@ -16,12 +16,12 @@ from sparktier.configs.settings.settings import SupervisionSettings
 from sparktier.serving.clients.addresses import http_url
 from sparktier.serving.clients.rank_facts import RankFacts
 from sparktier.serving.clients.replica import AsyncReplicaClient
+from sparktier.serving.gateway.probes import FAILED_PROBES, Probes
 from sparktier.serving.gateway.replica_life import Event, IllegalTransition
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.supervision.backoff import Restarts
 from sparktier.serving.supervision.deployment_dir import DeploymentDir, fresh_metrics_env
 from sparktier.serving.supervision.failure_reason import reason_in
-from sparktier.serving.supervision.probes import FAILED_PROBES, Probes
 from sparktier.serving.supervision.processes import held_port, spawn, stop
 
 # Starts of each replica that may fail before any has served. More failures than that are the fault of the settings or

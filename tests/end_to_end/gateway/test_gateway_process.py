@@ -28,7 +28,11 @@ class Gateway:
         write_replicas(replicas, {"0": Listed(url=deployment.replica_url())})
         self.output = folder / "output"
         self.ports = {name: free_port() for name in ("port", "grpc_port", "internal_port")}
-        values = {f"server.{name}": port for name, port in self.ports.items()} | deployment.values
+        values = (
+            {f"server.{name}": port for name, port in self.ports.items()}
+            | deployment.values
+            | {"usage.path": folder / "usage"}
+        )
         options = [f"--set={key}={value}" for key, value in values.items()]
         command = ["gateway", str(deployment.config), "--replicas", str(replicas), *options]
         with self.output.open("wb") as log:

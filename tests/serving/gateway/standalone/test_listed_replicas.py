@@ -14,8 +14,8 @@ from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.clients.replica_list import Listed, write_replicas
 from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.routing import ReplicaTable, RequestInFlight
-from sparktier.serving.supervision import listed_replicas
-from sparktier.serving.supervision.listed_replicas import ListedReplicas
+from sparktier.serving.gateway.standalone import listed_replicas
+from sparktier.serving.gateway.standalone.listed_replicas import ListedReplicas
 from support.gateways.replying_replica import replying
 
 RANK = {

@@ -9,9 +9,9 @@ from sparktier.configs.errors import ArtifactError
 from sparktier.configs.settings.server import SupervisionSettings
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.clients.replica_list import Listed, read_replicas
+from sparktier.serving.gateway.probes import FAILED_PROBES, Probes
 from sparktier.serving.gateway.replica_life import Event, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
-from sparktier.serving.supervision.probes import FAILED_PROBES, Probes
 
 _INTERVAL_S = 0.5
 _log = logging.getLogger(__name__)

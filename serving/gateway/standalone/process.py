@@ -21,10 +21,10 @@ from sparktier.serving.gateway.core.gateway import Gateway
 from sparktier.serving.gateway.http.internal import internal_app
 from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.routing import ReplicaTable
+from sparktier.serving.gateway.standalone.listed_replicas import ListedReplicas
 from sparktier.serving.gateway.telemetry.instruments import Instruments, journal_of
 from sparktier.serving.gateway.telemetry.logs import logging_to
 from sparktier.serving.gateway.usage_log.journal import Journal
-from sparktier.serving.supervision.listed_replicas import ListedReplicas
 
 _TICK_S = 0.2
 
