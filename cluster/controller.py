@@ -16,10 +16,14 @@ from sparktier.configs.contracts.plan import Plan, ReplicaPlan, RunState
 from sparktier.configs.contracts.signals import Signals
 from sparktier.configs.errors import ContractError, ReplicaError
 
-Steered = Literal["steered", "sent", "unreachable", "doubtful", "refused", "fenced", "differs", "latched", "expired"]
+Steered = Literal[
+    "off", "steered", "sent", "unreachable", "doubtful", "refused", "fenced", "differs", "latched", "expired"
+]
 """How a replica takes its plan, by what was read back of it."""
 # Plans are sent again after this part of their time, and to those that refused one after so many such parts.
 _REFRESH_FRAC, _REFUSED_REFRESHES = 0.33, 10
+# A plan that only renews the one before is given so many ticks until it has to be read back.
+_READ_BACK_TICKS = 5
 # Part of a tick that answers are waited for; later ones count in the next tick.
 _WAIT_FRAC = 0.5
 
@@ -154,8 +158,10 @@ class Controller:
             self.record.decision(decision, outcome.plan)
         self._send(outcome, config)
         await self._wait([contact.sending for contact in self._contacts.values()])
+        places = self.places()
         for name, contact in sorted(self._contacts.items()):
-            self._read_back(name, contact, outcome.doubts.get(name))
+            is_off = name not in places or places[name].asked == "off"
+            self._read_back(name, contact, outcome.doubts.get(name), is_off=is_off)
 
     async def _may_decide(self) -> bool:
         """Whether this controller holds the lease, and no other steers by a higher epoch."""
@@ -256,7 +262,7 @@ class Controller:
         refreshes = 1 if contact.refused is None else _REFUSED_REFRESHES
         return now_ms - contact.sent_ms >= _REFRESH_FRAC * config.ttl_ms * refreshes
 
-    def _read_back(self, name: str, contact: _Contact, doubt: str | None) -> None:
+    def _read_back(self, name: str, contact: _Contact, doubt: str | None, *, is_off: bool) -> None:
         """Name the state of a replica, by what it says that it applies."""
         if contact.sending is not None and contact.sending.done():
             try:
@@ -267,6 +273,8 @@ class Controller:
             contact.sending = None
             contact.taken_ms = self.clocks.now_ms()
         state, found = self._named(contact, doubt)
+        if is_off:
+            state, found = "off", "it has no ready engine, or is to have none"
         if state != contact.state:
             contact.state = state
             self.record.state(self.clocks.at_ms(), name, state, found)
@@ -282,9 +290,11 @@ class Controller:
             return ("fenced" if fenced else "refused"), contact.refused
         if signals.latched:
             return "latched", "it has latched rung 0"
-        if taken is not None and contact.state is not None and contact.heard_ms <= contact.taken_ms:
-            return contact.state, "not read since the last plan"
-        if taken is None or (signals.epoch, signals.plan_version) < (taken.epoch, taken.version):
+        is_behind = taken is None or (signals.epoch, signals.plan_version) < (taken.epoch, taken.version)
+        since_ms = self.clocks.now_ms() - contact.taken_ms
+        if is_behind and contact.state == "steered" and since_ms <= _READ_BACK_TICKS * self.tick_ms:
+            return "steered", "its plan was renewed, which is to be read back"
+        if taken is None or is_behind:
             return "sent", f"plan {None if taken is None else taken.version} is to be read back"
         if signals.expired:
             return "expired", f"the time of plan {signals.plan_version} is over"

@@ -319,3 +319,19 @@ async def test_a_replica_that_is_off_is_in_the_plan_and_asked_nothing(world: Wor
     await world.run(controller, ticks=2)
     assert controller.plan is not None
     assert [part.state for part in controller.plan.replicas] == ["off"]
+    assert controller.states == {NAME: "off"}
+
+
+async def test_a_renewed_plan_that_is_read_back_late_is_no_change(world: World) -> None:
+    controller, notes = world.controller()
+    await world.run(controller, ticks=3)
+    before = world.replica.tell()
+    noted = len(notes.states)
+    world.replica.lies = {"epoch": before.epoch, "plan_version": before.plan_version}
+    await world.run(controller, ticks=3, every_ms=TICK_MS)
+    world.time.now_ms += 4000
+    await world.run(controller, ticks=4, every_ms=TICK_MS)
+    assert controller.states == {NAME: "steered"}
+    assert len(notes.states) == noted
+    await world.run(controller, ticks=12, every_ms=TICK_MS)
+    assert controller.states == {NAME: "sent"}
