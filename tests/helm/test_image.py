@@ -10,6 +10,7 @@ STAGES = re.split(r"^(?=FROM )", DOCKERFILE, flags=re.MULTILINE)[1:]
 # Programs that every base image of Debian has.
 OF_THE_BASE = {"/bin/bash", "/bin/sleep", "/bin/true"}
 OF_THE_ENVIRONMENT = {"hf", "sparktier"}
+INSTALLED = {"wget"}
 
 
 def test_the_base_is_one_version() -> None:
@@ -35,7 +36,9 @@ def test_the_image_has_what_manifests_call() -> None:
         for document in documents(values_of(example)):
             for _, template in pod_templates(document):
                 called = {container["command"][0] for container in containers(template) if "command" in container}
-                assert called <= OF_THE_BASE | OF_THE_ENVIRONMENT
+                assert called <= OF_THE_BASE | OF_THE_ENVIRONMENT | INSTALLED
+    common = next(stage for stage in STAGES if stage.split()[3] == "common")
+    assert set(re.findall(r"apt-get install [^&]*", common)[0].split()) >= INSTALLED
     assert (ROOT / ".venv" / "bin" / "sparktier").is_file()
     environment = Path((ROOT / ".venv" / ".stamp").read_text().split()[0]) / "bin"
     assert all((environment / name).is_file() for name in ("hf", "ray"))
