@@ -22,13 +22,13 @@ LEAST_SURVIVAL = float(np.float32(1e-6))
 class PaceRules:
     """How fast a request's weight rises as it falls behind its promise."""
 
-    lead_tokens: float = 4.0
-    """The lead to keep, in tokens: as uncertain as what some ten rounds yield. > 0."""
-    lead_s: float = 0.25
+    lead_tokens: float = 8.0
+    """The lead to keep, in tokens: as uncertain as what some twenty rounds yield. > 0."""
+    lead_s: float = 0.5
     """The lead to keep, in seconds at the promised speed; the longer of the two counts."""
     gain: float = 2.0
     """beta: what a request without any lead weighs more than one with its whole lead, in weights of its tier."""
-    most: float = 3.0
+    most: float = 1.0
     """kappa: what is missing counts up to so many leads. A weight is at most `1 + gain * most` times its tier's."""
 
 

@@ -23,6 +23,8 @@ class Answer:
     """The class of text."""
     is_chain: bool = True
     """Whether nodes follow each other; else they are a tree's, by falling survival."""
+    prompt_tokens: int = 0
+    """Of a recorded prompt."""
 
     @property
     def tokens(self) -> int:

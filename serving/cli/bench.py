@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sparktier.serving.cli.drafter import add_answers
 from sparktier.serving.cli.options import (
     add_config,
     add_json,
@@ -24,6 +25,10 @@ _TIERS = (
     "What tiers are worth: policies compared in virtual time.",
     "sparktier bench tiers docs/measurements/tiers.yaml --json out/tiers.json --plot out/tiers.png",
 )
+_RECORD = (
+    "Record a drafter's drafts at every token of a model's answers, for `bench tiers`.",
+    "sparktier bench record configs/demo.yaml --prompts gsm8k.jsonl --limit 40 --out out/answers.npz",
+)
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 
 
@@ -38,6 +43,7 @@ def add_commands(add: Add) -> None:
     kinds = bench.add_subparsers(required=True, metavar="WHAT")
     _add_speculation(_kind(kinds, "speculation", _speculation, _SPECULATION))
     _add_tiers(_kind(kinds, "tiers", _tiers, _TIERS))
+    _add_record(_kind(kinds, "record", _record, _RECORD))
     profile = add(
         "profile",
         _profile,
@@ -114,6 +120,31 @@ def _add_tiers(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--table", action="append", help="of the file's tables, only these; repeatable")
     add_json(bench)
     bench.add_argument("--plot", type=writable_path, metavar="PATH", help="PNG of promises kept against throughput")
+
+
+def _add_record(bench: argparse.ArgumentParser) -> None:
+    add_config(bench)
+    add_answers(bench)
+    bench.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=1, help="of answers (default 1)")
+    bench.add_argument(
+        "--out",
+        type=writable_path,
+        default=Path("out/answers.npz"),
+        metavar="PATH",
+        help="the file (default out/answers.npz)",
+    )
+
+
+def _record(options: argparse.Namespace) -> int:
+    settings = configured(options)
+    from sparktier.serving.bench.tiers import record_command
+    from sparktier.serving.drafting.sources import AnswerSelection
+
+    temperatures = options.temperature or [0.0]
+    selection = AnswerSelection(
+        options.features, options.prompts, options.limit, temperatures, options.tokens, options.seed
+    )
+    return record_command.run(settings, draft=options.draft, selection=selection, out=options.out)
 
 
 def _nothing(_options: argparse.Namespace) -> int:

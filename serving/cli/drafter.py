@@ -59,6 +59,12 @@ def _add_features(command: argparse.ArgumentParser) -> None:
 
 def _add_answers(command: argparse.ArgumentParser, split: str) -> None:
     add_config(command)
+    add_answers(command, split=split)
+    add_json(command)
+
+
+def add_answers(command: argparse.ArgumentParser, split: str = "") -> None:
+    """Let `command` take a drafter and the answers to replay; `split` says which part of the prompts it takes."""
     command.add_argument("--draft", type=Path, metavar="FOLDER", help="a drafter other than the configuration's")
     command.add_argument(
         "--prompts", type=Path, action="append", default=[], metavar="FILE", help="jsonl of prompts; repeatable"
@@ -73,7 +79,6 @@ def _add_answers(command: argparse.ArgumentParser, split: str) -> None:
         "--tokens", type=whole_number(2, LIMIT), default=ANSWER_TOKENS, help=f"longest answer (default {ANSWER_TOKENS})"
     )
     _add_features(command)
-    add_json(command)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from sparktier.cluster.step_time import StepTimeModel
 from sparktier.cluster.verify_planner import Offers, PaceRules, planned_rows, usable_survival, weights
 from sparktier.configs.step_times import reference_table
 
-RULES = PaceRules()
+RULES = PaceRules(lead_tokens=4.0, lead_s=0.25, gain=2.0, most=3.0)
 NAN = math.nan
 
 

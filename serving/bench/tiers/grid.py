@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from sparktier.cluster.simulator.answers import Answer, Texts
 from sparktier.cluster.simulator.outcome import LENIENT, STRICT, mean_speed_tok_s, tier_rows
 from sparktier.cluster.simulator.policies import Policy, names_in_order, policy_of
 from sparktier.cluster.simulator.published_text import PublishedTexts, published_figures
+from sparktier.cluster.simulator.recorded_text import RecordedTexts, read_recorded
 from sparktier.cluster.simulator.sim_engine import EngineLimits, SimEngine, SimRequest
 from sparktier.cluster.simulator.users import Served, serve
 from sparktier.cluster.step_time import StepTimeModel
+from sparktier.configs.files import sha256_of
 from sparktier.configs.step_times import reference_table
 from sparktier.serving.bench.tiers.settings import TableSettings, TiersSettings
 
@@ -53,9 +56,9 @@ def units(settings: TiersSettings) -> list[Unit]:
 def table_digest(settings: TiersSettings, name: str) -> str:
     """Return the digest of all that decides a table's figures, seeds and policies apart."""
     table = settings.tables[name]
-    parts = [_FORM, name, table.model_dump(mode="json"), settings.planner.model_dump(mode="json")]
+    parts = [_FORM, name, table.model_dump(mode="json", exclude={"recorded"}), settings.planner.model_dump(mode="json")]
     parts.append(reference_table(table.step_times).model_dump(mode="json"))
-    parts.append(published_figures().model_dump(mode="json"))
+    parts.append(published_figures().model_dump(mode="json") if table.recorded is None else sha256_of(table.recorded))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -120,8 +123,9 @@ class _Runs:
         # Strict users are spread evenly over all.
         strict = int((user + 1) * self._unit.strict_frac) > int(user * self._unit.strict_frac)
         tier = STRICT if strict else LENIENT
-        prompt = self._table.prompt_tokens or 0
-        return SimRequest((user, turn), tier, promise_tok_s if strict else 0.0, prompt, self._answer(user, turn))
+        answer, prompt = self._answer(user, turn), self._table.prompt_tokens
+        prompt = answer.prompt_tokens if prompt is None else prompt
+        return SimRequest((user, turn), tier, promise_tok_s if strict else 0.0, prompt, answer)
 
     def _drawn(self, user: int, turn: int) -> Answer:
         rng = np.random.default_rng([self._unit.seed, user, turn])
@@ -130,7 +134,7 @@ class _Runs:
             return answer
         # The first answer is only the rest of one: users are at different places when it counts.
         left = 1 + int(rng.random() * (len(answer.survival) - 1))
-        return Answer(answer.survival[-left:], answer.accepted[-left:], answer.kind, answer.is_chain)
+        return replace(answer, survival=answer.survival[-left:], accepted=answer.accepted[-left:])
 
 
 @lru_cache(maxsize=4)
@@ -138,9 +142,14 @@ def _published(nodes: int) -> PublishedTexts:
     return PublishedTexts(published_figures(), nodes=nodes)
 
 
+@lru_cache(maxsize=4)
+def _recorded(path: Path, drafts: str) -> RecordedTexts:
+    return read_recorded(path, drafts)
+
+
 def texts_of(table: TableSettings) -> Texts:
-    """Return where a table's answers come from."""
-    return _published(table.nodes)
+    """Return where a table's answers come from. Raises ArtifactError where the file of recorded text is unusable."""
+    return _published(table.nodes) if table.recorded is None else _recorded(table.recorded, table.drafts)
 
 
 def measured(

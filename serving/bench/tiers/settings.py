@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 
@@ -10,6 +10,7 @@ from sparktier.cluster.verify_planner import PaceRules
 from sparktier.configs.errors import ConfigError, Problem
 from sparktier.configs.loading.explain import explain
 from sparktier.configs.loading.yaml_source import read_yaml
+from sparktier.configs.plan_keys import Rung
 from sparktier.configs.settings.section import Section
 
 Frac = Annotated[float, Field(ge=0, le=1)]
@@ -37,7 +38,8 @@ class TableSettings(Section):
 
     step_times: str
     """A reference table of configs/step_time_tables/."""
-    texts: Literal["published", "recorded"]
+    recorded: Annotated[Path, Field(strict=False)] | None = None
+    """A file of `sparktier bench record`, beside this one; without it, texts are by the paper's figures."""
     nodes: Annotated[int, Field(ge=1, le=64)]
     """Drafted tokens of one request."""
     rung: Annotated[int, Field(ge=1, le=15)] = 2
@@ -51,6 +53,11 @@ class TableSettings(Section):
     """Of every prompt; 0: prefilled elsewhere; without it, the recorded prompt's."""
     kv_tokens: Annotated[int, Field(ge=1)] = 1_000_000_000
     chunk_tokens: Annotated[int, Field(ge=1)] = 8192
+
+    @property
+    def drafts(self) -> str:
+        """How a file of recorded text calls this way of drafting."""
+        return f"tree{self.nodes + 1}" if self.rung == Rung.TREE else f"chain{self.nodes}"
 
 
 class TiersSettings(Section):
@@ -108,4 +115,10 @@ def load_tiers_settings(path: Path) -> TiersSettings:
         raise ConfigError([*repeated, *problems]) from None
     if repeated:
         raise ConfigError(repeated)
-    return settings
+    return settings.model_copy(
+        update={"tables": {name: _beside(path, table) for name, table in settings.tables.items()}}
+    )
+
+
+def _beside(path: Path, table: TableSettings) -> TableSettings:
+    return table if table.recorded is None else table.model_copy(update={"recorded": path.parent / table.recorded})

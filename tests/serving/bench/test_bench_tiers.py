@@ -17,7 +17,6 @@ policies: [blind, static-2, tiered]
 tables:
   production:
     step_times: production
-    texts: published
     nodes: 5
     users: [16]
     promise_factors: [0.9]

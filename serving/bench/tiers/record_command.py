@@ -1,0 +1,71 @@
+"""Runs `sparktier bench record`: has a model answer prompts and writes what its drafter drafts at every anchor."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from sparktier.cluster.simulator.recorded_text import Recorded, write_recorded
+from sparktier.configs.settings.settings import Settings
+from sparktier.drafter.data.features import FeatureSource
+from sparktier.drafter.data.packing import FeatureRecord
+from sparktier.drafter.evaluation.recording import RecordPlan, record_answer
+from sparktier.drafter.model.draft_model import DraftModel
+from sparktier.kernels.expand import EdgeAcceptance, Shape
+from sparktier.serving.drafting.progress_bar import progress_bar
+from sparktier.serving.drafting.sources import AnswerSelection, LoadedDrafter, load_drafter, sources
+from sparktier.serving.engine.speculation.edge_acceptance import read_edges
+
+# As the engine drafts on large vocabularies.
+_SHORTLIST_TOKENS = 256
+
+
+def run(settings: Settings, *, draft: Path | None, selection: AnswerSelection, out: Path) -> int:
+    """Record chains of the drafter's block and trees of the settings' rows; print where the file is.
+
+    Raises:
+        ConfigError, ArtifactError: an input is missing, corrupt, or belongs to another drafter or target.
+    """
+    console = Console(stderr=True)
+    drafter = load_drafter(settings, draft)
+    kinds: dict[str, list[Recorded]] = {}
+    datasets = []
+    for source in sources(drafter, selection, console):
+        datasets.append(f"{source.spec.dataset} ({len(source.lengths_tokens)}, T={source.spec.temperature:g})")
+        plans = record_plans(settings, drafter, source.spec.temperature)
+        with progress_bar(f"{source.spec.dataset}: anchors", len(source.lengths_tokens), console) as (bar, task):
+            for record in source.read(range(len(source.lengths_tokens))):
+                for kind, plan in plans.items():
+                    kinds.setdefault(kind, []).append(recorded(drafter.model, record, source, plan))
+                bar.advance(task)
+    write_recorded(out, kinds, source=f"{drafter.target_folder.name}, {drafter.folder.name}: {', '.join(datasets)}")
+    console.print(f"recorded {out}", soft_wrap=True)
+    return 0
+
+
+def record_plans(settings: Settings, drafter: LoadedDrafter, temperature: float) -> dict[str, RecordPlan]:
+    """Return the ways of drafting to record, by name: `chain5` is a chain of 5 tokens, `tree12` a tree of 12 rows."""
+    gamma, speculation = drafter.model.config.block_size, settings.speculation
+    edges = _edges(drafter.folder, temperature)
+    shape = Shape(gamma, speculation.tree_parents, speculation.tree_children)
+    return {
+        f"chain{gamma}": RecordPlan(Shape(gamma, 1, 1), gamma, edges, _SHORTLIST_TOKENS),
+        f"tree{speculation.tree_rows}": RecordPlan(shape, speculation.tree_rows - 1, edges, _SHORTLIST_TOKENS),
+    }
+
+
+def recorded(model: DraftModel, record: FeatureRecord, source: FeatureSource, plan: RecordPlan) -> Recorded:
+    """Return one answer's record under `plan`."""
+    anchors = record_answer(model, record, source.spec.temperature, plan)
+    return Recorded(
+        anchors.survival.numpy().astype(np.float64),
+        anchors.came_true.numpy(),
+        int((~record.answer_mask).sum()),
+        source.spec.dataset,
+    )
+
+
+def _edges(draft: Path, temperature: float) -> EdgeAcceptance:
+    one = torch.tensor([temperature])
+    return read_edges(draft, device=one.device).of(one, greedy=one <= 0)
