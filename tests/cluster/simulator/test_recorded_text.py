@@ -47,5 +47,5 @@ def test_an_unusable_file_is_named(tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match="must be a file of recorded text"):
             read_recorded(path, "tree12")
     write_recorded(path, {"tree12": ANSWERS}, source="made")
-    with pytest.raises(ArtifactError, match="must have drafts by chain5 .found tree12"):
+    with pytest.raises(ArtifactError, match="must have drafts by chain5"):
         read_recorded(path, "chain5")
