@@ -75,6 +75,7 @@ async def _serve(
         running = [asyncio.create_task(task) for task in tasks]
         try:
             await listeners.serve(gateway, internal, sockets, stopping)
+            await instruments.finish()
         finally:
             for task in running:
                 task.cancel()
