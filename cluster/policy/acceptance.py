@@ -7,6 +7,8 @@ import numpy as np
 from sparktier.cluster.arrays import Floats
 from sparktier.cluster.feasibility import TierText
 
+USUAL_ACCEPT_FRAC = 0.6
+"""What each drafted position of a tier is taken for of which nothing is known."""
 _HARD_TOKENS_FRAC = 0.8
 _LEAST_HARD_FRAC = 0.3
 _NODE_FALL, _ONE_CHILD_FRAC = 0.8, 0.8
@@ -54,9 +56,20 @@ def as_chain(accept: Sequence[float]) -> tuple[float, ...]:
     return tuple(_ONE_CHILD_FRAC * chance for chance in accept)
 
 
-def unknown_text(nodes: int) -> TierText:
-    """Return the text of a tier of which nothing was accepted yet: no draft counts."""
-    return TierText(np.zeros(nodes), np.zeros(nodes))
+def no_drafts() -> TierText:
+    """Return the text of a tier on a rung that drafts nothing: one node that is never verified."""
+    return TierText(np.zeros(1), np.zeros(1))
+
+
+def forgiven(accept: Mapping[int, Sequence[float]], present: Mapping[int, int]) -> dict[int, tuple[float, ...]]:
+    """Return acceptance by tier, that of tiers without users at least the usual one.
+
+    A tier that hard text has shut out would never be seen again: its next user shows what its text is like by then.
+    """
+    return {
+        tier: tuple(chances) if present.get(tier) else tuple(max(USUAL_ACCEPT_FRAC, chance) for chance in chances)
+        for tier, chances in accept.items()
+    }
 
 
 def _harder(survival: Floats, hard_frac: float | None) -> Floats:

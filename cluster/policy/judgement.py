@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparktier.cluster.feasibility import ReplicaFacts, TierText, box_of, most_evaluations
-from sparktier.cluster.policy.acceptance import as_chain, chain_text, tree_text, unknown_text
+from sparktier.cluster.policy.acceptance import USUAL_ACCEPT_FRAC, as_chain, chain_text, no_drafts, tree_text
 from sparktier.cluster.policy.policy_types import OFF, TREE, PolicyConfig
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.cluster.verify_planner import Offers, PaceRules, best_total, expected, share_out
@@ -143,11 +143,11 @@ class Judge:
         borrowed = tuple((tier, as_chain(accept)) for tier, accept in texts.tree)
         curves = dict(texts.tree if is_tree else texts.chain or borrowed)
         nodes = self.config.tree_nodes if is_tree else positions
-        if rung == OFF or not curves or nodes == 0:
-            return {tier: unknown_text(max(1, nodes)) for tier in self.config.tiers}
+        if rung == OFF or nodes == 0:
+            return {tier: no_drafts() for tier in self.config.tiers}
         found = {}
         for tier in self.config.tiers:
-            accept = curves.get(tier) or next(iter(curves.values()))
+            accept = curves.get(tier) or next(iter(curves.values()), (USUAL_ACCEPT_FRAC,))
             if is_tree:
                 found[tier] = tree_text(accept, positions, nodes, hard.get(tier))
             else:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from sparktier.cluster.policy.acceptance import rounded
+from sparktier.cluster.policy.acceptance import forgiven, rounded
 from sparktier.cluster.policy.judgement import BoxQuestion, Judge, Pairs, RungQuestion, Texts
 from sparktier.cluster.policy.policy_types import OFF, TREE, PolicyConfig, ReplicaInputs, ReplicaMemory
 from sparktier.cluster.policy.signal_trust import doubt
@@ -72,7 +72,9 @@ def _by_model(
     times: StepTimeModel,
     judge: Judge,
 ) -> tuple[ReplicaMemory, str]:
-    texts = Texts(rounded(memory.chain_accept), rounded(memory.tree_accept), _hard_fracs(signals))
+    present = users_of(signals)
+    chain, tree = (rounded(forgiven(of, present)) for of in (memory.chain_accept, memory.tree_accept))
+    texts = Texts(chain, tree, _hard_fracs(signals))
     running = _known(running_of(signals), config)
     context_tokens = _context_tokens(signals)
     reasons = []

@@ -253,6 +253,27 @@ def test_caps_fall_at_once_and_rise_once_a_hold_time_at_most() -> None:
     assert all(found[place] == min(found) < max(found) for place in range(80) if place // 4 % 2)
 
 
+def test_a_tier_that_hard_text_shut_out_is_let_in_again_when_its_users_are_gone() -> None:
+    def said(number: int) -> Received:
+        accept = {STRICT: [0.05] * 5, STANDARD: [0.8] * 5}
+        users = {STANDARD: 2} | ({STRICT: 2} if number < 10 else {})
+        return heard(number, users, accept_by_position=accept)
+
+    tiers = policy_config().tiers
+    strict = tiers[STRICT].model_copy(update={"promise_tok_s": 8.0})
+    config = policy_config(drafted={2: 5}, tiers={**tiers, STRICT: strict})
+    found = [caps(outcome)[STRICT] for outcome in one(said, 40, config=config)]
+    assert found[9] == 0
+    assert (found[-1] or 0) > 0
+
+
+def test_users_of_a_tier_that_is_not_known_count_as_the_default_tiers() -> None:
+    unknown = one(lambda number: heard(number, {9: 12}), 3)
+    default = one(lambda number: heard(number, {STANDARD: 12}), 3)
+    assert rungs(unknown) == rungs(default)
+    assert set(caps(unknown[-1])) == {STANDARD, STRICT}
+
+
 def test_tiers_with_a_promise_are_light_and_others_packed() -> None:
     def said(number: int) -> dict[str, Received]:
         return {
