@@ -151,6 +151,7 @@ class GatewayValues(PodValues):
 
     drain_seconds: int = Field(ge=5, le=3600, description="Longest that a pod that is to end finishes its requests.")
     usage_claim: ClaimValues = Field(description="The volume of the log of use (one pod).")
+    grpc_tls_secret: str = Field(description="Secret with `tls.crt` and `tls.key` of the gRPC port; empty: no TLS.")
     service_type: Literal["ClusterIP", "LoadBalancer", "NodePort"] = Field(description="Type of the Service.")
     ingress: IngressValues = Field(description="HTTP by Ingress.")
     route: RouteValues = Field(description="HTTP and gRPC by the Gateway API.")

@@ -12,6 +12,8 @@ from helm_python.errors import HelmError
 from sparktier.configs.chart.schema import values_schema
 from sparktier.configs.errors import ConfigError
 from sparktier.configs.loading.loader import settings_from
+from sparktier.configs.rules.all import _ALL
+from sparktier.configs.settings.settings import Settings
 from support.charts.rendered import CHART, EXAMPLES, changed, render, values_of
 
 ONE_NODE, FOUR, CPU = (
@@ -63,7 +65,16 @@ CONFIG = [
     (FOUR, {"supervision.restart_backoff_first_s": 90}, "supervision.restart_backoff_first_s"),
     (FOUR, {"model.served_name": "a:b"}, "model.served_name"),
     (FOUR, {"training.records_at_once": 8}, "training.records_at_once"),
+    (FOUR, {"training.target_layer_ids": [3, 2]}, "training.target_layer_ids"),
+    (FLASH, {"training.target_layer_ids": [3]}, "training.target_layer_ids"),
+    (SPANNING, {"training.target_layer_ids": [3]}, "replicas.attention_data_parallel"),
+    (FOUR, {"server.grpc_tls_cert_file": "/tls.crt"}, "server.grpc_tls_key_file"),
+    (FOUR, {"server.grpc_tls_key_file": "/tls.key"}, "server.grpc_tls_cert_file"),
 ]  # fmt: skip
+# The program alone tells these when it starts: long arithmetic, and the names of SGLang's arguments.
+NOT_TOLD = {"_longest_request_fits", "_passthrough_is_free", "_rows_fit_dispatch"}
+# The chart sets the keys of these itself.
+NOT_POSSIBLE = {"_one_lease", "_without_keys_this_machine_alone"}
 # Rules between the chart's own values.
 OWN = [
     (FOUR, {"config.replicas.device": "auto"}, "config.replicas.device"),
@@ -72,6 +83,7 @@ OWN = [
     (FOUR, {"config.gateway.pepper_file": "/x"}, "config.gateway.pepper_file"),
     (FOUR, {"config.controller.lease_path": "/x"}, "config.controller.lease_path"),
     (FOUR, {"config.controller.port": 1}, "config.controller.port"),
+    (FOUR, {"config.server.grpc_tls_cert_file": "/x"}, "config.server.grpc_tls_cert_file"),
     (FOUR, {"config.usage.path": "/x"}, "config.usage.path"),
     (FOUR, {"secrets.pepper.name": ""}, "secrets.pepper.name"),
     (FOUR, {"files": {"config.yaml": "x"}}, "files.config.yaml"),
@@ -110,6 +122,15 @@ def test_a_rule_between_keys_of_the_configuration_is_the_programs_own(case: tupl
         settings_from(config)
     assert key in {problem.path for problem in refused.value.problems}
     assert re.search(rf"(?m)^config\.{re.escape(key)}: .+ \(found .+\)\. \S.+\.$", refusal(wrong))
+
+
+def test_every_rule_of_the_program_is_told_or_listed() -> None:
+    told: set[str] = set()
+    for values, changes, _ in CONFIG:
+        config = broken(values, {f"config.{dotted}": value for dotted, value in changes.items()})["config"]
+        settings = Settings.model_validate(config)
+        told |= {rule.check.__name__ for rule in _ALL if list(rule.check(settings))}
+    assert told - NOT_TOLD - NOT_POSSIBLE == {rule.check.__name__ for rule in _ALL} - NOT_TOLD - NOT_POSSIBLE
 
 
 @pytest.mark.parametrize("case", OWN, ids=named)

@@ -1,7 +1,16 @@
 {{/* What the chart sets itself in the configuration, as dotted keys; another value there is refused. */}}
 {{- define "sparktier.ownConfig" -}}
 ray: {address: auto}
-server: {host: 0.0.0.0, port: 8000, internal_host: 0.0.0.0, internal_port: 9000, grpc_port: 8500}
+server:
+  host: 0.0.0.0
+  port: 8000
+  internal_host: 0.0.0.0
+  internal_port: 9000
+  grpc_port: 8500
+  {{- if .Values.gateway.grpcTlsSecret }}
+  grpc_tls_cert_file: /etc/sparktier/tls/tls.crt
+  grpc_tls_key_file: /etc/sparktier/tls/tls.key
+  {{- end }}
 gateway: {keys_file: /etc/sparktier/tenants/tenants.yaml}
 {{- if or .Values.gateway.usageClaim.existingClaim .Values.gateway.usageClaim.size }}
 usage: {path: /usage}

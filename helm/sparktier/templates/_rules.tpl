@@ -34,6 +34,10 @@ config.controller.lease_path: has no effect, since the chart makes a Lease (foun
 {{- if and (default dict .Values.config.usage).path (not $usage) }}
 config.usage.path: needs a volume that outlives the pod (found {{ .Values.config.usage.path }}). Remove it, and set gateway.usageClaim.
 {{- end }}
+{{- $server := default dict .Values.config.server }}
+{{- if and $server.grpc_tls_cert_file (not .Values.gateway.grpcTlsSecret) }}
+config.server.grpc_tls_cert_file: needs a Secret in the gateway's pods (found {{ $server.grpc_tls_cert_file }}). Remove it, and set gateway.grpcTlsSecret.
+{{- end }}
 {{- range $name := list "replicaKeys" "tenants" "pepper" }}
 {{- if not (index $.Values.secrets $name).name }}
 secrets.{{ $name }}.name: must name a Secret (found none). Make one as the chart's README says, and name it.
@@ -226,7 +230,30 @@ config.supervision.restart_backoff_first_s: must not exceed restart_backoff_max_
 {{- if contains ":" (default "" $m.served_name) }}
 config.model.served_name: must not contain a colon, which separates an adapter's name in requests (found {{ $m.served_name }}). Set it to a name without one.
 {{- end }}
+{{- $server := default dict .Values.config.server }}
+{{- $tls := dict "grpc_tls_cert_file" "grpc_tls_key_file" "grpc_tls_key_file" "grpc_tls_cert_file" }}
+{{- range $file, $other := $tls }}
+{{- if and (not (index $server $file)) (index $server $other) }}
+config.server.{{ $file }}: must be set where the other file of TLS is (found null). Name it, or leave out both.
+{{- end }}
+{{- end }}
 {{- $t := default dict .Values.config.training }}
+{{- $method := default "none" (default dict .Values.config.speculation).method }}
+{{- with $t.target_layer_ids }}
+{{- if not (has $method (list "none" "chain" "tree")) }}
+config.training.target_layer_ids: can't be read with speculation.method {{ $method }} (found {{ toJson . }}). Remove it, or set speculation.method: none.
+{{- end }}
+{{- if gt (int (default 1 (default dict $.Values.config.replicas).attention_data_parallel)) 1 }}
+config.replicas.attention_data_parallel: must be 1 with training.target_layer_ids (found {{ int $.Values.config.replicas.attention_data_parallel }}). Set it to 1, or remove training.target_layer_ids.
+{{- end }}
+{{- $before := -1 }}
+{{- range . }}
+{{- if le (int .) (int $before) }}
+config.training.target_layer_ids: must rise, since features lie side by side in this order (found {{ int . }} after {{ int $before }}). Sort them.
+{{- end }}
+{{- $before = . }}
+{{- end }}
+{{- end }}
 {{- if and $t.records_at_once (not $t.target_layer_ids) (ne (int $t.records_at_once) 4) }}
 config.training.records_at_once: has no meaning without training.target_layer_ids (found {{ $t.records_at_once }}). Remove it, or name layers.
 {{- end }}
