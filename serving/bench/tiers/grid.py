@@ -25,6 +25,7 @@ from sparktier.serving.bench.tiers.settings import TableSettings, TiersSettings
 Rows = list[dict[str, Any]]
 # Rises when the same settings give other figures.
 _FORM = 1
+_AXES = ("users", "promise_factors", "strict_fracs")
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,10 @@ def units(settings: TiersSettings) -> list[Unit]:
 
 
 def table_digest(settings: TiersSettings, name: str) -> str:
-    """Return the digest of all that decides a table's figures, seeds and policies apart."""
+    """Return the digest of all that decides the figures of a table's cells, which their rows don't say themselves."""
     table = settings.tables[name]
-    parts = [_FORM, name, table.model_dump(mode="json", exclude={"recorded"}), settings.planner.model_dump(mode="json")]
+    kept = table.model_dump(mode="json", exclude={"recorded", *_AXES})
+    parts = [_FORM, name, kept, settings.planner.model_dump(mode="json")]
     parts.append(reference_table(table.step_times).model_dump(mode="json"))
     parts.append(published_figures().model_dump(mode="json") if table.recorded is None else sha256_of(table.recorded))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -174,4 +176,5 @@ def measured(
 def unit_key(unit: Unit, settings: TiersSettings) -> str:
     """Return the key of a unit's rows: they depend on nothing else."""
     policies: Sequence[str] = names_in_order(settings.policies)
-    return f"{table_digest(settings, unit.table)} {unit.name} {','.join(policies)}"
+    factors = settings.tables[unit.table].promise_factors
+    return f"{table_digest(settings, unit.table)} {unit.name} {','.join(policies)} {','.join(map(str, factors))}"
