@@ -57,17 +57,17 @@ async def serve(gateway: Gateway, internal: ASGIApp, sockets: Sockets, stopping:
     """
     public = _Server(_uvicorn(front(gateway), grace_s=gateway.server.shutdown_grace_s))
     inside = _Server(_uvicorn(internal, grace_s=_INTERNAL_GRACE_S))
-    async with asyncio.TaskGroup() as group:
-        # Leaving the context ends calls of gRPC while HTTP ends its requests.
-        async with grpc_serving(gateway):
-            serving = group.create_task(public.serve(sockets=[sockets.public]))
-            group.create_task(inside.serve(sockets=[sockets.internal]))
-            asked = group.create_task(stopping.wait())
-            await asyncio.wait({serving, asked}, return_when=asyncio.FIRST_COMPLETED)
-            public.should_exit = True
-        await serving
-        asked.cancel()
-        inside.should_exit = True
+    # Leaving the context ends calls of gRPC while HTTP ends its requests.
+    async with grpc_serving(gateway):
+        serving = asyncio.create_task(public.serve(sockets=[sockets.public]))
+        showing = asyncio.create_task(inside.serve(sockets=[sockets.internal]))
+        asked = asyncio.create_task(stopping.wait())
+        await asyncio.wait({serving, showing, asked}, return_when=asyncio.FIRST_COMPLETED)
+        public.should_exit = True
+    asked.cancel()
+    await serving
+    inside.should_exit = True
+    await showing
 
 
 def _uvicorn(app: ASGIApp, *, grace_s: float) -> uvicorn.Config:

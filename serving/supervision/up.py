@@ -39,7 +39,6 @@ from sparktier.serving.supervision.tier_plans import TierPlans
 _PROCESS_GRACE_S = 2.0
 _KILL_TIMEOUT_S = 2.0
 _TICK_S = 0.2
-_INTERNAL_GRACE_S = 1.0
 _REAP_INTERVAL_S = 1.0
 
 

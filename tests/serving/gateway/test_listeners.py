@@ -38,9 +38,8 @@ async def never_ends(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
     await reader.read()
 
 
-async def served(script: Script, use: Any) -> None:
+async def served(script: Script, use: Any, server: ServerSettings) -> None:
     """Run `use` with the settings of a gateway before a replica that runs `script`, which stops while `use` goes on."""
-    server = settings()
     stopping = asyncio.Event()
     with listeners.held(server) as sockets:
         async with scripted_replica(script) as url, AsyncReplicaClient() as client:
@@ -84,7 +83,7 @@ async def streams_that_are_cut(server: ServerSettings, stopping: asyncio.Event) 
 
 @pytest.mark.parametrize(("script", "use"), [(answers, each_transport), (never_ends, streams_that_are_cut)])
 def test_listeners_serve_and_end_together(script: Script, use: Any) -> None:
-    uvloop.run(served(script, use))
+    uvloop.run(served(script, use, settings()))
 
 
 @pytest.mark.parametrize("key", ["port", "grpc_port", "internal_port"])
@@ -93,3 +92,12 @@ def test_an_address_that_is_taken_is_found_at_once(key: str) -> None:
         server = settings().model_copy(update={key: taken.getsockname()[1]})
         with pytest.raises(ConfigError, match=rf"server\.{key}: .*in use"), listeners.held(server):
             pass
+
+
+def test_what_is_wrong_with_tls_is_one_clear_error() -> None:
+    async def never(server: ServerSettings, stopping: asyncio.Event) -> None:
+        """Nothing is asked."""
+
+    broken = settings().model_copy(update={"grpc_tls_cert_file": "/none.pem", "grpc_tls_key_file": "/none.pem"})
+    with pytest.raises(ConfigError, match=r"server\.grpc_tls_key_file: must be a file that can be read"):
+        uvloop.run(served(answers, never, broken))
