@@ -191,7 +191,7 @@ class DisruptionValues(ChartSection):
 class ChartValues(ChartSection):
     """All values but `config`."""
 
-    name_override: str = Field(max_length=40, description="Name of the objects; empty: the release's name.")
+    name_override: str = Field(max_length=34, description="Name of the objects; empty: the release's name.")
     image: ImageValues = Field(description="The image that every pod runs.")
     secrets: SecretValues = Field(description="Secrets by reference.")
     files: Mapping[str, str] = Field(

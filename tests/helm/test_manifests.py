@@ -14,7 +14,17 @@ from jsonschema import Draft202012Validator
 
 from sparktier.configs.loading.loader import load_settings
 from sparktier.serving.cli.main import _parser
-from support.charts.rendered import CHART, EXAMPLES, ROOT, Document, containers, documents, pod_templates, values_of
+from support.charts.rendered import (
+    CHART,
+    EXAMPLES,
+    ROOT,
+    Document,
+    changed,
+    containers,
+    documents,
+    pod_templates,
+    values_of,
+)
 
 KUBERNETES = "1.34"
 CRDS = {file.stem: json.loads(file.read_text()) for file in (Path(__file__).parent / "crds").glob("*.json")}
@@ -110,6 +120,25 @@ def test_the_configuration_in_a_pod_is_one_that_the_program_takes(example: Path,
 def test_the_image_has_the_ray_that_the_manifests_name() -> None:
     version = yaml.safe_load((CHART / "values.yaml").read_text())["ray"]["version"]
     assert f"ray=={version} \\" in (ROOT / "requirements.lock").read_text().splitlines()
+
+
+def test_a_changed_job_has_another_name() -> None:
+    values = next(values_of(file) for file in EXAMPLES if file.stem == "one-node")
+    before = _job(values)
+    for dotted, value in (
+        ("config.model.path", "Qwen/Qwen3-235B-A22B-FP8"),
+        ("image.tag", "0.1.1"),
+        ("models.download.timeoutSeconds", 100),
+        ("secrets.hubToken.name", "hub"),
+        ("userId", 7),
+    ):
+        assert _job(changed(values, dotted, value))["metadata"]["name"] != before["metadata"]["name"], dotted
+    assert _job(changed(values, "config.tiers.0.promise_tok_s", 20)) == before
+    assert not any("chart" in label or "version" in label for label in before["spec"]["template"]["metadata"]["labels"])
+
+
+def _job(values: Document) -> Document:
+    return next(document for document in documents(values) if document["kind"] == "Job")
 
 
 @EVERY

@@ -1,5 +1,5 @@
 {{- define "sparktier.name" -}}
-{{- default .Release.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- default .Release.Name .Values.nameOverride | trunc 34 | trimSuffix "-" -}}
 {{- end }}
 
 {{/* Selects the pods of a release. KubeRay puts its own values into labels of app.kubernetes.io. */}}
