@@ -136,9 +136,8 @@ def decoded(
     found: dict[str, Any] = {}
     for batch in range(batches):
         for number, prompt in enumerate(prompts):
-            sampling = (
-                {"temperature": 0.9, "sampling_seed": 100 * batch + number} if sampled and number % 3 == 2 else {}
-            )
+            seed = {"temperature": 0.9, "sampling_seed": 100 * batch + number}
+            sampling = seed if sampled and batch % 3 > 0 and number % 3 == 2 else {}
             engine.add(
                 f"{label}-{batch}-{number}",
                 prompt[batch % 2 :],
