@@ -40,7 +40,7 @@ def test_what_a_run_keeps_is_its_owners(tmp_path: Path) -> None:
     try:
         run = new_deployment_dir(tmp_path / "runs")
         settings = settings_from({"model": {"path": "some/model"}})
-        _Deployment(resolved_on("cpu", settings, "/weights"), run, access_of(settings), lambda: settings)
+        _Deployment(resolved_on("cpu", settings, "/weights"), run, access_of(settings), None, lambda: settings)
     finally:
         os.umask(old)
     deployment_dir = run.path

@@ -64,7 +64,7 @@ def test_a_request_behind_its_promise_weighs_more_than_one_ahead_and_than_best_e
     behind, ahead = request("a", STRICT, tokens=3, first_s=9.0), request("b", STRICT, tokens=400, first_s=9.0)
     fresh, lenient = request("c", STRICT), request("d", tokens=3, first_s=9.0)
     weight = begin(pacer(now_s=10.0), behind, ahead, fresh, lenient).step.offers.weight.tolist()
-    assert weight == [7.0, 1.0, 1.0, 1.0]
+    assert weight == [3.0, 1.0, 1.0, 1.0]
 
 
 def test_a_new_request_is_planned_by_its_tiers_curve_and_one_that_was_forgotten_too() -> None:
