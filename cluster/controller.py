@@ -178,7 +178,7 @@ class Controller:
         if any(not signals.expired for signals in others):
             return self._said("fenced", f"epoch {max(each.epoch for each in others)} is in force, above {held}")
         if others:
-            # Whoever sent those plans is gone: the next lease is taken above them.
+            # Their sender is gone: the next lease is taken above them.
             await self.lease.give_up()
             return self._said("fenced", f"plans of epoch {max(each.epoch for each in others)} are over")
         self._said("leading", f"epoch {held}")

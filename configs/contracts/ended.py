@@ -42,7 +42,7 @@ class EndedRequest(Part):
 
 
 class EndedPage(Message):
-    """Ended requests after a `seq`, oldest first. Another `epoch` is another process, which knows nothing of before.
+    """Ended requests after a `seq`, oldest first. Another `epoch` is another process, which lists none of before.
 
     `kept_from` is the seq of the oldest that the replica still has, which ended at `kept_since_ms`; `last` is that of
     the newest. There is a next page while `ended` ends before `last`. `in_flight` are ids of requests that still run or

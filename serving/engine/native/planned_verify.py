@@ -83,9 +83,10 @@ class PlannedVerify(DSparkVerifyPlanner):
             survival, fresh = self._budget_planner.survival, self._budget_planner.fresh
             with_drafts = [request for request, is_fresh in zip(requests, fresh, strict=True) if is_fresh]
             pacer.drafted(with_drafts, plan, survival[fresh])
-        caps = [plan.tiers[admitted(request, plan).tier].cap_tokens for request in requests]
-        drafted = self._drafted()
-        most_rows = torch.tensor([1 + min(drafted, drafted if cap is None else cap) for cap in caps])
+        # On the host, where the total is decided.
+        caps = tier_caps(plan, device=torch.device("cpu"))[[admitted(request, plan).tier for request in requests]]
+        useful = torch.full_like(caps, self.gamma)
+        most_rows = row_counts(draft_tokens=self._drafted(), row_budget=0, caps=caps, useful=useful)
         self._pace = pacer.begin(requests, plan, most_rows=most_rows, nodes=self.gamma)
         # Clocks of ranks differ, and with them the weights; the size of the pass must not.
         return self._of_first_rank(self._pace.step.total - len(requests))

@@ -19,7 +19,7 @@ from sparktier.serving.gateway.usage_log.settlement import Settlement
 _LONGEST_WAIT_S = 1.0
 _TICK_S, _LAST_TICK_S = 0.5, 0.1
 _ASK_TIMEOUT_S = 10.0
-# An unreachable replica is replaced within minutes, and its successor says that it knows nothing of before.
+# An unreachable replica is replaced within minutes, and its successor says that it has no list of before.
 PATIENCE_MS = 900_000
 logger = logging.getLogger(__name__)
 

@@ -169,6 +169,14 @@ def test_a_tiers_cap_and_rung_bound_paced_rows_too(context: None) -> None:
     assert planner.expected is None
 
 
+def test_a_request_whose_tier_has_left_the_plan_is_paced_without_a_cap(context: None) -> None:
+    planner = paced_planner(live=True)
+    sure = torch.full((BATCH, GAMMA), 0.999)
+    verified(planner, sure)
+    planner.set_plan(EnginePlan(rung=Rung.CHAIN_SHORT))
+    assert verified(planner, sure) == [3] * BATCH
+
+
 def test_a_draft_without_a_confidence_head_starts_where_rows_differ_by_request(context: None) -> None:
     """On CPUs it starts anyway; on GPUs SGLang's own planner refuses it, though a ladder reads no confidence."""
     from sglang.srt.speculative.dspark_components import dspark_worker_v2
