@@ -7,7 +7,7 @@ defaults and the rules that read them left out. So one run shows all that has to
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -16,7 +16,10 @@ from sparktier.configs.errors import ConfigError, Problem
 from sparktier.configs.loading.explain import explain, shown
 from sparktier.configs.loading.yaml_source import read_yaml
 from sparktier.configs.rules.all import broken_rules
+from sparktier.configs.settings.section import Section
 from sparktier.configs.settings.settings import Settings
+
+S = TypeVar("S", bound=Section)
 
 
 def load_settings(path: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -78,6 +81,23 @@ def settings_from(data: Mapping[Any, Any]) -> Settings:
     if problems := broken_rules(settings):
         raise ConfigError(problems)
     return settings
+
+
+def read_section(path: Path, kind: type[S]) -> S:
+    """Read a file of YAML that is one section by itself, with no rules between keys but the section's own.
+
+    Raises:
+        ConfigError: one or more rules are broken; it lists all of them.
+    """
+    data, repeated = read_yaml(path)
+    try:
+        section = kind.model_validate(data)
+    except ValidationError as error:
+        problems = [explain(detail, kind).problem for detail in error.errors()]
+        raise ConfigError([*repeated, *problems]) from None
+    if repeated:
+        raise ConfigError(repeated)
+    return section
 
 
 def _put(data: dict[Any, Any], dotted: str, value: Any) -> None:

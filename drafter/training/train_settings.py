@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from sparktier.configs.errors import ConfigError
-from sparktier.configs.loading.explain import explain
-from sparktier.configs.loading.yaml_source import read_yaml
+from sparktier.configs.loading.loader import read_section
 from sparktier.configs.settings.section import Section
 from sparktier.drafter.model.config import MarkovType
 
@@ -82,12 +80,4 @@ def load_train_settings(path: Path) -> TrainSettings:
     Raises:
         ConfigError: one or more rules are broken; it lists all of them.
     """
-    data, repeated = read_yaml(path)
-    try:
-        settings = TrainSettings.model_validate(data)
-    except ValidationError as error:
-        problems = [explain(detail, TrainSettings).problem for detail in error.errors()]
-        raise ConfigError([*repeated, *problems]) from None
-    if repeated:
-        raise ConfigError(repeated)
-    return settings
+    return read_section(path, TrainSettings)

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from sparktier.cluster.verify_planner import PaceRules
 from sparktier.configs.errors import ConfigError, Problem
-from sparktier.configs.loading.explain import explain
-from sparktier.configs.loading.yaml_source import read_yaml
+from sparktier.configs.loading.loader import read_section
 from sparktier.configs.plan_keys import Rung
 from sparktier.configs.settings.section import Section
 
@@ -107,14 +106,7 @@ def load_tiers_settings(path: Path) -> TiersSettings:
     Raises:
         ConfigError: one or more rules are broken; it lists all of them.
     """
-    data, repeated = read_yaml(path)
-    try:
-        settings = TiersSettings.model_validate(data)
-    except ValidationError as error:
-        problems = [explain(detail, TiersSettings).problem for detail in error.errors()]
-        raise ConfigError([*repeated, *problems]) from None
-    if repeated:
-        raise ConfigError(repeated)
+    settings = read_section(path, TiersSettings)
     return settings.model_copy(
         update={"tables": {name: _beside(path, table) for name, table in settings.tables.items()}}
     )
