@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.drafter.data.json_lines import objects_in, read_lines, shown
+from sparktier.configs.json_lines import objects_in, read_lines, shown
 
 MIN_ANSWER_TOKENS = 2
 # Features are stored with ids of 32 bits.

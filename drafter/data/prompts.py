@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.files import staged
-from sparktier.drafter.data.json_lines import objects_in, read_lines, require_text, shown
+from sparktier.configs.json_lines import objects_in, read_lines, require_text, shown
 
 Split = Literal["train", "calibrate", "evaluate"]
 CALIBRATE_SHARE, EVALUATE_SHARE = 5, 5
