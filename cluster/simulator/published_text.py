@@ -19,6 +19,7 @@ from sparktier.configs.errors import ArtifactError
 from sparktier.configs.files import read_json
 
 PUBLISHED = Path(__file__).parent / "published_text.json"
+REPORTED = Path(__file__).parent / "reported_text.json"
 
 Frac = Annotated[float, Field(ge=0, le=1)]
 _SAMPLES = 8192
@@ -53,9 +54,9 @@ class TextFigures(_Part):
 
     source: str
     classes: Mapping[str, TextClass]
-    survival_histograms: Mapping[int, tuple[float, ...]]
+    survival_histograms: Mapping[int, tuple[float, ...]] = {}
     """Figure 6, chat: by position, the share of drafts in each of 20 equal bins of predicted survival."""
-    reliability: Mapping[int, tuple[tuple[float, float], ...]]
+    reliability: Mapping[int, tuple[tuple[float, float], ...]] = {}
     """Figure 6: by position, points (predicted survival, accepted share) before calibration."""
     logit_sd: float
     """Spread of the log-odds of one token's acceptance, fitted to the histograms."""
@@ -73,13 +74,14 @@ class PublishedTexts:
         self._figures, self._nodes = figures, nodes
         self._means = {name: self._solved(name) for name in figures.classes}
 
-    def answer(self, rng: np.random.Generator) -> Answer:
-        """Draw an answer: its class, length and difficulty, and the luck of each of its tokens."""
+    def answer(self, rng: np.random.Generator, tokens: int | None = None) -> Answer:
+        """Draw an answer: its class, length (or `tokens`, >= 2) and difficulty, and the luck of each of its tokens."""
         names = list(self._figures.classes)
         kind = names[rng.choice(len(names), p=[self._figures.classes[name].share_frac for name in names])]
         lengths = self._figures.lengths
         drawn = lengths.median_tokens * np.exp(lengths.log_sd * rng.standard_normal())
-        tokens = int(np.clip(drawn, lengths.least_tokens, lengths.most_tokens))
+        if tokens is None:
+            tokens = int(np.clip(drawn, lengths.least_tokens, lengths.most_tokens))
         spread = self._spread(rng, requests=1, tokens=tokens + self._nodes)[0]
         coins = rng.random(tokens + self._nodes)
         # Token t of the text, drafted from the anchor before it or from one further back.
@@ -115,13 +117,17 @@ class PublishedTexts:
         return np.array(means)
 
 
-@lru_cache(maxsize=1)
-def published_figures() -> TextFigures:
-    """Read the committed figures. Raises ArtifactError where they are damaged."""
+@lru_cache(maxsize=2)
+def published_figures(path: Path = PUBLISHED) -> TextFigures:
+    """Read committed figures: the paper's, or `REPORTED`, what others measured of DeepSeek-V4-Flash's drafter.
+
+    Raises:
+        ArtifactError: they are damaged.
+    """
     try:
-        return TextFigures.model_validate(read_json(PUBLISHED, "the published text"))
+        return TextFigures.model_validate(read_json(path, "the text figures"))
     except ValidationError as error:
-        raise ArtifactError(f"{PUBLISHED}: {error.errors()[0]['msg']}. Restore the file.") from None
+        raise ArtifactError(f"{path}: {error.errors()[0]['msg']}. Restore the file.") from None
 
 
 def _logistic(x: Floats) -> Floats:

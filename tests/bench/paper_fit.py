@@ -109,7 +109,10 @@ def predicted_table(model: str, kept: dict[str, Any]) -> StepTimeTable:
     # What one layer drafts, as the rest of a step with two rows for each request; noise below zero is none.
     layer = np.maximum.accumulate(np.maximum(mtp[:, 1] - np.interp(2 * mtp[:, 0], tokens, ms), 0.0))
     requests = mtp[:, 0].astype(int).tolist()
-    drafts = {rung: [[at, round(layers * one, 4)] for at, one in zip(requests, layer, strict=True)] for rung, layers in ((1, 1.0), (2, DRAFT_LAYERS))}
+    drafts = {
+        rung: [[at, round(layers * one, 4)] for at, one in zip(requests, layer, strict=True)]
+        for rung, layers in ((1, 1.0), (2, DRAFT_LAYERS))
+    }
     return _table(
         f"one B200 of eight under {MODELS[model]}, by AISimulate",
         "AISimulate 0.13.0's measured operator times (docs/measurements/paper): a step by its tokens per GPU; drafts by "
