@@ -64,8 +64,9 @@ def points(figures: dict[str, Any]) -> dict[str, Any]:
     return {
         "source": {
             "mtp1": "DSpark paper, arXiv 2607.05147, figure 8: the lines MTP-1, read off the PDF's vector paths.",
-            "aisimulate": "AISimulate 0.13.0 (PyPI, Apache-2.0), measured operator times of SGLang 0.5.14 on B200, expert parallel 8, "
-            "attention-DP 8, 4000 prompt tokens; steps by requests per GPU, and without speculation by tokens per GPU.",
+            "aisimulate": "AISimulate 0.13.0 (PyPI, Apache-2.0), measured operator times of SGLang 0.5.14 on B200, "
+            "expert parallel 8, attention-DP 8, 4000 prompt tokens; steps by requests per GPU, and without "
+            "speculation by tokens per GPU.",
         },
         "mtp1_requests_tok_s": {model: throughput[f"{model}_mtp"] for model in MODELS},
         "aisimulate_mtp1_requests_ms": {model: steps[f"{name} nextn=1"] for model, name in MODELS.items()},
@@ -94,8 +95,9 @@ def fitted_table(model: str, coefficients: np.ndarray, kept: dict[str, Any]) -> 
     by_rows = TAU1 * (powers @ coefficients[1:])
     return _table(
         f"one GPU of {MODELS[model]} in production",
-        f"Fitted to the line MTP-1 of figure 8 of the DSpark paper alone (docs/measurements/paper), with an accepted length of {TAU1}: "
-        "time by rows alone, drafting inside it. Prefill was not published: base and rows are taken.",
+        "Fitted to the line MTP-1 of figure 8 of the DSpark paper alone (docs/measurements/paper), with an accepted "
+        f"length of {TAU1}: time by rows alone, drafting inside it. Prefill was not published: base and rows "
+        "are taken.",
         base_ms=float(TAU1 * coefficients[0]),
         by_rows=list(zip(rows.tolist(), by_rows.tolist(), strict=True)),
         draft_ms={0: [[1, 0.0]], 1: [[1, 0.0]], 2: [[1, 0.0]]},
@@ -115,8 +117,9 @@ def predicted_table(model: str, kept: dict[str, Any]) -> StepTimeTable:
     }
     return _table(
         f"one B200 of eight under {MODELS[model]}, by AISimulate",
-        "AISimulate 0.13.0's measured operator times (docs/measurements/paper): a step by its tokens per GPU; drafts by "
-        "what MTP-1 adds, three times that for DSpark's three layers. Nothing is fitted. Prefill: base and rows are taken.",
+        "AISimulate 0.13.0's measured operator times (docs/measurements/paper): a step by its tokens per GPU; drafts "
+        "by what MTP-1 adds, three times that for DSpark's three layers. Nothing is fitted. Prefill: base and rows "
+        "are taken.",
         base_ms=float(ms[0]),
         by_rows=[(int(at), round(float(one - ms[0]), 4)) for at, one in zip(tokens, ms, strict=True)],
         draft_ms={0: [[1, 0.0]], **drafts},

@@ -1,10 +1,11 @@
-"""The paper's lines MTP-1 are within a few percent of the tables fitted to them, and no stage was changed afterwards."""
+"""The fitted tables give the paper's lines of MTP-1, and no stage of the prediction was changed afterwards."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sparktier.cluster.simulator.published_text import PUBLISHED
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.configs.files import read_json, sha256_of
 from sparktier.configs.step_times import REFERENCE_TABLES, reference_table
@@ -23,7 +24,9 @@ def test_the_fitted_table_gives_the_line_of_mtp1(model: str, most_frac: float) -
     assert np.abs(ours / tok_s - 1.0).max() < most_frac
 
 
-def test_the_fit_is_the_one_that_was_frozen() -> None:
-    for name, digest in FIT["sha256"].items():
-        folder = PAPER if (PAPER / name).exists() else REFERENCE_TABLES
-        assert sha256_of(folder / name) == digest, name
+@pytest.mark.parametrize("stage", ["fit", "assumptions", "predictions"])
+def test_what_a_stage_stands_on_is_what_was_frozen(stage: str) -> None:
+    folders = (PAPER, REFERENCE_TABLES, PUBLISHED.parent)
+    for name, digest in read_json(PAPER / f"{stage}.json", stage)["sha256"].items():
+        path = next(folder / name for folder in folders if (folder / name).exists())
+        assert sha256_of(path) == digest, name
