@@ -32,8 +32,6 @@ ASSUMED, PREDICTED, SWEEP, SCORED = (
 )
 KINDS = ("fitted", "predicted")
 MODELS = ("flash", "pro")
-# What the paper's text says of figure 7: by model, speeds at which throughputs are compared.
-SPEEDS = {"flash": (80.0, 120.0), "pro": (35.0, 50.0)}
 Line = list[list[float]]
 
 
