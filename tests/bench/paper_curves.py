@@ -131,7 +131,8 @@ def mtp1_line(table: StepTimeTable, tau1: float) -> Line:
     times = StepTimeModel(table)
 
     def speed(requests: int) -> float:
-        return 1000.0 * tau1 * requests / times.step_ms(rung=1, requests=requests, rows=np.array([2 * requests]))[0]
+        step_ms = times.step_ms(rung=1, requests=requests, rows=np.array([2 * requests]))
+        return float(1000.0 * tau1 * requests / step_ms[0])
 
     return [[requests, round(speed(requests), 1)] for requests in (1, 2, 3, 5, 7, *range(10, 350, 5))]
 
