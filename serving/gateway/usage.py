@@ -59,6 +59,7 @@ class UsageEdit:
         options = body.get(_OPTIONS) or {}
         self.tokens = Tokens()
         self.times: EngineTimes | None = None
+        self.waited_ms = 0.0
         self._tier = tier
         self._choices = int(body.get("n") or 1)
         self._shows_last = bool(options.get(_LAST))
@@ -96,9 +97,19 @@ class UsageEdit:
         return self._shows_last
 
     def _served(self, details: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        tok_s = None if self.times is None else self.times.attained_tok_s
-        speed = {} if tok_s is None else {"attained_tok_s": round(tok_s, 2)}
-        return {"tier": self._tier, **speed, **_speculation(details)}
+        return {"tier": self._tier, **self._speed(), **_speculation(details)}
+
+    def _speed(self) -> dict[str, float]:
+        """Return the speed, and the wait for the first token from the request's arrival here, as the replica saw them.
+
+        Only durations are added: the clocks of gateway and replica may differ.
+        """
+        times = self.times
+        if times is None:
+            return {}
+        speed = {} if times.attained_tok_s is None else {"attained_tok_s": round(times.attained_tok_s, 2)}
+        first = {} if times.first_token_ms is None else {"ttft_ms": round(self.waited_ms + times.first_token_ms, 1)}
+        return speed | first
 
 
 def _counts(usage: Mapping[str, Any]) -> tuple[int, int]:

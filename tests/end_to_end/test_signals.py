@@ -167,6 +167,7 @@ def test_usage_tells_what_speculation_did(replica: Replica) -> None:
     assert whole is not None
     told = whole.model_dump()["sparktier"]
     assert told.pop("attained_tok_s") > 0
+    assert told.pop("ttft_ms") > 0
     assert set(told) == {"tier", "accepted_length", "rounds", "rows_verified"}
     assert told["tier"] == "standard"
     assert told["accepted_length"] > 1
@@ -176,6 +177,7 @@ def test_usage_tells_what_speculation_did(replica: Replica) -> None:
     assert events[-1].usage is not None
     streamed = events[-1].usage.model_dump()["sparktier"]
     assert streamed.pop("attained_tok_s") > 0
+    assert streamed.pop("ttft_ms") > 0
     assert streamed == told
     assert all(event.choices for event in events[:-1])
     assert all(event.choices for event in client.completions.create(**asked, stream=True))
@@ -184,6 +186,7 @@ def test_usage_tells_what_speculation_did(replica: Replica) -> None:
     assert off is not None
     told = off.model_dump()["sparktier"]
     assert told.pop("attained_tok_s") > 0
+    assert told.pop("ttft_ms") > 0
     assert told == {
         "tier": "standard",
         "accepted_length": 1.0,
@@ -202,6 +205,7 @@ def test_usage_of_a_chat_and_of_several_choices_is_the_sum(replica: Replica) -> 
     assert three is not None
     alone, summed = one.model_dump()["sparktier"], three.model_dump()["sparktier"]
     assert alone.pop("attained_tok_s") > 0
+    assert alone.pop("ttft_ms") > 0
     assert summed["attained_tok_s"] > 0
     assert summed["rounds"] == 3 * alone["rounds"]
     assert summed["accepted_length"] == pytest.approx(alone["accepted_length"])
@@ -212,6 +216,7 @@ def test_usage_of_a_chat_and_of_several_choices_is_the_sum(replica: Replica) -> 
     assert last is not None
     streamed = last.model_dump()["sparktier"]
     assert streamed.pop("attained_tok_s") > 0
+    assert streamed.pop("ttft_ms") > 0
     assert streamed == alone
 
 

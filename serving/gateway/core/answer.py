@@ -141,6 +141,7 @@ class Answer:
             await self._start(replica)
             try:
                 self._watch.reached(Phase.SENT)
+                self._restated.waited_ms = 1000.0 * (time.monotonic() - admitted.ask.received_s)
                 return await self._client.open(replica.url + admitted.ask.kind, content, self._headers())
             except ReplicaUnreachable as error:
                 # Nothing was sent, so another replica can take it.

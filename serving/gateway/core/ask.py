@@ -1,5 +1,6 @@
 """One request as a transport hands it to the core."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -21,7 +22,8 @@ class Kind(StrEnum):
 class Ask:
     """A request whose sender is known.
 
-    `request_id` is what the client knows it by; clients may repeat ids. `deadline_s` is on the event loop's clock.
+    `request_id` is what the client knows it by; clients may repeat ids. `deadline_s` and `received_s` are on the event
+    loop's clock.
     """
 
     kind: Kind
@@ -31,6 +33,7 @@ class Ask:
     request_id: str
     deadline_s: float
     traceparent: str | None = None
+    received_s: float = field(default_factory=time.monotonic)
 
     @property
     def streams(self) -> bool:

@@ -72,6 +72,15 @@ class Restatement:
         return self._usage.tokens
 
     @property
+    def waited_ms(self) -> float:
+        """How long the request was here before it was sent to its replica."""
+        return self._usage.waited_ms
+
+    @waited_ms.setter
+    def waited_ms(self, value: float) -> None:
+        self._usage.waited_ms = value
+
+    @property
     def times(self) -> EngineTimes | None:
         """When the replica had begun it and had its tokens, once it has told."""
         return self._usage.times

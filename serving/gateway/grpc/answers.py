@@ -126,6 +126,7 @@ def _usage(answer: Answer) -> pb.Usage | None:
         total_tokens=usage.get("total_tokens") or 0,
         tier=served.get("tier") or "",
         attained_tok_s=served.get("attained_tok_s"),
+        ttft_ms=served.get("ttft_ms"),
         accepted_length_tokens=served.get("accepted_length"),
         rounds=served.get("rounds") or 0,
         rows_verified=served.get("rows_verified") or 0,

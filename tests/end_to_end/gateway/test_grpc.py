@@ -51,6 +51,7 @@ def test_completions_have_the_tokens_of_http(drafting: Deployment, channel: grpc
         assert (usage.tier, usage.completion_tokens) == ("gold", expected["usage"]["completion_tokens"])
         assert usage.accepted_length_tokens >= 1
         assert usage.attained_tok_s > 0
+        assert usage.ttft_ms > 0
 
 
 def test_chats_have_the_tokens_of_http(drafting: Deployment, channel: grpc.Channel) -> None:

@@ -120,11 +120,12 @@ def test_the_tokens_of_an_answer_are_known() -> None:
 def test_the_speed_that_the_replica_tells_is_in_usage_and_its_event_is_not_sent_on() -> None:
     times = {"arrived_at_ms": 5.0, "ended_ms": 90.0, "first_token_ms": 20.0, "attained_tok_s": 41.256}
     edit = UsageEdit(SHOWN, tier="gold")
+    edit.waited_ms = 100.04
     [last] = sent(edit, {"choices": [], "sparktier": times}, USAGE)
-    assert last["usage"]["sparktier"] == {"tier": "gold", "attained_tok_s": 41.26}
+    assert last["usage"]["sparktier"] == {"tier": "gold", "attained_tok_s": 41.26, "ttft_ms": 120.0}
     assert edit.times == EngineTimes(**times)
     whole = {"choices": [], "usage": counted(1, 2), "sparktier": times}
     assert after(whole) == {
         "choices": [],
-        "usage": {**counted(1, 2), "sparktier": {"tier": "gold", "attained_tok_s": 41.26}},
+        "usage": {**counted(1, 2), "sparktier": {"tier": "gold", "attained_tok_s": 41.26, "ttft_ms": 20.0}},
     }

@@ -724,6 +724,7 @@ class Usage(_message.Message):
     ACCEPTED_LENGTH_TOKENS_FIELD_NUMBER: _builtins.int
     ROUNDS_FIELD_NUMBER: _builtins.int
     ROWS_VERIFIED_FIELD_NUMBER: _builtins.int
+    TTFT_MS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     completion_tokens: _builtins.int
     total_tokens: _builtins.int
@@ -735,6 +736,8 @@ class Usage(_message.Message):
     """Tokens of a round of speculation, on average."""
     rounds: _builtins.int
     rows_verified: _builtins.int
+    ttft_ms: _builtins.float
+    """From the request's arrival at the gateway to its first token, as the replica saw it."""
     def __init__(
         self,
         *,
@@ -746,18 +749,23 @@ class Usage(_message.Message):
         accepted_length_tokens: _builtins.float | None = ...,
         rounds: _builtins.int = ...,
         rows_verified: _builtins.int = ...,
+        ttft_ms: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_accepted_length_tokens", b"_accepted_length_tokens", "_attained_tok_s", b"_attained_tok_s", "accepted_length_tokens", b"accepted_length_tokens", "attained_tok_s", b"attained_tok_s"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accepted_length_tokens", b"_accepted_length_tokens", "_attained_tok_s", b"_attained_tok_s", "_ttft_ms", b"_ttft_ms", "accepted_length_tokens", b"accepted_length_tokens", "attained_tok_s", b"attained_tok_s", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepted_length_tokens", b"_accepted_length_tokens", "_attained_tok_s", b"_attained_tok_s", "accepted_length_tokens", b"accepted_length_tokens", "attained_tok_s", b"attained_tok_s", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "rounds", b"rounds", "rows_verified", b"rows_verified", "tier", b"tier", "total_tokens", b"total_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepted_length_tokens", b"_accepted_length_tokens", "_attained_tok_s", b"_attained_tok_s", "_ttft_ms", b"_ttft_ms", "accepted_length_tokens", b"accepted_length_tokens", "attained_tok_s", b"attained_tok_s", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "rounds", b"rounds", "rows_verified", b"rows_verified", "tier", b"tier", "total_tokens", b"total_tokens", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accepted_length_tokens: _TypeAlias = _typing.Literal["accepted_length_tokens"]  # noqa: Y015
     _WhichOneofArgType__accepted_length_tokens: _TypeAlias = _typing.Literal["_accepted_length_tokens", b"_accepted_length_tokens"]  # noqa: Y015
     _WhichOneofReturnType__attained_tok_s: _TypeAlias = _typing.Literal["attained_tok_s"]  # noqa: Y015
     _WhichOneofArgType__attained_tok_s: _TypeAlias = _typing.Literal["_attained_tok_s", b"_attained_tok_s"]  # noqa: Y015
+    _WhichOneofReturnType__ttft_ms: _TypeAlias = _typing.Literal["ttft_ms"]  # noqa: Y015
+    _WhichOneofArgType__ttft_ms: _TypeAlias = _typing.Literal["_ttft_ms", b"_ttft_ms"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__accepted_length_tokens) -> _WhichOneofReturnType__accepted_length_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__attained_tok_s) -> _WhichOneofReturnType__attained_tok_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttft_ms) -> _WhichOneofReturnType__ttft_ms | None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
