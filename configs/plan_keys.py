@@ -17,6 +17,8 @@ from sparktier.configs.settings.tiers import HIGHEST_TIER_ID, TierSettings
 PREFIX = "sparktier_"
 EPOCH_KEY, VERSION_KEY, TTL_KEY = "sparktier_epoch", "sparktier_plan_version", "sparktier_ttl_ms"
 RUNG_KEY, ROWS_KEY, DEFAULT_TIER_KEY = "sparktier_rung", "sparktier_rows", "sparktier_default_tier"
+LATCH_KEY = "sparktier_latch"
+"""No part of a plan, and sent by itself: 1 holds rung 0 whatever plans say, 0 lets plans decide again."""
 _REQUIRED = (EPOCH_KEY, VERSION_KEY, RUNG_KEY, DEFAULT_TIER_KEY)
 # The least that each may be; those of tiers below.
 _LEAST = {EPOCH_KEY: 1, VERSION_KEY: 1, TTL_KEY: 1, RUNG_KEY: 0, ROWS_KEY: 0, DEFAULT_TIER_KEY: 0}

@@ -60,7 +60,8 @@ class Signals(Message):
     numbers are 0 before the first plan. `rung` has the safe rung as its ceiling once the plan is `expired`. `seq`
     counts readings of this replica's process, `at_ms` is the time of day of this one.
     `step_ms` is a moving average by rung, `drift_frac` measured over predicted step time, `prefill_frac` the part of
-    engine time spent in prefill. By tier: `queue_age_ms` of the oldest request that waits, `arrivals_s` a second,
+    engine time spent in prefill. A `latched` replica holds rung 0 whatever plans say, because of `latch_cause`.
+    By tier: `queue_age_ms` of the oldest request that waits, `arrivals_s` a second,
     `accept_by_position` the acceptance of the k-th drafted token in a recent window, `accepted_tokens` a step of each
     user and `predicted_tokens` the planner's mean of it, `tok_s_per_user`, and `met`: since the
     start, how many met their promise, and how many ended with tokens enough to tell.
@@ -78,6 +79,7 @@ class Signals(Message):
     shares: Mapping[TierId, TierInForce]
     default_tier: TierId | None = None
     latched: bool | None = None
+    latch_cause: str | None = None
     drift_frac: Positive | None = None
     max_running: Annotated[int, Field(ge=1)] | None = None
     kv_tokens: Annotated[int, Field(ge=1)] | None = None

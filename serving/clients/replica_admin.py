@@ -1,5 +1,6 @@
-"""Signals and plans of replicas, over their own ports."""
+"""Signals, plans and latches of replicas, over their own ports."""
 
+from sparktier.configs.contracts.latch import LatchOrder
 from sparktier.configs.contracts.message import read_message
 from sparktier.configs.contracts.plan import Plan
 from sparktier.configs.contracts.signals import Signals
@@ -42,3 +43,17 @@ class ReplicaAdmin:
         if answer.status in _REFUSED:
             return f"{answer.text:.500}"
         raise ReplicaError(f"A replica must take or refuse a plan (found {answer.status}: {answer.text:.300}).")
+
+    async def latch(self, url: str, order: LatchOrder) -> str | None:
+        """Have the replica at `url` take `order`; return why it refused it, or None.
+
+        Raises:
+            ReplicaError: it doesn't answer, or a rank is late.
+        """
+        body = order.model_dump(mode="json")
+        answer = await self._client.ask("POST", f"{url}/sparktier/latch", timeout_s=_TIMEOUT_S, json=body)
+        if answer.status == OK:
+            return None
+        if answer.status in _REFUSED:
+            return f"{answer.text:.500}"
+        raise ReplicaError(f"A replica must take or refuse an order (found {answer.status}: {answer.text:.300}).")

@@ -49,7 +49,7 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
             )
         super().__init__(**kwargs)
         self._on_cpu = on_cpu
-        control.watch_time(self.scheduler)
+        control.watch_plan(self.scheduler)
         Observer(self.scheduler).install()
 
     def run_event_loop(self) -> None:

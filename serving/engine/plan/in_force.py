@@ -20,11 +20,18 @@ class PlanExpired:
     version: int
 
 
+@dataclass(frozen=True)
+class LatchSet:
+    """What rank 0 tells all ranks: to hold rung 0 from now on, because of `cause`."""
+
+    cause: str
+
+
 class PlanInForce:
     """The last plan that this rank took, the time it has left, and why the last refused one was refused.
 
     `highest` ends the engine's ladder; `safe` is the ceiling of the rung once a plan's time is over. `clock` returns
-    monotonic seconds.
+    monotonic seconds. `latched` is why rung 0 holds whatever plans say; no plan ends that, `resume` does.
     """
 
     def __init__(
@@ -33,12 +40,19 @@ class PlanInForce:
         self._plan = start
         self._highest, self._safe, self._clock = highest, safe, clock
         self._taken_s: float | None = None
+        self._to_latch: str | None = None
         self.expired = False
         self.refused: str | None = None
+        self.latched: str | None = None
 
     @property
     def plan(self) -> EnginePlan:
-        """What the rank applies: the plan as it was sent, with the safe rung as its ceiling once it is expired."""
+        """What the rank applies: the plan as it was sent, with a ceiling on its rung.
+
+        That is the safe rung once the plan is expired, and rung 0 while the rank is latched.
+        """
+        if self.latched is not None:
+            return replace(self._plan, rung=Rung.OFF)
         return replace(self._plan, rung=min(self._plan.rung, self._safe)) if self.expired else self._plan
 
     def take(self, keys: Mapping[str, float]) -> str | None:
@@ -48,6 +62,23 @@ class PlanInForce:
         if self.refused is None:
             self._plan, self._taken_s, self.expired = plan_of(keys), self._clock(), False
         return self.refused
+
+    def ask_latch(self, cause: str) -> None:
+        """Have all ranks told to latch in the next pass of their loop; call it on rank 0."""
+        self._to_latch = cause
+
+    def latch_asked(self) -> LatchSet | None:
+        """Return what all ranks are to be told now, once."""
+        cause, self._to_latch = self._to_latch, None
+        return None if cause is None else LatchSet(cause)
+
+    def latch(self, cause: str) -> None:
+        """Hold rung 0 from now on. The first cause is kept."""
+        self.latched = self.latched or cause
+
+    def resume(self) -> None:
+        """Let plans decide again."""
+        self.latched = self._to_latch = None
 
     def time_is_over(self) -> PlanExpired | None:
         """Return what all ranks are to be told now, unless the plan has time left or they know."""
@@ -68,7 +99,8 @@ class PlanInForce:
 
     def read_back(self) -> dict[str, Any]:
         """Return everything in force as plain values, and the last refusal since."""
-        return {**self.plan.read_back(), "age_ms": self.age_ms, "expired": self.expired, "refused": self.refused}
+        state = {"expired": self.expired, "refused": self.refused, "latched": self.latched}
+        return {**self.plan.read_back(), "age_ms": self.age_ms, **state}
 
 
 def start_plan(options: RankOptions, *, highest: Rung) -> EnginePlan:

@@ -4,13 +4,16 @@ Both hooks extend a method of SGLang's own controller, which calls them between 
 the scheduler's loop. SGLang's knobs that make acceptance lossy are refused here too.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-from sparktier.configs.plan_keys import PREFIX
-from sparktier.serving.engine.plan.in_force import PlanExpired, PlanInForce, plan_in_force
+from sparktier.configs.plan_keys import LATCH_KEY, PREFIX
+from sparktier.serving.engine.plan.in_force import LatchSet, PlanExpired, PlanInForce, plan_in_force
 
+logger = logging.getLogger(__name__)
 _LOSSY = "speculative_accept_threshold_"
+_BY_ORDER = "an operator ordered it"
 
 
 def install() -> None:
@@ -27,6 +30,8 @@ def install() -> None:
         refused = _refused(keys, scheduler.draft_worker)
         if refused is not None:
             plan.refused = refused
+        elif LATCH_KEY in keys:
+            refused = _switched(plan, keys)
         elif is_plan:
             refused = plan.take(keys)
         if refused is not None:
@@ -45,8 +50,19 @@ def install() -> None:
     controller._add_speculative = add_speculative
 
 
-def watch_time(scheduler: Any) -> None:
-    """Have rank 0 of SGLang's `scheduler`s tell all ranks when the time of the plan in force is over.
+def _switched(plan: PlanInForce, keys: Mapping[str, float]) -> str | None:
+    """Latch or resume as `keys` say; or change nothing, and return why not."""
+    if set(keys) != {LATCH_KEY} or keys[LATCH_KEY] not in (0, 1):
+        return f"{LATCH_KEY} must be 0 or 1, and sent without other keys (found {dict(keys)})"
+    if keys[LATCH_KEY]:
+        plan.latch(_BY_ORDER)
+    else:
+        plan.resume()
+    return None
+
+
+def watch_plan(scheduler: Any) -> None:
+    """Have rank 0 of SGLang's `scheduler`s tell all ranks when the plan's time is over, or when they are to latch.
 
     What a rank's poll for late requests returns reaches every rank in the same pass of its loop, as plans do.
     """
@@ -55,15 +71,20 @@ def watch_time(scheduler: Any) -> None:
     plan, poll = plan_in_force(scheduler), scheduler._poll_timeout_aborts
 
     def poll_with_plan() -> list[Any]:
-        over = plan.time_is_over()
-        return [*poll(), *([] if over is None else [over])]
+        told = [plan.time_is_over(), plan.latch_asked()]
+        return [*poll(), *(each for each in told if each is not None)]
 
     def expire(told: PlanExpired) -> None:
         plan.expire(told)
         _apply(plan, scheduler)
 
+    def latch(told: LatchSet) -> None:
+        plan.latch(told.cause)
+        _apply(plan, scheduler)
+        logger.error("speculation is latched off: %s", told.cause)
+
     scheduler._poll_timeout_aborts = poll_with_plan
-    scheduler._request_dispatcher += TypeBasedDispatcher([(PlanExpired, expire)])
+    scheduler._request_dispatcher += TypeBasedDispatcher([(PlanExpired, expire), (LatchSet, latch)])
 
 
 def _apply(plan: PlanInForce, scheduler: Any) -> None:

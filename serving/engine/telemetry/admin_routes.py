@@ -1,4 +1,4 @@
-"""Our routes on a replica's own port, beside SGLang's: ranks, signals, ended requests, plan, metrics.
+"""Our routes on a replica's own port, beside SGLang's: ranks, signals, ended requests, plan, latch, metrics.
 
 That port asks for keys.
 """
@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from sparktier.configs.contracts.latch import LatchOrder
 from sparktier.configs.contracts.message import read_message
 from sparktier.configs.contracts.plan import Plan
 from sparktier.configs.errors import ContractError, ReplicaError
@@ -24,6 +25,10 @@ from sparktier.serving.engine.telemetry.rank_state import RankReport
 from sparktier.serving.engine.telemetry.signals import signals_of
 
 logger = logging.getLogger(__name__)
+_FIXED_DEPTH = (
+    "A latch must go to an engine with a ladder (found one whose depth is fixed by its speculation.method). Take the"
+    " replica out of the deployment instead."
+)
 
 
 def admin_routes(
@@ -52,18 +57,7 @@ def admin_routes(
         page = ended_requests.page(after, replica_id=replica_id, states=states)
         return Response(page.model_dump_json(), media_type="application/json")
 
-    @router.post("/sparktier/plan")
-    async def plan(request: Request) -> Response:
-        try:
-            message = read_message(Plan, await request.body())
-            refused = await reader.take_plan(keys_of(engine_plan(message, replica_id)))
-        except ContractError as error:
-            return JSONResponse({"error": str(error)}, status_code=400)
-        except ReplicaError as error:
-            return _unavailable(error)
-        if refused is not None:
-            return JSONResponse({"error": f"The ranks refused the plan: {refused}"}, status_code=409)
-        return JSONResponse({"epoch": message.epoch, "version": message.version})
+    _add_orders(router, reader, replica_id)
 
     @router.get("/metrics")
     async def metrics() -> Response:
@@ -84,6 +78,38 @@ def admin_routes(
         return Response(exposition(reading.states), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return router
+
+
+def _add_orders(router: APIRouter, reader: RankReader, replica_id: str) -> None:
+    """Add what changes what the ranks do: plans, and the latch."""
+
+    @router.post("/sparktier/plan")
+    async def plan(request: Request) -> Response:
+        try:
+            message = read_message(Plan, await request.body())
+            refused = await reader.take_plan(keys_of(engine_plan(message, replica_id)))
+        except ContractError as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+        except ReplicaError as error:
+            return _unavailable(error)
+        if refused is not None:
+            return JSONResponse({"error": f"The ranks refused the plan: {refused}"}, status_code=409)
+        return JSONResponse({"epoch": message.epoch, "version": message.version})
+
+    @router.post("/sparktier/latch")
+    async def latch(request: Request) -> Response:
+        try:
+            order = read_message(LatchOrder, await request.body())
+            taken = await reader.latch(order.latched)
+        except ContractError as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+        except ReplicaError as error:
+            return _unavailable(error)
+        if not taken:
+            return JSONResponse({"error": _FIXED_DEPTH}, status_code=409)
+        done = "latched off" if order.latched else "resumed"
+        logger.warning("speculation is %s by order of %r: %r", done, order.actor, order.reason)
+        return JSONResponse({"latched": order.latched})
 
 
 def _unavailable(error: ReplicaError) -> Response:

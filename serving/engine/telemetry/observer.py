@@ -96,6 +96,7 @@ class Observer:
             plan_age_ms=in_force.age_ms,
             expired=in_force.expired,
             refused=in_force.refused,
+            latched=in_force.latched,
             running=self._by_tier(running),
             queued=self._by_tier(self._queued()),
             kv_used_frac=self._kv_used_frac(),

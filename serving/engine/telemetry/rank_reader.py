@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from sparktier.configs.errors import ReplicaError
+from sparktier.configs.plan_keys import LATCH_KEY
 from sparktier.serving.engine.telemetry.observer import ASKED_BY_US, STATES
 from sparktier.serving.engine.telemetry.rank_state import RankState, load
 
@@ -54,6 +55,25 @@ class RankReader:
         Raises:
             ReplicaError: a rank does not answer, or the plan before this is still on its way.
         """
+        if all(await self._send(keys)):
+            return None
+        if self._asking is not None and not self._asking.done():
+            # Asked before the plan was sent, so it may not know of the refusal.
+            await _within(self._asking, since_s=self._asked_s)
+        self._answered_s = -_FRESH_S
+        refused = {state.refused for state in (await self.read()).states} - {None}
+        return "; ".join(sorted(map(str, refused))) or "a rank refused it, and has taken another since"
+
+    async def latch(self, latched: bool) -> bool:
+        """Have every rank hold rung 0 whatever plans say, or end that; return whether all took the order.
+
+        Raises:
+            ReplicaError: a rank does not answer, or a plan is still on its way.
+        """
+        return all(await self._send({LATCH_KEY: float(latched)}))
+
+    async def _send(self, keys: Mapping[str, float]) -> list[bool]:
+        """Return whether each rank took `keys`; what was read before is stale then."""
         from sglang.srt.managers.io_struct import SetInternalStateReq
 
         if self._sending is not None and not self._sending.done():
@@ -67,13 +87,7 @@ class RankReader:
         taken = await _within(self._sending, since_s=self._sent_s)
         if all(taken):
             self._answered_s = -_FRESH_S
-            return None
-        if self._asking is not None and not self._asking.done():
-            # Asked before the plan was sent, so it may not know of the refusal.
-            await _within(self._asking, since_s=self._asked_s)
-        self._answered_s = -_FRESH_S
-        refused = {state.refused for state in (await self.read()).states} - {None}
-        return "; ".join(sorted(map(str, refused))) or "a rank refused it, and has taken another since"
+        return taken
 
     def _fresh(self, answered: "asyncio.Task[Reading]") -> bool:
         return answered.exception() is None and time.monotonic() - self._answered_s <= _FRESH_S

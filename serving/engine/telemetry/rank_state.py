@@ -20,7 +20,8 @@ class RankState:
     `plan` is what the rank applies, taken `plan_age_ms` ago; `refused` is why it refused another since.
     `running`, `queued`, `queue_age_ms` (of the oldest), `arrivals_s`, `speeds` (tokens per second of each user),
     `accepted_tokens` (a step of each user) and `met` (promises met, requests judged) are by tier id, `step_ms` by rung.
-    `drift_frac` is measured over predicted step time, where there is a table to predict by.
+    `latched` is why rung 0 holds whatever plans say. `drift_frac` is measured over predicted step time, where there is
+    a table to predict by.
     """
 
     tp_rank: int
@@ -47,6 +48,7 @@ class RankState:
     arrivals_s: Mapping[int, float]
     accepted_tokens: Mapping[int, list[float]]
     met: Mapping[int, tuple[int, int]]
+    latched: str | None = None
     drift_frac: float | None = None
     spec_stats: SpeculationStats = field(default_factory=lambda: SpeculationStats(block_tokens=0))
 

@@ -27,6 +27,7 @@ def signals_of(states: Sequence[RankState], *, replica_id: str, seq: int, at_ms:
     """
     plan, expired = _applied(states)
     ages_ms = [state.plan_age_ms for state in states if state.plan_age_ms is not None]
+    latch_cause = next((state.latched for state in states if state.latched is not None), None)
     groups = leaders(states)
     prefills_ms = [state.prefill_ms_per_token for state in groups if state.prefill_ms_per_token is not None]
     return Signals(
@@ -40,6 +41,8 @@ def signals_of(states: Sequence[RankState], *, replica_id: str, seq: int, at_ms:
         rung=int(plan.rung),
         rows=plan.rows,
         default_tier=plan.default_tier,
+        latched=latch_cause is not None,
+        latch_cause=latch_cause,
         shares={tier: TierInForce(**asdict(terms)) for tier, terms in plan.tiers.items()},
         max_running=sum(state.max_running for state in groups),
         kv_tokens=sum(state.kv_tokens for state in groups),

@@ -54,6 +54,7 @@ SIGNALS = st.fixed_dictionaries(
         "plan_age_ms": st.none() | COUNTS,
         "expired": st.booleans(),
         "latched": st.none() | st.booleans(),
+        "latch_cause": st.none() | st.text(max_size=20),
         "drift_frac": st.none() | WEIGHTS,
         "max_running": st.none() | POSITIVES,
         "kv_tokens": st.none() | POSITIVES,

@@ -34,7 +34,7 @@ def test_a_plan_is_taken_whole_and_read_back_with_its_age() -> None:
     assert found.take(keys_of(PLAN)) is None
     clock.now_s += 0.25
     assert found.plan == PLAN
-    assert found.read_back() == {**PLAN.read_back(), "age_ms": 250, "expired": False, "refused": None}
+    assert found.read_back() == {**PLAN.read_back(), "age_ms": 250, "expired": False, "refused": None, "latched": None}
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_every_rank_puts_the_safe_rung_in_force_when_it_is_told(controller: Any)
     scheduler.sparktier_plan = PlanInForce(EnginePlan(), highest=Rung.TREE, safe=Rung.CHAIN_SHORT, clock=clock)
     scheduler._poll_timeout_aborts = lambda: ["an abort"]
     scheduler._request_dispatcher = TypeBasedDispatcher([])
-    control.watch_time(scheduler)
+    control.watch_plan(scheduler)
     sent(controller, keys_of(PLAN))
     assert scheduler._poll_timeout_aborts() == ["an abort"]
     assert scheduler.draft_worker.plan.rung == Rung.TREE
@@ -209,6 +209,65 @@ def test_every_rank_puts_the_safe_rung_in_force_when_it_is_told(controller: Any)
     assert scheduler._request_dispatcher(told) is None
     assert scheduler.draft_worker.plan.rung == Rung.CHAIN_SHORT
     assert scheduler._poll_timeout_aborts() == ["an abort"]
+
+
+def test_a_latch_holds_rung_0_under_plans_of_any_version_until_it_is_ended() -> None:
+    found, clock = rank()
+    found.latch("wrong tokens")
+    assert found.plan.rung == Rung.OFF
+    for version in (5, 9):
+        assert found.take(keys_of(PLAN) | {"sparktier_plan_version": version}) is None
+        # Promises, weights, caps and rows are those of the plan.
+        assert (found.plan.rung, found.plan.tiers, found.plan.rows) == (Rung.OFF, PLAN.tiers, 40)
+    assert found.take(keys_of(PLAN) | {"sparktier_epoch": 7}) is None
+    found.latch("another cause")
+    assert found.read_back()["latched"] == "wrong tokens"
+    clock.now_s += 2.0
+    over = found.time_is_over()
+    assert over is not None
+    found.expire(over)
+    assert found.plan.rung == Rung.OFF
+    found.resume()
+    assert (found.plan.rung, found.read_back()["latched"]) == (Rung.CHAIN_SHORT, None)
+    found.take(keys_of(PLAN) | {"sparktier_epoch": 8})
+    assert found.plan.rung == Rung.TREE
+
+
+def test_every_rank_latches_when_rank_0_is_asked(controller: Any) -> None:
+    from sglang.utils import TypeBasedDispatcher
+
+    from sparktier.serving.engine.speculation import control
+
+    scheduler = controller.scheduler
+    scheduler._poll_timeout_aborts = lambda: ["an abort"]
+    scheduler._request_dispatcher = TypeBasedDispatcher([])
+    control.watch_plan(scheduler)
+    sent(controller, keys_of(PLAN))
+    plan_in_force(scheduler).ask_latch("wrong tokens")
+    assert scheduler.draft_worker.plan.rung == Rung.TREE
+    _, told = scheduler._poll_timeout_aborts()
+    assert scheduler._request_dispatcher(told) is None
+    assert scheduler.draft_worker.plan.rung == Rung.OFF
+    assert scheduler._poll_timeout_aborts() == ["an abort"]
+
+
+def test_an_order_latches_and_resumes_between_two_steps(controller: Any) -> None:
+    sent(controller, keys_of(PLAN))
+    updated, found = sent(controller, {"sparktier_latch": 1})
+    assert (updated, found["rung"], found["latched"]) == (True, 0, "an operator ordered it")
+    assert controller.scheduler.draft_worker.plan.rung == Rung.OFF
+    # A plan on its way doesn't end it.
+    assert sent(controller, keys_of(PLAN) | {"sparktier_plan_version": 6})[1]["rung"] == 0
+    assert controller.scheduler.draft_worker.plan.rung == Rung.OFF
+    updated, found = sent(controller, {"sparktier_latch": 0})
+    assert (updated, found["rung"], found["latched"]) == (True, 3, None)
+    assert controller.scheduler.draft_worker.plan.rung == Rung.TREE
+
+
+@pytest.mark.parametrize("keys", [{"sparktier_latch": 2}, {"sparktier_latch": 1, "sparktier_rung": 0}], ids=str)
+def test_a_wrong_order_changes_nothing(controller: Any, keys: dict[str, float]) -> None:
+    updated, found = sent(controller, keys)
+    assert (updated, found["latched"]) == (False, None)
 
 
 def test_a_rank_has_one_plan_in_force() -> None:

@@ -221,3 +221,22 @@ async def test_a_request_that_comes_when_a_rank_is_late_already_does_not_wait(mo
         assert late.status_code == 503
         ranks.hangs.set()
         assert (await waits).status_code == 200
+
+
+async def test_an_order_reaches_the_ranks_and_the_log_has_its_actor(caplog: pytest.LogCaptureFixture) -> None:
+    ranks = Ranks()
+    order = {"schema_version": 2, "latched": True, "actor": "ann\nforged line", "reason": "drill"}
+    async with client(ranks) as replica:
+        answer = await replica.post("/sparktier/latch", json=order)
+        assert (answer.status_code, answer.json()) == (200, {"latched": True})
+        assert (await replica.post("/sparktier/latch", json=order | {"latched": False})).status_code == 200
+        assert (await replica.post("/sparktier/latch", json=order | {"actor": ""})).status_code == 400
+        ranks.refused = "depth is fixed"
+        answer = await replica.post("/sparktier/latch", json=order)
+    assert (answer.status_code, "fixed" in answer.json()["error"]) == (409, True)
+    assert ranks.sent[:2] == [{"sparktier_latch": 1.0}, {"sparktier_latch": 0.0}]
+    told = [record.getMessage() for record in caplog.records if "speculation" in record.getMessage()]
+    assert told == [
+        "speculation is latched off by order of 'ann\\nforged line': 'drill'",
+        "speculation is resumed by order of 'ann\\nforged line': 'drill'",
+    ]

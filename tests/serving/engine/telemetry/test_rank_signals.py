@@ -41,7 +41,7 @@ def test_one_rank_is_the_whole_replica() -> None:
     assert (found.max_running, found.kv_tokens, found.prefill_ms_per_token) == (8, 4096, 1.5)
     assert (found.queue_age_ms, found.arrivals_s, found.met) == ({5: 250}, {0: 0.5, 5: 1.5}, {5: (3, 4)})
     assert found.accepted_tokens[0].p50 == 2.5
-    assert (found.latched, found.drift_frac, found.predicted_tokens) == (None, None, {})
+    assert (found.latched, found.drift_frac, found.predicted_tokens) == (False, None, {})
     assert found.canary.model_dump() == {"state": "off", "scored_tokens": 0, "alarms": 0}
 
 
@@ -123,3 +123,8 @@ def test_a_replica_that_has_done_nothing_has_signals() -> None:
 def test_states_travel_as_they_are() -> None:
     states = [rank_state(), rank_state(tp_rank=1, is_group_leader=False)]
     assert load(dump(states)) == states
+
+
+def test_a_latched_rank_latches_its_replica() -> None:
+    found = signals(rank_state(latched="wrong tokens"))
+    assert (found.latched, found.latch_cause) == (True, "wrong tokens")
