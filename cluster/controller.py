@@ -12,7 +12,8 @@ from sparktier.cluster.depth_policy import Outcome, decide
 from sparktier.cluster.policy.policy_types import PolicyConfig, PolicyState, Received
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.configs.contracts.decision import Decision
-from sparktier.configs.contracts.plan import Plan, ReplicaPlan, RunState
+from sparktier.configs.contracts.message import RunState
+from sparktier.configs.contracts.plan import Plan, ReplicaPlan
 from sparktier.configs.contracts.signals import Signals
 from sparktier.configs.errors import ContractError, ReplicaError
 
@@ -321,6 +322,11 @@ def differences(signals: Signals, plan: Plan) -> list[str]:
     for name, ours, theirs in (("rung", part.rung, signals.rung), ("rows", part.rows, signals.rows)):
         if ours != theirs:
             wrong.append(f"{name} must be {ours} (found {theirs})")
+    caps = {tier: bounds.cap_users for tier, bounds in part.tiers.items() if bounds.cap_users is not None}
+    if signals.caps is not None and signals.caps != caps:
+        wrong.append(f"most users by tier must be {caps} (found {signals.caps})")
+    if signals.state is not None and signals.state != part.state:
+        wrong.append(f"state must be {part.state} (found {signals.state})")
     for tier, promise in plan.tiers.items():
         found = signals.shares.get(tier)
         cap = part.tiers[tier].cap_tokens if tier in part.tiers else None

@@ -95,7 +95,7 @@ def _plan(replicas: Sequence[ReplicaPlan], config: PolicyConfig, state: PolicySt
         ttl_ms=config.ttl_ms,
         default_tier=config.default_tier,
         tiers={
-            tier: TierPromise(name=rule.name, promise_tok_s=rule.promise_tok_s, weight=rule.weight)
+            tier: TierPromise(name=rule.name, promise_tok_s=rule.promise_tok_s, weight=rule.weight, yields=rule.yields)
             for tier, rule in config.tiers.items()
         },
         replicas=tuple(replicas),

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from sparktier.cluster.feasibility import TierTarget
 from sparktier.configs.contracts.decision import Depth
-from sparktier.configs.contracts.message import Count, Fraction, Millis, Part, Positive, ReplicaId
-from sparktier.configs.contracts.plan import RunState
+from sparktier.configs.contracts.message import Count, Fraction, Millis, Part, Positive, ReplicaId, RunState
 from sparktier.configs.contracts.signals import Signals
+from sparktier.configs.settings import tiers
 from sparktier.configs.settings.tiers import TierId
 
 Accept = Mapping[TierId, Annotated[tuple[Fraction, ...], Field(strict=False)]]
@@ -31,18 +31,17 @@ class TierRule(Part):
     cap_tokens: Count | None = None
     cap_users: Count | None = None
     share_frac: Fraction | None = None
+    yields: bool = False
 
     def target(self, most_users: int) -> TierTarget:
         """Return what the tier is to get on a replica of `most_users`."""
-        of_share = None if self.share_frac is None else int(self.share_frac * most_users)
-        bounds = [bound for bound in (self.cap_users, of_share) if bound is not None]
         return TierTarget(
             promise_tok_s=self.promise_tok_s,
             weight=self.weight,
             ttft_ms=self.ttft_ms,
             max_stall_ms=self.max_stall_ms,
             cap_tokens=self.cap_tokens,
-            most_users=min(bounds, default=None),
+            most_users=tiers.most_users(self.cap_users, self.share_frac, most_users),
         )
 
 

@@ -14,7 +14,8 @@ from sparktier.cluster.policy.signal_trust import doubt
 from sparktier.cluster.policy.tier_shares import running_of, users_of
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.configs.contracts.decision import Depth
-from sparktier.configs.contracts.plan import ReplicaPlan, RunState, TierCaps
+from sparktier.configs.contracts.message import RunState
+from sparktier.configs.contracts.plan import ReplicaPlan, TierCaps
 from sparktier.configs.contracts.signals import Signals
 
 _DRIFT_GAIN, _LEAST_DRIFT, _MOST_DRIFT = 0.2, 0.25, 4.0

@@ -5,8 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue
 
-from sparktier.configs.contracts.message import Count, Message, Millis, Part, ReplicaId, RungNumber
-from sparktier.configs.contracts.plan import RunState
+from sparktier.configs.contracts.message import Count, Message, Millis, Part, ReplicaId, RungNumber, RunState
 from sparktier.configs.settings.tiers import TierId
 
 

@@ -15,6 +15,8 @@ SCHEMA_VERSION: Literal[2] = 2
 ReplicaId = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 RungNumber = Annotated[int, Field(ge=0, le=15)]
 """A step of the replica's ladder of depths. 0 is off; a higher one verifies more rows."""
+RunState = Literal["serving", "draining", "off"]
+"""What a plan wants of a replica: requests, none but those it has, or nothing."""
 Millis = Annotated[int, Field(ge=0)]
 """Milliseconds: since 1970 in `*at_ms`, a duration elsewhere."""
 Count = Annotated[int, Field(ge=0)]

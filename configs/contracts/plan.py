@@ -1,7 +1,7 @@
-"""`Plan`, from the controller to replicas and gateways, and `Room`, from a replica to the gateways."""
+"""`Plan`, from the controller to replicas and gateways."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -13,20 +13,22 @@ from sparktier.configs.contracts.message import (
     Positive,
     ReplicaId,
     RungNumber,
+    RunState,
     require_unique,
 )
 from sparktier.configs.settings.tiers import TierId
 
-RunState = Literal["serving", "draining", "off"]
-"""What a plan wants of a replica: requests, none but those it has, or nothing."""
-
 
 class TierPromise(Part):
-    """A tier everywhere: its name, the speed promised to each user (None: best effort), its weight in each step."""
+    """A tier everywhere: its name, the speed promised to each user (None: best effort), its weight in each step.
+
+    One that `yields` uses room that others leave idle, and is put back into the queue when they need it.
+    """
 
     name: str
     promise_tok_s: Positive | None = None
     weight: Positive = 1.0
+    yields: bool = False
 
 
 class TierCaps(Part):
@@ -72,11 +74,3 @@ class Plan(Message):
             if unknown := sorted(set(replica.tiers) - set(self.tiers)):
                 raise ValueError(f"replica {replica.replica_id} has caps for tiers that are not listed: {unknown}")
         return self
-
-
-class Room(Message):
-    """How many more users of each tier a replica takes under its plan; `seq` rises with each message."""
-
-    seq: Count
-    plan_version: Count
-    room: Mapping[TierId, Count]

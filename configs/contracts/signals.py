@@ -15,6 +15,7 @@ from sparktier.configs.contracts.message import (
     Rate,
     ReplicaId,
     RungNumber,
+    RunState,
     Spread,
     require_unique,
 )
@@ -57,7 +58,8 @@ class Signals(Message):
     """What all ranks of a replica tell of themselves. None and a missing tier mean: not known.
 
     `epoch`, `plan_version`, `plan_age_ms`, `expired`, `rung`, `rows` and `shares` are what every rank applies; both
-    numbers are 0 before the first plan. `rung` has the safe rung as its ceiling once the plan is `expired`. `seq`
+    numbers are 0 before the first plan. `state` and `caps` (most users of each tier that is bounded) are what its HTTP
+    process keeps. `rung` has the safe rung as its ceiling once the plan is `expired`. `seq`
     counts readings of this replica's process, `at_ms` is the time of day of this one.
     `step_ms` is a moving average by rung, `drift_frac` measured over predicted step time, `prefill_frac` the part of
     engine time spent in prefill. A `latched` replica holds rung 0 whatever plans say, because of `latch_cause`.
@@ -78,6 +80,8 @@ class Signals(Message):
     rows: Count
     shares: Mapping[TierId, TierInForce]
     default_tier: TierId | None = None
+    state: RunState | None = None
+    caps: Mapping[TierId, Count] | None = None
     latched: bool | None = None
     latch_cause: str | None = None
     drift_frac: Positive | None = None

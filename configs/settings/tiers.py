@@ -61,3 +61,13 @@ class TierSettings(Section):
     def promised_tok_s(self) -> float:
         """The promise as a number; best effort is 0."""
         return self.promise_tok_s or 0.0
+
+    def most_users(self, running: int) -> int | None:
+        """Return the operator's bound on its users at a replica that runs `running` requests at once; None: none."""
+        return most_users(self.cap_users, self.share_frac, running)
+
+
+def most_users(cap_users: int | None, share_frac: float | None, running: int) -> int | None:
+    """Return the lower of two bounds on a tier's users; `share_frac` is of `running` requests at once."""
+    of_share = None if share_frac is None else int(share_frac * running)
+    return min((bound for bound in (cap_users, of_share) if bound is not None), default=None)

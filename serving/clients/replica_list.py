@@ -5,8 +5,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from sparktier.configs.contracts.message import Part, ReplicaId
-from sparktier.configs.contracts.plan import RunState
+from sparktier.configs.contracts.message import Part, ReplicaId, RunState
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.files import write_json
 

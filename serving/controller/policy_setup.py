@@ -56,6 +56,7 @@ def _rule(tier: TierSettings) -> TierRule:
         cap_tokens=tier.cap_tokens,
         cap_users=tier.cap_users,
         share_frac=tier.share_frac,
+        yields=tier.yields,
     )
 
 

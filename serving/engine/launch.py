@@ -20,6 +20,7 @@ from sparktier.serving.engine import dp_attention, key_guard
 from sparktier.serving.engine.rank_actor import RankLauncher
 from sparktier.serving.engine.rank_options import rank_options
 from sparktier.serving.engine.requests import chat_abilities, context_limit
+from sparktier.serving.engine.room import RoomDoor, RoomKeeper, StartingRoom, room_routes
 from sparktier.serving.engine.sampling import choice_seeds
 from sparktier.serving.engine.telemetry import ended_requests
 from sparktier.serving.engine.telemetry.admin_routes import admin_routes
@@ -49,14 +50,15 @@ def serve(
     *,
     keys: Keys,
     replica_id: str,
+    room: StartingRoom,
     group: PlacementGroup,
     on_started: Callable[[], None],
 ) -> None:
     """Start the ranks on `group`, serve HTTP on the host and port in `engine_kwargs`, and return after a shutdown.
 
-    Requests there have to show one of `keys`. `on_started` is called once SGLang's own warm-up request has been
-    answered. Raises ReplicaError when a rank does not start. Source of the sequence: `sglang/srt/ray/http_server.py`,
-    which has no seam for a placement group.
+    Requests there have to show one of `keys`. `room` is kept until the first plan. `on_started` is called once SGLang's
+    own warm-up request has been answered. Raises ReplicaError when a rank does not start. Source of the sequence:
+    `sglang/srt/ray/http_server.py`, which has no seam for a placement group.
     """
     from sglang.srt.plugins import load_plugins
 
@@ -70,7 +72,8 @@ def serve(
     _require_every_rank(reports, len(group.bundle_specs))
     abilities = chat_abilities.abilities(launched.tokenizer_manager, launched.template_manager)
     _watch(launched.ranks.block_until_scheduler_exits)
-    _add_routes(launched.tokenizer_manager, [{**report, **abilities} for report in reports], ended, replica_id)
+    reports = [{**report, **abilities} for report in reports]
+    _add_routes(launched.tokenizer_manager, reports, ended, RoomKeeper(room), replica_id)
     key_guard.install()
     _serve_http(launched, keys, on_started)
 
@@ -101,14 +104,19 @@ def _launch(engine_kwargs: Mapping[str, Any], launcher: RankLauncher, group: Pla
     return _Launched(server_args, tokenizer_manager, template_manager, port_args, ranks, watchdog)
 
 
-def _add_routes(tokenizer_manager: Any, reports: list[RankReport], ended: EndedRequests, replica_id: str) -> None:
-    """Add our routes, and times in answers, to SGLang's HTTP application."""
+def _add_routes(
+    tokenizer_manager: Any, reports: list[RankReport], ended: EndedRequests, room: RoomKeeper, replica_id: str
+) -> None:
+    """Add our routes, times in answers, and the door that keeps the room, to SGLang's HTTP application."""
     from sglang.srt.entrypoints import http_server
 
     from sparktier.serving.engine.features.routes import feature_routes
 
     http_server.app.add_middleware(AnswerTimes, ended=ended)
-    http_server.app.include_router(admin_routes(reports, tokenizer_manager, ended, replica_id=replica_id))
+    # The last one added is asked first: what is refused has no times.
+    http_server.app.add_middleware(RoomDoor, room=room)
+    http_server.app.include_router(room_routes(room))
+    http_server.app.include_router(admin_routes(reports, tokenizer_manager, ended, room, replica_id=replica_id))
     features = rank_options().features
     if features is not None:
         http_server.app.include_router(feature_routes(tokenizer_manager, features))

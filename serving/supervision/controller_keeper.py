@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from sparktier.configs.contracts.plan import RunState
+from sparktier.configs.contracts.message import RunState
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.settings.settings import Settings
 from sparktier.serving.clients.addresses import http_url

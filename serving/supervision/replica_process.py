@@ -20,6 +20,7 @@ from sparktier.serving.clients.addresses import no_proxy_env
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV, Keys, keys_of, new_keys_file
 from sparktier.serving.deployment.engine_args import engine_environment, engine_kwargs, rank_options_of
 from sparktier.serving.deployment.resolved import Resolved, resolve
+from sparktier.serving.engine.rank_options import DEFAULT_RUNNING_REQUESTS
 from sparktier.serving.supervision.deployment_dir import METRICS_DIR_ENV
 
 EXIT_NOT_STARTED = 69
@@ -54,11 +55,17 @@ def run(
         shape = RankBundles(ranks=settings.replicas.tensor_parallel, nodes=settings.replicas.nodes)
         group = reserve(shape, first_node=node, timeout_s=ranks_within_s)
         from sparktier.serving.engine.launch import serve
+        from sparktier.serving.engine.room import starting_room
 
         serve(
             {**engine_kwargs(resolved, replica=replica), "host": host, "port": port},
             keys=keys,
             replica_id=f"replica-{replica}",
+            room=starting_room(
+                settings.tiers,
+                default_tier=settings.default_tier,
+                running=settings.replicas.max_running_requests or DEFAULT_RUNNING_REQUESTS,
+            ),
             group=group,
             on_started=lambda: logging.info("replica %d serves", replica),
         )

@@ -18,6 +18,7 @@ from sparktier.configs.contracts.message import read_message
 from sparktier.configs.contracts.plan import Plan
 from sparktier.configs.errors import ContractError, ReplicaError
 from sparktier.configs.plan_keys import engine_plan, keys_of
+from sparktier.serving.engine.room import RoomKeeper
 from sparktier.serving.engine.telemetry.ended_requests import EndedRequests
 from sparktier.serving.engine.telemetry.metrics import exposition
 from sparktier.serving.engine.telemetry.rank_reader import RankReader
@@ -32,7 +33,12 @@ _FIXED_DEPTH = (
 
 
 def admin_routes(
-    reports: list[RankReport], tokenizer_manager: Any, ended_requests: EndedRequests, *, replica_id: str
+    reports: list[RankReport],
+    tokenizer_manager: Any,
+    ended_requests: EndedRequests,
+    room: RoomKeeper,
+    *,
+    replica_id: str,
 ) -> APIRouter:
     """Return the routes of the replica `replica_id`; `reports` are those of its ranks at their start."""
     router = APIRouter()
@@ -49,7 +55,8 @@ def admin_routes(
             message = signals_of(states, replica_id=replica_id, seq=seq, at_ms=at_ms)
         except ReplicaError as error:
             return _unavailable(error)
-        return Response(message.model_dump_json(), media_type="application/json")
+        kept = message.model_copy(update={"state": room.state, "caps": room.caps})
+        return Response(kept.model_dump_json(), media_type="application/json")
 
     @router.get("/sparktier/ended")
     async def ended(after: Annotated[int, Query(ge=0)] = 0) -> Response:
@@ -57,8 +64,12 @@ def admin_routes(
         page = ended_requests.page(after, replica_id=replica_id, states=states)
         return Response(page.model_dump_json(), media_type="application/json")
 
-    _add_orders(router, reader, replica_id)
+    _add_orders(router, reader, room, replica_id)
+    _add_metrics(router, reader)
+    return router
 
+
+def _add_metrics(router: APIRouter, reader: RankReader) -> None:
     @router.get("/metrics")
     async def metrics() -> Response:
         try:
@@ -77,10 +88,8 @@ def admin_routes(
             return _unavailable(error)
         return Response(exposition(reading.states), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    return router
 
-
-def _add_orders(router: APIRouter, reader: RankReader, replica_id: str) -> None:
+def _add_orders(router: APIRouter, reader: RankReader, room: RoomKeeper, replica_id: str) -> None:
     """Add what changes what the ranks do: plans, and the latch."""
 
     @router.post("/sparktier/plan")
@@ -94,6 +103,7 @@ def _add_orders(router: APIRouter, reader: RankReader, replica_id: str) -> None:
             return _unavailable(error)
         if refused is not None:
             return JSONResponse({"error": f"The ranks refused the plan: {refused}"}, status_code=409)
+        room.put(message, replica_id)
         return JSONResponse({"epoch": message.epoch, "version": message.version})
 
     @router.post("/sparktier/latch")

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from sparktier.configs.contracts.decision import Decision
 from sparktier.configs.contracts.ended import EndedPage
 from sparktier.configs.contracts.message import Message, read_message
-from sparktier.configs.contracts.plan import Plan, Room
+from sparktier.configs.contracts.plan import Plan
+from sparktier.configs.contracts.room import Room
 from sparktier.configs.contracts.signals import Signals
 from sparktier.configs.errors import ContractError
 from support.inputs.messages import DECISIONS, ENDED, PLANS, ROOMS, SIGNALS

@@ -53,6 +53,8 @@ SIGNALS = st.fixed_dictionaries(
     optional={
         "plan_age_ms": st.none() | COUNTS,
         "expired": st.booleans(),
+        "state": st.none() | st.sampled_from(["serving", "draining", "off"]),
+        "caps": st.none() | by_tier(COUNTS),
         "latched": st.none() | st.booleans(),
         "latch_cause": st.none() | st.text(max_size=20),
         "drift_frac": st.none() | WEIGHTS,
@@ -67,13 +69,17 @@ SIGNALS = st.fixed_dictionaries(
     },
 )
 CAPS = st.fixed_dictionaries({}, optional={"cap_users": st.none() | COUNTS, "cap_tokens": st.none() | COUNTS})
-ROOMS = st.fixed_dictionaries({"seq": COUNTS, "plan_version": COUNTS, "room": by_tier(COUNTS)})
+ROOMS = st.fixed_dictionaries(
+    {"seq": COUNTS, "plan_version": COUNTS, "room": by_tier(COUNTS)}, optional={"caps": by_tier(COUNTS)}
+)
 
 
 @st.composite
 def _plans(draw: st.DrawFn) -> dict[str, Any]:
     names = draw(st.dictionaries(TIERS, st.text(max_size=8), min_size=1, max_size=4))
-    terms = st.fixed_dictionaries({}, optional={"promise_tok_s": st.none() | WEIGHTS, "weight": WEIGHTS})
+    terms = st.fixed_dictionaries(
+        {}, optional={"promise_tok_s": st.none() | WEIGHTS, "weight": WEIGHTS, "yields": st.booleans()}
+    )
     tiers = {tier: {"name": f"{tier}{name}", **draw(terms)} for tier, name in names.items()}
     replica = st.fixed_dictionaries(
         {

@@ -9,7 +9,8 @@ import fastapi
 import httpx
 import pytest
 
-from sparktier.configs.contracts.plan import Plan, ReplicaPlan, TierPromise
+from sparktier.configs.contracts.plan import Plan, ReplicaPlan, TierCaps, TierPromise
+from sparktier.serving.engine.room import RoomKeeper, StartingRoom
 from sparktier.serving.engine.telemetry import rank_reader as module
 from sparktier.serving.engine.telemetry.admin_routes import admin_routes
 from sparktier.serving.engine.telemetry.ended_requests import EndedRequests
@@ -47,7 +48,9 @@ class Ranks:
 
 def client(ranks: Ranks) -> httpx.AsyncClient:
     app = fastapi.FastAPI()
-    app.include_router(admin_routes([], ranks, EndedRequests(), replica_id="replica-0"))
+    app.include_router(
+        admin_routes([], ranks, EndedRequests(), RoomKeeper(StartingRoom({0: 2, 5: None}, 0)), replica_id="replica-0")
+    )
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://replica")
 
 
@@ -239,4 +242,23 @@ async def test_an_order_reaches_the_ranks_and_the_log_has_its_actor(caplog: pyte
     assert told == [
         "speculation is latched off by order of 'ann\\nforged line': 'drill'",
         "speculation is resumed by order of 'ann\\nforged line': 'drill'",
+    ]
+
+
+async def test_a_plan_s_caps_are_read_back_and_a_refused_plan_s_are_not() -> None:
+    capped = PLAN.replicas[0].model_copy(update={"tiers": {1: TierCaps(cap_users=3)}, "state": "draining"})
+    plan = PLAN.model_copy(update={"replicas": (capped,)})
+    ranks = Ranks()
+    async with client(ranks) as replica:
+        first = (await replica.get("/sparktier/signals")).json()
+        ranks.refused = "sparktier_epoch must rise"
+        await replica.post("/sparktier/plan", content=plan.model_dump_json())
+        kept = (await replica.get("/sparktier/signals")).json()
+        ranks.refused = None
+        await replica.post("/sparktier/plan", content=plan.model_dump_json())
+        after = (await replica.get("/sparktier/signals")).json()
+    assert [(told["state"], told["caps"]) for told in (first, kept, after)] == [
+        ("serving", {"0": 2}),
+        ("serving", {"0": 2}),
+        ("draining", {"1": 3}),
     ]
