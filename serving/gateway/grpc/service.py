@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from sparktier.serving.gateway.core import request_ids
 from sparktier.serving.gateway.core.answer import Answer
@@ -29,52 +29,56 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 def handlers(gateway: Gateway) -> grpc.GenericRpcHandler:
     """Return the methods of the service."""
-    chat = _Method[pb.ChatRequest](gateway, Kind.CHAT, requests.chat_body)
-    complete = _Method[pb.CompleteRequest](gateway, Kind.COMPLETION, requests.complete_body)
+    chat = _Method(gateway, Kind.CHAT, pb.ChatRequest, requests.chat_body)
+    complete = _Method(gateway, Kind.COMPLETION, pb.CompleteRequest, requests.complete_body)
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
-            "Chat": _unary(pb.ChatRequest, chat.whole(answers.chat_response)),
-            "StreamChat": _stream(pb.ChatRequest, chat.streamed(answers.chat_piece)),
-            "Complete": _unary(pb.CompleteRequest, complete.whole(answers.complete_response)),
-            "StreamComplete": _stream(pb.CompleteRequest, complete.streamed(answers.complete_piece)),
+            "Chat": _unary(chat.whole(answers.chat_response)),
+            "StreamChat": _stream(chat.streamed(answers.chat_piece)),
+            "Complete": _unary(complete.whole(answers.complete_response)),
+            "StreamComplete": _stream(complete.streamed(answers.complete_piece)),
         },
     )
 
 
-def _unary(asked: type[Message], method: Any) -> Any:
-    return grpc.unary_unary_rpc_method_handler(method, asked.FromString, _serialized)
+# Methods get a request's bytes, and decode them once its sender is known.
+def _unary(method: Any) -> Any:
+    return grpc.unary_unary_rpc_method_handler(method, None, _serialized)
+
+
+def _stream(method: Any) -> Any:
+    return grpc.unary_stream_rpc_method_handler(method, None, _serialized)
 
 
 def _serialized(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _stream(asked: type[Message], method: Any) -> Any:
-    return grpc.unary_stream_rpc_method_handler(method, asked.FromString, _serialized)
-
-
 class _Method(Generic[Asked]):
     """One kind of request, whole or streamed."""
 
-    def __init__(self, gateway: Gateway, kind: Kind, body_of: Callable[..., dict[str, Any]]) -> None:
+    def __init__(
+        self, gateway: Gateway, kind: Kind, asked: type[Asked], body_of: Callable[..., dict[str, Any]]
+    ) -> None:
         self._gateway = gateway
         self._kind = kind
+        self._asked = asked
         self._body_of = body_of
 
-    def whole(self, response: Callable[[Mapping[str, Any]], Message]) -> Callable[[Asked, Context], Any]:
+    def whole(self, response: Callable[[Mapping[str, Any]], Message]) -> Callable[[bytes, Context], Any]:
         """Return the method that answers at once."""
 
         async def answered(answer: Answer, context: Context) -> Message:
             found = await answer.whole()
             return response(found)
 
-        async def method(request: Asked, context: Context) -> Any:
+        async def method(request: bytes, context: Context) -> Any:
             return await self._served(request, context, answered, stream=False)
 
         return method
 
-    def streamed(self, piece: Callable[[Sequence[Mapping[str, Any]]], Message]) -> Callable[[Asked, Context], Any]:
+    def streamed(self, piece: Callable[[Sequence[Mapping[str, Any]]], Message]) -> Callable[[bytes, Context], Any]:
         """Return the method that answers piece by piece."""
 
         async def answered(answer: Answer, context: Context) -> None:
@@ -83,13 +87,13 @@ class _Method(Generic[Asked]):
                     if messages:
                         await context.write(piece(messages))
 
-        async def method(request: Asked, context: Context) -> None:
+        async def method(request: bytes, context: Context) -> None:
             await self._served(request, context, answered, stream=True)
 
         return method
 
     async def _served(
-        self, request: Asked, context: Context, answered: Callable[[Answer, Context], Any], *, stream: bool
+        self, request: bytes, context: Context, answered: Callable[[Answer, Context], Any], *, stream: bool
     ) -> Any:
         """Have the core answer; a cancelled or late call cancels this coroutine, and so the engine's request."""
         metadata = _Metadata(context.invocation_metadata())
@@ -107,9 +111,10 @@ class _Method(Generic[Asked]):
             refused = Refused(_FAILED, status=500, code="internal_error")
         return await context.abort(code_of(refused), str(refused), (named, (DETAILS, details_of(refused))))
 
-    def _ask(self, request: Asked, context: Context, metadata: "_Metadata", request_id: str, *, stream: bool) -> Ask:
+    def _ask(self, raw: bytes, context: Context, metadata: "_Metadata", request_id: str, *, stream: bool) -> Ask:
         tenant = self._gateway.authenticate(metadata.one("authorization"))
         self._gateway.require_place()
+        request = self._decoded(raw)
         left_s = context.time_remaining()
         longest_s = self._gateway.server.request_timeout_s
         tier = TierAsk(
@@ -126,6 +131,12 @@ class _Method(Generic[Asked]):
             deadline_s=asyncio.get_running_loop().time() + (longest_s if left_s is None else min(left_s, longest_s)),
             traceparent=request_ids.traceparent(metadata.one("traceparent")),
         )
+
+    def _decoded(self, raw: bytes) -> Asked:
+        try:
+            return self._asked.FromString(raw)
+        except DecodeError as error:
+            raise Refused(f"The message must be a {self._asked.DESCRIPTOR.full_name}. Send one.") from error
 
 
 class _Metadata:

@@ -22,8 +22,10 @@ from sparktier.serving.gateway.grpc import answers
 from sparktier.serving.gateway.grpc.server import serving
 from sparktier.serving.gateway.grpc.service import SERVICE
 from sparktier.serving.gateway.proto.sparktier.v1 import inference_pb2 as pb
+from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
+from sparktier.serving.gateway.tenants.directory import Tenant
 from support.gateways import fronts
 from support.gateways.grpc_calls import details_of, free_port, method, reason_of
 from support.scripted_replica import STREAM_END, STREAM_HEAD, Script, chunk, json_answer, scripted_replica
@@ -243,6 +245,27 @@ async def test_a_message_that_is_too_large_is_refused() -> None:
             await method(channel, "Complete")(pb.CompleteRequest(prompts=[pb.Prompt(text="x" * 4096)]))
         assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert (await method(channel, "Complete")(HELLO)) == pb.CompleteResponse()
+
+
+class Keyed(Access):
+    """Asks for the key `k`."""
+
+    def authenticate(self, authorization: str | None) -> Tenant:
+        if authorization != "Bearer k":
+            raise Refused("No key.", status=401, code="invalid_api_key")
+        return super().authenticate(None)
+
+
+async def test_a_message_is_decoded_once_its_sender_is_known() -> None:
+    async with called(answering({}), access=Keyed(fronts.EVERYBODY.tiers)) as (channel, _):
+        for metadata, code in (
+            ((), grpc.StatusCode.UNAUTHENTICATED),
+            ((("authorization", "Bearer k"),), grpc.StatusCode.INVALID_ARGUMENT),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await channel.unary_unary(f"/{SERVICE}/Complete")(b"\xff no message", metadata=metadata)
+            assert failed.value.code() is code
+    assert failed.value.details() == "The message must be a sparktier.v1.CompleteRequest. Send one."
 
 
 async def test_metadata_that_is_too_large_is_refused() -> None:
