@@ -35,8 +35,9 @@ bench: env ## step time of the demo model, and what speculation costs around its
 	$(PY) tests/bench/overhead.py --json out/overhead.json
 	$(PY) tests/bench/tree_cost.py --json out/tree_cost.json
 
-conformance: env ## the official OpenAI client, gRPC and malformed requests against a real deployment
-	$(PY) -m pytest tests/end_to_end/test_openai_client.py tests/end_to_end/gateway tests/end_to_end/test_malformed_requests.py
+conformance: env ## official OpenAI clients, generated gRPC clients and SGLang's benchmark client against one deployment
+	tests/end_to_end/conformance/make_clients
+	$(PY) -m pytest -rPs -m "prove or not prove" tests/end_to_end/conformance tests/end_to_end/gateway
 
 gpu-check: env ## kernels, exactness and speed on a GPU node: CONFIG=my.yaml PROMPTS=prompts.jsonl
 	PYTHONPATH=tests $(PY) tests/bench/gpu_check.py $(if $(CONFIG),--config $(CONFIG)) $(if $(PROMPTS),--prompts $(PROMPTS))

@@ -1,6 +1,7 @@
 """Edits of an engine's messages, whole answers or events, that make them keep what the request's fields promise.
 
-SGLang gives -1 for every `text_offset`, and binds parallel calls of tools only where a grammar binds the calls.
+SGLang gives -1 for every `text_offset`, puts what is no string into `metadata`, and binds parallel calls of tools only
+where a grammar binds the calls.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ Edit = Callable[[dict[str, Any]], None]
 
 def edits_for(body: Mapping[str, Any]) -> tuple[Edit, ...]:
     """Return new edits for the answer to the request `body`; they keep state, so they serve one answer."""
-    edits: list[Edit] = []
+    edits: list[Edit] = [] if body.get("stream") else [without_weight_versions]
     if "prompt" in body and body.get("logprobs") is not None:
         edits.append(TextOffsets().fill)
     if body.get("parallel_tool_calls") is False:
@@ -20,6 +21,11 @@ def edits_for(body: Mapping[str, Any]) -> tuple[Edit, ...]:
     if body.get("tools") and (body.get("tool_choice") == "required" or isinstance(body.get("tool_choice"), Mapping)):
         edits.append(no_space_beside_calls)
     return tuple(edits)
+
+
+def without_weight_versions(message: dict[str, Any]) -> None:
+    """Drop where SGLang tells the version of its weights: OpenAI's `metadata` has the client's own strings."""
+    message.pop("metadata", None)
 
 
 def first_call_alone(message: dict[str, Any]) -> None:

@@ -84,7 +84,13 @@ def test_without_parallel_calls_the_first_stays_alone() -> None:
     "body", [{"prompt": "a"}, {"messages": [], "logprobs": True}, {**ONE_CALL, "parallel_tool_calls": True}]
 )
 def test_other_answers_pass_as_they_are(body: dict[str, Any]) -> None:
-    assert edits_for(body) == ()
+    message = {"choices": [{"text": " ", "logprobs": {"text_offset": [-1]}}]}
+    assert edited(message, edits_for(body)) == message
+
+
+def test_versions_of_the_weights_are_not_told() -> None:
+    told = {"choices": [], "metadata": {"weight_version": "default", "weight_versions": [{"start": 0}]}}
+    assert edited(told, edits_for({"prompt": "Hello"})) == {"choices": []}
 
 
 @pytest.mark.parametrize("tool_choice", ["required", {"type": "function", "function": {"name": "f"}}, "auto", None])
