@@ -63,7 +63,7 @@ class _Method(Generic[Asked]):
     ) -> None:
         self._gateway = gateway
         self._kind = kind
-        self._asked = asked
+        self._asked: type[Asked] = asked
         self._body_of = body_of
 
     def whole(self, response: Callable[[Mapping[str, Any]], Message]) -> Callable[[bytes, Context], Any]:
@@ -134,9 +134,11 @@ class _Method(Generic[Asked]):
 
     def _decoded(self, raw: bytes) -> Asked:
         try:
-            return self._asked.FromString(raw)
+            request = self._asked()
+            request.ParseFromString(raw)
         except DecodeError as error:
             raise Refused(f"The message must be a {self._asked.DESCRIPTOR.full_name}. Send one.") from error
+        return request
 
 
 class _Metadata:
