@@ -8,11 +8,10 @@ import numpy as np
 from sparktier.cluster.arrays import Floats
 from sparktier.cluster.simulator.sim_engine import Ended
 from sparktier.cluster.simulator.users import Served
+from sparktier.cluster.traffic.attainment import LEAST_TOKENS
 
 STRICT, LENIENT = 1, 0
 TIER_NAMES = {STRICT: "strict", LENIENT: "lenient"}
-LEAST_TOKENS = 32
-"""A promise is of answers of so many tokens; speeds of shorter ones say little."""
 
 
 class Point(NamedTuple):

@@ -33,8 +33,8 @@ class _Line(NamedTuple):
 def read_trace(path: Path) -> Requests:
     """Read a trace; a name that ends in `.jsonl` is Mooncake's form, another is CSV, whose header tells which.
 
-    The first request is at 0, and the span ends with the last one. BurstGPT's failed requests, those without an answer,
-    are left out: how much they asked for isn't known.
+    The first request is at 0, and the span ends a mean gap after the last one. BurstGPT's failed requests, those
+    without an answer, are left out: how much they asked for isn't known.
 
     Raises:
         ArtifactError: the file can't be read, a line breaks a rule, or no request is left; it is named.
@@ -56,7 +56,7 @@ def read_trace(path: Path) -> Requests:
         output_tokens=np.array([line.output_tokens for line in lines], dtype=np.int64),
         session=np.array(named, dtype=np.int64),
         prefixes=[line.prefix for line in lines],
-        span_ms=span_ms,
+        span_ms=span_ms * len(lines) / (len(lines) - 1),
     )
 
 

@@ -101,14 +101,25 @@ def deployed(config: Path, overrides: Sequence[str]) -> Iterator[MeasuredReplica
     Raises:
         ReplicaError: the deployment ended before it was ready; the message has its last line.
     """
+    # Depth is the benchmark's to set: a controller's plans would shut it out.
+    with started(config, (*overrides, "controller.enabled=false")) as output:
+        yield first_replica(output)
+
+
+@contextmanager
+def started(config: Path, overrides: Sequence[str]) -> Iterator[str]:
+    """Serve `config` with `overrides` while the body runs, and yield what `sparktier up` printed until all serve.
+
+    Raises:
+        ReplicaError: the deployment ended before it was ready; the message has its last line.
+    """
     with TemporaryDirectory(prefix="sparktier-bench-") as folder:
         log = Path(folder) / "up.log"
-        # Depth is the benchmark's to set: a controller's plans would shut it out.
-        options = [f"--set={override}" for override in (*overrides, "controller.enabled=false")]
+        options = [f"--set={override}" for override in overrides]
         command = [sys.executable, "-m", "sparktier.serving.cli.main", "up", str(config), *options]
         process = spawn(command, log_file=log, env={})
         try:
-            yield first_replica(_ready(process, log))
+            yield _ready(process, log)
         finally:
             process.terminate()
             process.wait(_END_TIMEOUT_S)
@@ -129,6 +140,11 @@ def first_replica(output: str) -> MeasuredReplica:
     url = re.findall(r"^replica 0 serves on (\S+)$", output, re.MULTILINE)[-1]
     keys = re.findall(r"^keys of the replicas' own ports in (.+)$", output, re.MULTILINE)[-1]
     return MeasuredReplica(url, key=read_keys(Path(keys)).admin)
+
+
+def front_url(output: str) -> str:
+    """Return the address of a deployment's HTTP front, by what `sparktier up` printed."""
+    return str(re.findall(r"^ready http=(\S+)", output, re.MULTILINE)[-1])
 
 
 def _last_line(text: str) -> Any:

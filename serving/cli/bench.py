@@ -3,12 +3,12 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sparktier.serving.cli.drafter import add_answers
 from sparktier.serving.cli.options import (
     add_config,
     add_json,
+    add_verb,
     configured,
     fraction,
     real_number,
@@ -24,6 +24,10 @@ _SPECULATION = (
 _TIERS = (
     "What tiers are worth: policies compared in virtual time.",
     "sparktier bench tiers docs/measurements/tiers.yaml --json out/tiers.json --plot out/tiers.png",
+)
+_SERVE = (
+    "Open-loop load by tier from a rate or a trace, and what each tier got of its promise.",
+    "sparktier bench serve configs/demo.yaml --rate 0.5 --rate 1 --rate 2 --json out/serve.json",
 )
 _RECORD = (
     "Record a drafter's drafts at every token of a model's answers, for `bench tiers`.",
@@ -41,9 +45,10 @@ def add_commands(add: Add) -> None:
         "sparktier bench speculation configs/demo.yaml --prompts gsm8k.jsonl",
     )
     kinds = bench.add_subparsers(required=True, metavar="WHAT")
-    _add_speculation(_kind(kinds, "speculation", _speculation, _SPECULATION))
-    _add_tiers(_kind(kinds, "tiers", _tiers, _TIERS))
-    _add_record(_kind(kinds, "record", _record, _RECORD))
+    _add_speculation(add_verb(kinds, "speculation", _speculation, *_SPECULATION))
+    _add_tiers(add_verb(kinds, "tiers", _tiers, *_TIERS))
+    _add_serve(add_verb(kinds, "serve", _serve, *_SERVE))
+    _add_record(add_verb(kinds, "record", _record, *_RECORD))
     profile = add(
         "profile",
         _profile,
@@ -65,21 +70,6 @@ def add_commands(add: Add) -> None:
         help="the table (default out/step-times.json); SGLang's form (.sps.json) and a plot (.png) go beside it",
     )
     add_json(profile)
-
-
-def _kind(
-    kinds: Any, name: str, run: Callable[[argparse.Namespace], int], texts: tuple[str, str]
-) -> argparse.ArgumentParser:
-    summary, example = texts
-    parser: argparse.ArgumentParser = kinds.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(command=run)
-    return parser
 
 
 def _add_speculation(bench: argparse.ArgumentParser) -> None:
@@ -122,6 +112,48 @@ def _add_tiers(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--plot", type=writable_path, metavar="PATH", help="PNG of promises kept against throughput")
 
 
+def _add_serve(bench: argparse.ArgumentParser) -> None:
+    add_config(bench)
+    bench.add_argument("--url", help="gateway of this configuration that runs already; it isn't started then")
+    bench.add_argument("--keys", type=Path, metavar="FILE", help='JSON file of keys to show, {"tenant": "key"}')
+    bench.add_argument(
+        "--rate", type=real_number(0.001), action="append", help="requests per second, one load each; repeatable"
+    )
+    bench.add_argument(
+        "--trace", type=Path, metavar="FILE", help="Azure's or BurstGPT's CSV, or Mooncake's JSON lines, at each rate"
+    )
+    bench.add_argument("--seconds", type=real_number(1), default=60.0, help="of each load (default 60)")
+    bench.add_argument(
+        "--share",
+        type=_share,
+        action="append",
+        default=[],
+        metavar="TIER=WEIGHT",
+        help="of the requests (default: all tiers alike); repeatable",
+    )
+    bench.add_argument(
+        "--prompts",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="jsonl of prompts (default: some of our own); repeatable",
+    )
+    bench.add_argument(
+        "--tokens", type=whole_number(1, 100_000), help="longest answer (default 128, or as long as a trace says)"
+    )
+    bench.add_argument("--policy", help="name of what is measured, for the report (default: controller or fixed)")
+    bench.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0, help="of all that is drawn (default 0)")
+    add_json(bench, beside="; a plot and each request go beside it")
+
+
+def _share(text: str) -> tuple[str, float]:
+    name, found, weight = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be TIER=WEIGHT, not {text!r}")
+    return name, real_number(0)(weight)
+
+
 def _add_record(bench: argparse.ArgumentParser) -> None:
     add_config(bench)
     add_answers(bench)
@@ -145,6 +177,25 @@ def _record(options: argparse.Namespace) -> int:
         options.features, options.prompts, options.limit, temperatures, options.tokens, options.seed
     )
     return record_command.run(settings, draft=options.draft, selection=selection, out=options.out)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    settings = configured(options)
+    from sparktier.serving.bench.serve import command
+
+    asked = command.ServeOptions(
+        url=options.url,
+        keys=options.keys,
+        rates_s=options.rate or [],
+        trace=options.trace,
+        span_s=options.seconds,
+        weights=dict(options.share),
+        prompts=options.prompts,
+        tokens=options.tokens,
+        policy=options.policy,
+        seed=options.seed,
+    )
+    return command.run(settings, asked, config=options.config, overrides=options.set, report=options.json)
 
 
 def _nothing(_options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import NoReturn
@@ -26,7 +27,7 @@ from sparktier.serving.cli import bench as bench_cli
 from sparktier.serving.cli import controller as controller_cli
 from sparktier.serving.cli import drafter as drafter_cli
 from sparktier.serving.cli import usage as usage_cli
-from sparktier.serving.cli.options import add_config, add_json, configured, real_number, whole_number
+from sparktier.serving.cli.options import add_config, add_json, add_verb, configured, real_number, whole_number
 from sparktier.serving.engine.upstream.check import require_version
 
 EXIT_INTERRUPTED = 130
@@ -151,17 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Command, summary: str, example: str) -> argparse.ArgumentParser:
-        command: argparse.ArgumentParser = commands.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.set_defaults(command=run)
-        return command
-
+    add = partial(add_verb, commands)
     up = add(
         "up", _up, "Serve a configuration in the foreground.", "sparktier up configs/demo.yaml --set server.port=9000"
     )

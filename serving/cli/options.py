@@ -4,12 +4,28 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sparktier.configs.files import require_room
 from sparktier.configs.loading.loader import load_settings, parse_overrides
 from sparktier.configs.settings.settings import Settings
 
 _COOLEST, _HOTTEST = 0.001, 2.0
+
+
+def add_verb(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str, example: str
+) -> argparse.ArgumentParser:
+    """Add the command `name` to argparse's `commands`; its help ends with `example`."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(command=run)
+    return command
 
 
 def add_config(command: argparse.ArgumentParser, default: Path | None = None) -> None:

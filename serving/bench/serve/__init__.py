@@ -1,0 +1,1 @@
+"""`sparktier bench serve`: open-loop load against a deployment, and what each tier got of its promise."""

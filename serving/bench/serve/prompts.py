@@ -1,0 +1,28 @@
+"""Prompts of our own words, for a load without a file of prompts: questions of many kinds and lengths."""
+
+PROMPTS = (
+    "Explain to a colleague why a queue grows without bound once requests arrive faster than they are served.",
+    "A train leaves at 9:40 and arrives at 13:05 with two stops of 7 minutes. How long does it move? Show each step.",
+    "Write a Python function that returns the longest run of equal numbers in a list, with a docstring and two tests.",
+    "Summarise the plot of a story in which two sisters inherit a lighthouse and disagree about what to do with it.",
+    "List ten questions that you would ask before you buy a used bicycle, each with the reason for asking.",
+    "Translate into plain English: the party of the first part shall indemnify the party of the second part.",
+    "What is the difference between latency and throughput? Give an example in which one gets better and one worse.",
+    "Write a polite letter to a neighbour whose dog barks every night between two and three.",
+    "A box holds 12 red and 18 blue balls. Two are drawn without putting them back. How likely are two of one colour?",
+    "Describe how bread is made from flour, water, salt and yeast, and what happens in the dough at each stage.",
+    "Write an SQL query that finds customers who bought something in each of the last three months.",
+    "Tell a bedtime story about a small robot that is afraid of the dark.",
+    "Give the arguments for and against keeping shops closed on Sundays, and then your own view in one sentence.",
+    "Explain what a hash table is, why it is fast, and when it is slow, to someone who knows only lists.",
+    "Plan three days in a city on a river for a family with two children and little money.",
+    "Find the mistake: a function sorts a list by comparing each element only with its right neighbour, once.",
+    "Write a short poem of four verses about the first snow, without the words white and cold.",
+    "A farmer has 240 m of fence for a rectangular field beside a straight river. Which sides give the largest area?",
+    "What should a runbook say about a service whose disk is nearly full? Write it as a numbered list.",
+    "Compare a bicycle, a bus and a car for a journey of 6 km to work: time, money, health and weather.",
+    "Explain why the sky is blue at noon and red in the evening.",
+    "Write a shell command that counts the lines of all text files below a folder, and explain each part of it.",
+    "Draft an agenda of 45 minutes for a meeting after a failed release, with what each part is to bring.",
+    "A recipe for 4 people takes 350 g of rice. How much do 7 people need, and how much for a party of 30?",
+)
