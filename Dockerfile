@@ -15,6 +15,8 @@ RUN /opt/sparktier/bin/uv pip install --no-cache --no-deps --no-build-isolation 
 
 # bash runs Ray beside the engine, and the Ray operator's probes of worker pods call wget.
 FROM ${BASE} AS common
+# Pinned versions would stop building when Debian drops them.
+# hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends bash libgomp1 libnuma1 wget \
  && rm -rf /var/lib/apt/lists/* \
@@ -36,6 +38,8 @@ FROM common AS cpu
 # Kernels that are compiled at start need a C++ compiler, and nvcc, which comes with the packages. libibverbs: RDMA.
 FROM common AS gpu
 USER 0
+# Pinned versions would stop building when Debian drops them.
+# hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends g++ ibverbs-providers libibverbs1 librdmacm1 ninja-build \
  && rm -rf /var/lib/apt/lists/*

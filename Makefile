@@ -1,7 +1,7 @@
 # The same verbs everywhere. Each makes the environment first; nothing else has to be installed by hand.
 PY := .venv/bin/python
 
-.PHONY: help env lock demo demo-drafter test prove check bench conformance gpu-check check-upstream
+.PHONY: help env lock demo demo-drafter test prove check chart-check bench conformance gpu-check check-upstream
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -23,6 +23,11 @@ check: env ## ruff, mypy, import rules, links, the Helm chart
 	$(PY) -m ruff format --check .
 	$(PY) tests/typecheck.py
 	$(PY) -m pytest -q tests/house tests/helm
+
+chart-check: check ## alerts, dashboards and scans of the chart, and its CPU trial as processes; needs Debian's prometheus
+	@command -v promtool >/dev/null || { echo "chart-check needs promtool and prometheus: apt-get install prometheus" >&2; exit 2; }
+	test -x out/chart-tools/bin/checkov || { python3 -m venv out/chart-tools && out/chart-tools/bin/pip install -q -r tests/helm/tools.txt; }
+	PATH=$$PWD/out/chart-tools/bin:$$PATH $(PY) -m pytest -m "prove or not prove" tests/helm
 
 test: check ## the suite (CI runs this)
 	$(PY) -m pytest -m "not prove" --ignore tests/house --ignore tests/helm

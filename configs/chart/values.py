@@ -146,9 +146,18 @@ class RouteValues(ChartSection):
     host: str = Field(description="Host name that clients ask for.")
 
 
+class AutoscalingValues(ChartSection):
+    """More gateways by the CPU that they use."""
+
+    enabled: bool = Field(description="Make a HorizontalPodAutoscaler, from `gateway.replicas` on.")
+    max_replicas: int = Field(ge=1, le=64, description="Most pods.")
+    cpu_percent: int = Field(ge=10, le=100, description="Part of the requested CPU that pods should use.")
+
+
 class GatewayValues(PodValues):
     """The gateway's pods."""
 
+    autoscaling: AutoscalingValues = Field(description="More pods by the CPU that they use.")
     drain_seconds: int = Field(ge=5, le=3600, description="Longest that a pod that is to end finishes its requests.")
     usage_claim: ClaimValues = Field(description="The volume of the log of use (one pod).")
     grpc_tls_secret: str = Field(description="Secret with `tls.crt` and `tls.key` of the gRPC port; empty: no TLS.")
@@ -161,6 +170,31 @@ class ControllerValues(PodValues):
     """The controller's pods."""
 
     enabled: bool = Field(description="Run a controller, which sets depth and caps by tier.")
+
+
+class ProfileValues(ChartSection):
+    """The Job that measures what a step costs (`sparktier profile`)."""
+
+    enabled: bool = Field(description="Run it; the GPUs of one replica must be free.")
+    out: str = Field(min_length=1, description="The table, below `/models`, for `config.speculation.step_times_path`.")
+    batch: Sequence[int] = Field(description="Users at once; none: the program's.")
+
+
+class CalibrateValues(ChartSection):
+    """The Job that fits a drafter's confidences (`sparktier calibrate`)."""
+
+    enabled: bool = Field(description="Run it; the GPUs of one replica must be free.")
+    prompts: str = Field(description="Entry of `files` with prompts of your traffic, as jsonl.")
+    out: str = Field(min_length=1, description="The calibrated drafter, a new folder below `/models`.")
+    temperatures: Sequence[float] = Field(description="Temperatures of the answers; none: the program's.")
+
+
+class JobValues(ChartSection):
+    """Programs that measure on the cluster's own nodes."""
+
+    timeout_seconds: int = Field(ge=60, le=604800, description="Longest that one may take.")
+    profile: ProfileValues = Field(description="What a step costs.")
+    calibrate: CalibrateValues = Field(description="A drafter's confidences.")
 
 
 class NetworkPolicyValues(ChartSection):
@@ -203,6 +237,7 @@ class ChartValues(ChartSection):
     jit_cache: ClaimValues = Field(description="The cache of compiled kernels, mounted at `/cache`.")
     gateway: GatewayValues = Field(description="The gateway.")
     controller: ControllerValues = Field(description="The controller.")
+    jobs: JobValues = Field(description="Programs that measure on the cluster's own nodes.")
     network_policy: NetworkPolicyValues = Field(description="Who may reach which pod.")
     monitoring: MonitoringValues = Field(description="What Prometheus and Grafana are told.")
     disruption_budget: DisruptionValues = Field(description="How much a drain of nodes may take at once.")

@@ -97,10 +97,15 @@ async def _lease(controller: ControllerSettings, folder: Path) -> AsyncIterator[
         return
     from kubernetes_asyncio import client, config
 
-    if "KUBERNETES_SERVICE_HOST" in os.environ:
-        config.load_incluster_config()  # type: ignore[no-untyped-call]
-    else:
-        await config.load_kube_config()
+    try:
+        if "KUBERNETES_SERVICE_HOST" in os.environ:
+            config.load_incluster_config()  # type: ignore[no-untyped-call]
+        else:
+            await config.load_kube_config()
+    except config.ConfigException as error:
+        rule = f"needs a Kubernetes API server ({error})"
+        cure = "Run it in a pod with a service account, set KUBECONFIG, or leave the key out for a lease in a file."
+        raise ConfigError([Problem("controller.kubernetes_lease", rule, controller.kubernetes_lease, cure)]) from error
     namespace, name = controller.kubernetes_lease.split("/")
     async with client.ApiClient() as api:
         yield KubernetesLease(

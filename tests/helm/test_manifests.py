@@ -12,7 +12,7 @@ import yaml
 from helm_python.chart import lint
 from jsonschema import Draft202012Validator
 
-from sparktier.configs.loading.loader import load_settings
+from sparktier.configs.loading.loader import load_settings, parse_overrides
 from sparktier.serving.cli.main import _parser
 from support.charts.rendered import (
     CHART,
@@ -101,6 +101,32 @@ def commands(document: Document) -> Iterator[list[str]]:
             for line in "\n".join(words).splitlines():
                 if "exec sparktier " in line:
                     yield shlex.split(line)[2:]
+
+
+def test_jobs_that_measure_and_more_gateways_are_what_their_apis_take() -> None:
+    values = next(values_of(file) for file in EXAMPLES if file.stem == "one-node")
+    for dotted, value in (
+        ("jobs.profile", {"enabled": True, "batch": [1, 64]}),
+        ("jobs.calibrate", {"enabled": True, "temperatures": [0, 1]}),
+        ("files", {"prompts.jsonl": '{"prompt": "Why?"}'}),
+        ("gateway.autoscaling", {"enabled": True, "maxReplicas": 8}),
+    ):
+        values = changed(values, dotted, value)
+    found = documents(values)
+    assert not [problem for document in found for problem in problems(document)]
+    programs = {argv[0]: argv for document in found if document["kind"] == "Job" for argv in commands(document)}
+    assert programs.keys() == {"profile", "calibrate"}
+    for argv in programs.values():
+        _parser().parse_args(argv)
+        load_settings(ROOT / "configs" / "demo.yaml", parse_overrides(_overrides(argv)))
+    assert programs["profile"].count("--batch") == 2
+    scaled = next(document for document in found if document["kind"] == "HorizontalPodAutoscaler")
+    target = next(d for d in found if d["metadata"]["name"] == scaled["spec"]["scaleTargetRef"]["name"])
+    assert "replicas" not in target["spec"]
+
+
+def _overrides(argv: list[str]) -> list[str]:
+    return [value for option, value in zip(argv, argv[1:], strict=False) if option == "--set"]
 
 
 @EVERY

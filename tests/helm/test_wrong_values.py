@@ -94,6 +94,15 @@ OWN = [
     (FOUR, {"gateway.ingress.enabled": True}, "gateway.ingress.host"),
     (FOUR, {"gateway.route.gateway": ""}, "gateway.route.gateway"),
     (FOUR, {"networkPolicy.monitoring": []}, "networkPolicy.monitoring"),
+    (CPU, {"jobs.profile.enabled": True}, "jobs.profile.enabled"),
+    (SPANNING, {"jobs.profile.enabled": True}, "jobs.profile.enabled"),
+    (CPU, {"jobs.calibrate.enabled": True}, "jobs.calibrate.prompts"),
+    (FOUR, {"gateway.autoscaling": {"enabled": True, "maxReplicas": 1}}, "gateway.autoscaling.maxReplicas"),
+    (
+        FOUR,
+        {"gateway.autoscaling.enabled": True, "gateway.replicas": 1, "gateway.usageClaim.size": "1Gi"},
+        "gateway.autoscaling.enabled",
+    ),
 ]
 
 

@@ -55,6 +55,27 @@ models.download.enabled: needs a claim to fill (found none). Set models.claim.si
 {{- if and .Values.models.offline (not $weights) }}
 models.offline: needs a claim with the weights (found none). Set models.claim.existingClaim.
 {{- end }}
+{{- range $name := list "profile" "calibrate" }}
+{{- if (index $.Values.jobs $name).enabled }}
+{{- if not $weights }}
+jobs.{{ $name }}.enabled: needs a claim for what it writes (found none). Set models.claim.size or models.claim.existingClaim.
+{{- end }}
+{{- if gt (int (include "sparktier.nodes" $)) 1 }}
+jobs.{{ $name }}.enabled: runs in one pod, and a replica takes {{ include "sparktier.nodes" $ }} nodes (found true). Run sparktier {{ $name }} in such a cluster by hand.
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and .Values.jobs.calibrate.enabled (not (hasKey .Values.files .Values.jobs.calibrate.prompts)) }}
+jobs.calibrate.prompts: must be an entry of files (found {{ .Values.jobs.calibrate.prompts }}). Add files.{{ .Values.jobs.calibrate.prompts }}.
+{{- end }}
+{{- with .Values.gateway.autoscaling }}
+{{- if and .enabled (lt (int .maxReplicas) (int $.Values.gateway.replicas)) }}
+gateway.autoscaling.maxReplicas: must be at least gateway.replicas, {{ int $.Values.gateway.replicas }} (found {{ int .maxReplicas }}). Raise it.
+{{- end }}
+{{- if and .enabled (or $.Values.gateway.usageClaim.existingClaim $.Values.gateway.usageClaim.size) }}
+gateway.autoscaling.enabled: a log of use has one writer (found true with gateway.usageClaim). Remove one of them.
+{{- end }}
+{{- end }}
 {{- range $key, $claim := dict "models.claim" .Values.models.claim "jitCache" .Values.jitCache }}
 {{- if and $claim.size (not $claim.existingClaim) (gt (int $pods) 1) (not (has "ReadWriteMany" $claim.accessModes)) }}
 {{ $key }}.accessModes: must have ReadWriteMany, since {{ $pods }} pods share it (found {{ join ", " $claim.accessModes }}). Add it.

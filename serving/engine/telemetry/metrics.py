@@ -43,7 +43,7 @@ class _Snapshot(Collector):
 
     def _load(self) -> Iterator[Metric]:
         by_tier = ["dp_rank", "tier"]
-        running, queued = self._keyed(lambda state: state.running), self._keyed(lambda state: state.queued)
+        running, queued = (self._keyed(_of_every_tier(name)) for name in ("running", "queued"))
         unknown = self._each("unknown_tier_requests")
         yield _gauge("sparktier_running_requests", "Requests in a batch.", by_tier, running)
         yield _gauge("sparktier_queued_requests", "Requests that wait.", by_tier, queued)
@@ -90,6 +90,11 @@ class _Snapshot(Collector):
 
     def _by_tier(self, read: Callable[[TierStats], float]) -> Samples:
         return self._keyed(lambda state: {tier: read(stats) for tier, stats in state.spec_stats.by_tier.items()})
+
+
+def _of_every_tier(name: str) -> Callable[[RankState], Mapping[Any, float]]:
+    """Return what reads the count `name` of each tier in force; one that is gone at zero would leave a gap in a plot."""
+    return lambda state: dict.fromkeys(state.plan.tiers, 0.0) | dict(getattr(state, name))
 
 
 _PLAN = (

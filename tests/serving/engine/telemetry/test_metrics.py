@@ -7,7 +7,7 @@ from pathlib import Path
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from sparktier.configs.plan_keys import Rung
+from sparktier.configs.plan_keys import EnginePlan, Rung, TierTerms
 from sparktier.serving.engine.telemetry.metrics import exposition
 from support.rank_states import PLAN, rank_state, stats_of
 
@@ -60,6 +60,14 @@ def test_values_are_those_of_the_ranks() -> None:
     assert value("sparktier_decode_steps_total", dp_rank="0") == 3
     assert value("sparktier_decode_ms_total", dp_rank="0", part="verify") == 15.0
     assert value("sparktier_decode_ms_total", dp_rank="0", part="overhead") == 30.0 - 3 * 8.0
+
+
+def test_a_tier_without_a_request_counts_none() -> None:
+    tiers = {0: TierTerms(), 3: TierTerms(promise_tok_s=20.0)}
+    page = exposition([rank_state(plan=EnginePlan(tiers=tiers), running={0: 2}, queued={})]).decode()
+    assert 'sparktier_running_requests{dp_rank="0",tier="0"} 2.0' in page
+    assert 'sparktier_running_requests{dp_rank="0",tier="3"} 0.0' in page
+    assert 'sparktier_queued_requests{dp_rank="0",tier="3"} 0.0' in page
 
 
 def test_steps_of_an_engine_without_a_ladder_are_not_taken_apart() -> None:
