@@ -39,10 +39,9 @@ class RungQuestion(NamedTuple):
 
 
 class RungAnswer(NamedTuple):
-    """By rung, tokens a second by tier weight, and the time of a step; both on a machine as fast as its table."""
+    """By rung, tokens a second by tier weight, on a machine as fast as its table."""
 
     values: Mapping[int, float]
-    step_ms: Mapping[int, float]
 
 
 class BoxQuestion(NamedTuple):
@@ -84,10 +83,7 @@ class Judge:
         if key not in self._answers:
             rungs = [rung for rung in sorted(self.config.drafted) if rung in table.draft_ms]
             self._spend(len(rungs))
-            worth = {rung: self._worth(question, rung, StepTimeModel(table)) for rung in rungs}
-            self._answers[key] = RungAnswer(
-                {rung: value for rung, (value, _) in worth.items()}, {rung: ms for rung, (_, ms) in worth.items()}
-            )
+            self._answers[key] = RungAnswer({rung: self._worth(question, rung, StepTimeModel(table)) for rung in rungs})
         answer = self._answers[key]
         assert isinstance(answer, RungAnswer)
         return answer
@@ -101,7 +97,7 @@ class Judge:
         assert isinstance(answer, BoxAnswer)
         return answer
 
-    def _worth(self, question: RungQuestion, rung: int, times: StepTimeModel) -> tuple[float, float]:
+    def _worth(self, question: RungQuestion, rung: int, times: StepTimeModel) -> float:
         texts = self._texts(question.texts, rung)
         running = dict(question.running)
         users = [tier for tier, count in running.items() for _ in range(count)]
@@ -112,7 +108,7 @@ class Judge:
         offers = Offers(survival, most_rows, weight)
         rows = share_out(offers, best_total(offers, times, rung=rung, context_tokens=question.context_tokens))
         step = expected(offers, rows, times, rung=rung, context_tokens=question.context_tokens)
-        return float((weight * step.rates_tok_s).sum()), step.step_ms
+        return float((weight * step.rates_tok_s).sum())
 
     def _box(self, question: BoxQuestion, table: StepTimeTable) -> BoxAnswer:
         times = StepTimeModel(table, question.drift_frac)

@@ -101,7 +101,6 @@ class ReplicaMemory(Part):
     seq_ms: int
     probing: bool = False
     probed_ms: int
-    drift_frac: Positive = 1.0
     chain_accept: Accept
     tree_accept: Accept
     planned: Depth | None = None

@@ -18,7 +18,7 @@ from sparktier.configs.contracts.message import RunState
 from sparktier.configs.contracts.plan import ReplicaPlan, TierCaps
 from sparktier.configs.contracts.signals import Signals
 
-_DRIFT_GAIN, _LEAST_DRIFT, _MOST_DRIFT = 0.2, 0.25, 4.0
+_LEAST_DRIFT, _MOST_DRIFT = 0.25, 4.0
 # Replicas whose drift differs by less share an answer.
 _DRIFT_GRAIN = math.log(1.05)
 _CONTEXT_GRAIN = 64
@@ -82,16 +82,15 @@ def _by_model(
     # 1. The rung, for those who run.
     if running:
         total = sum(count for _, count in running)
-        worth = judge.rung(RungQuestion(running, total * context_tokens, texts), times.table)
-        memory = _drifted(memory, signals, worth.step_ms)
-        memory, reason = _best_rung(memory, worth.values, texts, config, given.now_ms)
+        values = judge.rung(RungQuestion(running, total * context_tokens, texts), times.table).values
+        memory, reason = _best_rung(memory, values, texts, config, given.now_ms)
         reasons.append(reason)
     # 2. How many fit on it.
     question = BoxQuestion(
         rung=memory.rung,
         wanted=_eighths(given.wanted or {}),
         texts=texts,
-        drift_frac=_rounded_drift(signals.drift_frac or memory.drift_frac),
+        drift_frac=_rounded_drift(signals.drift_frac or 1.0),
         context_tokens=context_tokens,
         prefill_frac=math.ceil(20 * min(1.0, signals.prefill_frac)) / 20,
         most_users=most_users_of(signals, config),
@@ -228,16 +227,6 @@ def _moved(memory: ReplicaMemory, rung: int, now_ms: int) -> ReplicaMemory:
     if rung == memory.rung:
         return memory
     return memory.model_copy(update={"rung": rung, "moved_ms": now_ms, "probed_ms": now_ms, "probing": False})
-
-
-def _drifted(memory: ReplicaMemory, signals: Signals, step_ms: Mapping[int, float]) -> ReplicaMemory:
-    """The memory with a drift that follows what a step took over what the table says of it."""
-    took_ms, predicted_ms = signals.step_ms.get(signals.rung, 0.0), step_ms.get(signals.rung, 0.0)
-    if not (took_ms > 0 and predicted_ms > 0):
-        return memory
-    off = min(max(took_ms / predicted_ms, _LEAST_DRIFT), _MOST_DRIFT)
-    drift_frac = memory.drift_frac ** (1.0 - _DRIFT_GAIN) * off**_DRIFT_GAIN
-    return memory.model_copy(update={"drift_frac": drift_frac})
 
 
 def _rounded_drift(drift_frac: float) -> float:
