@@ -1,5 +1,6 @@
 """Every example renders, and each object is one that its API takes: no unknown key, and argv that our CLI parses."""
 
+import itertools
 import json
 import shlex
 from collections.abc import Iterator
@@ -126,7 +127,7 @@ def test_jobs_that_measure_and_more_gateways_are_what_their_apis_take() -> None:
 
 
 def _overrides(argv: list[str]) -> list[str]:
-    return [value for option, value in zip(argv, argv[1:], strict=False) if option == "--set"]
+    return [value for option, value in itertools.pairwise(argv) if option == "--set"]
 
 
 @EVERY

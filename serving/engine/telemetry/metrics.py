@@ -93,7 +93,7 @@ class _Snapshot(Collector):
 
 
 def _of_every_tier(name: str) -> Callable[[RankState], Mapping[Any, float]]:
-    """Return what reads the count `name` of each tier in force; one that is gone at zero would leave a gap in a plot."""
+    """Return what reads `name` for every tier in force; a series that ends at zero would leave a gap in a plot."""
     return lambda state: dict.fromkeys(state.plan.tiers, 0.0) | dict(getattr(state, name))
 
 

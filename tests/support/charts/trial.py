@@ -180,7 +180,8 @@ def _templates(objects: list[Object]) -> list[tuple[tuple[str, str], Object]]:
 
 def chat(tier: str = "interactive") -> Object:
     """Return what the gateway answers, with the tier that it served."""
-    body = {"model": "sparktier-demo", "messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 12, "temperature": 0}
+    messages = [{"role": "user", "content": "Name a colour."}]
+    body = {"model": "sparktier-demo", "messages": messages, "max_tokens": 12, "temperature": 0}
     shown = {"Authorization": f"Bearer {CLIENT_KEY}", "x-sparktier-tier": tier}
     answer = httpx.post("http://127.0.0.1:8000/v1/chat/completions", json=body, headers=shown, timeout=300)
     return {"status": answer.status_code, "tier": answer.headers.get("x-sparktier-tier"), "body": answer.json()}
