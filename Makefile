@@ -13,7 +13,7 @@ lock: env ## resolve requirements.lock anew from pyproject.toml
 	$$(sed 's/ .*//' .venv/.stamp)/bin/uv pip compile -q --upgrade --generate-hashes --python-version 3.11 --no-header --group dev pyproject.toml -o requirements.lock >/dev/null
 
 demo: env ## serve the demo model in the foreground; Ctrl-C ends everything
-	@exec $(PY) -m sparktier.serving.bench.demo_start configs/demo.yaml
+	@exec .venv/bin/sparktier demo
 
 demo-drafter: env ## make the demo model's drafter anew: QUESTIONS=gsm8k's train.jsonl
 	$(PY) -m sparktier.serving.drafting.demo_drafter $(if $(QUESTIONS),--questions $(QUESTIONS))

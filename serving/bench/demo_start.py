@@ -1,4 +1,4 @@
-"""Serves the demo with promises that fit this machine: python -m sparktier.serving.bench.demo_start CONFIG.
+"""Serves the demo with promises that fit this machine (`sparktier demo`).
 
 The first start measures what steps cost, by a short `sparktier profile`; later ones find its table in the cache. A
 machine whose steps no table explains serves without one, and its promises are labels.
@@ -16,8 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from sparktier.cluster.step_time import StepTimeModel
-from sparktier.configs.errors import ReplicaError, SparktierError
-from sparktier.configs.loading.loader import load_settings
+from sparktier.configs.errors import ReplicaError
 from sparktier.configs.settings.settings import Settings
 from sparktier.configs.step_times import StepTimeTable, read_table
 from sparktier.serving.bench import profile_command
@@ -73,17 +72,11 @@ def fitting(settings: Settings, config: Path) -> list[str]:
     return [f"--set=speculation.step_times_path={path}", *chosen]
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Become `sparktier up`; options after the configuration are its own."""
-    config, own = Path(arguments[0]), list(arguments[1:])
-    try:
-        options = fitting(load_settings(config), config)
-    except SparktierError as error:
-        _console.print(f"sparktier: {error}")
-        raise SystemExit(2) from error
-    command = [sys.executable, "-m", "sparktier.serving.cli.main", "up", str(config), *options, *own]
-    os.execv(sys.executable, command)
+def run(settings: Settings, *, config: Path, overrides: Sequence[str]) -> NoReturn:
+    """Become `sparktier up` of this configuration; `overrides` (KEY=VALUE) come after what is measured.
 
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    Raises:
+        ArtifactError: the weights are not on this machine, or the table can't be written.
+    """
+    options = [*fitting(settings, config), *(f"--set={override}" for override in overrides)]
+    os.execv(sys.executable, [sys.executable, "-m", "sparktier.serving.cli.main", "up", str(config), *options])

@@ -31,6 +31,7 @@ from sparktier.serving.cli.options import add_config, add_json, add_verb, config
 from sparktier.serving.engine.upstream.check import require_version
 
 EXIT_INTERRUPTED = 130
+_DEMO = Path(str(resources.files("sparktier.configs").joinpath("demo.yaml")))
 _BAD_INPUT = (ConfigError, UpstreamError, ArtifactError)
 
 Command = Callable[[argparse.Namespace], int]
@@ -81,6 +82,13 @@ def _up(options: argparse.Namespace) -> int:
     from sparktier.serving.supervision.up import run
 
     return run(settings, reload=lambda: configured(options))
+
+
+def _demo(options: argparse.Namespace) -> int:
+    settings = _settings_to_run(options)
+    from sparktier.serving.bench.demo_start import run
+
+    run(settings, config=options.config, overrides=options.set)
 
 
 def _engine(options: argparse.Namespace) -> int:
@@ -158,6 +166,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_config(up)
 
+    demo = add(
+        "demo",
+        _demo,
+        "Serve the demo model, with promises that this machine can keep; the first start measures it.",
+        "sparktier demo --set server.port=9000",
+    )
+    add_config(demo, default=_DEMO)
     _add_engine(add)
     gateway = add(
         "gateway",
@@ -175,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         "Check this machine for a configuration, or show what a deployment would do.",
         "sparktier doctor --plan configs/deployments/qwen3-235b-a22b-8xh200.yaml",
     )
-    add_config(doctor, default=Path(str(resources.files("sparktier.configs").joinpath("demo.yaml"))))
+    add_config(doctor, default=_DEMO)
     doctor.add_argument(
         "--plan", action="store_true", help="show arguments, memory and placement instead; needs no GPU"
     )
