@@ -14,6 +14,7 @@ from sparktier.configs.settings.server import ServerSettings
 from sparktier.serving.clients.addresses import host_port, http_url, listening
 from sparktier.serving.gateway.core.gateway import Gateway
 from sparktier.serving.gateway.grpc.server import serving as grpc_serving
+from sparktier.serving.gateway.http.connections import Connection
 from sparktier.serving.gateway.http.front import front
 
 _INTERNAL_GRACE_S = 1.0
@@ -73,7 +74,7 @@ async def serve(gateway: Gateway, internal: ASGIApp, sockets: Sockets, stopping:
 def _uvicorn(app: ASGIApp, *, grace_s: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=Connection,
         # Its records go where those of the process go.
         log_config=None,
         log_level="warning",

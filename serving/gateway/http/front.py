@@ -5,6 +5,7 @@ admin endpoints.
 """
 
 import time
+from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sparktier.serving.gateway.core import request_ids
 from sparktier.serving.gateway.core.gateway import Gateway
 from sparktier.serving.gateway.http import openai_errors as errors
+from sparktier.serving.gateway.http import openapi
 from sparktier.serving.gateway.http.generate import FAILED, KINDS, Generate
 from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.replica_life import State
@@ -33,6 +35,7 @@ def front(gateway: Gateway) -> ASGIApp:
             *(Route(path, generate, methods=["POST"]) for path in KINDS),
             Route("/v1/models", catalogue.all, methods=["GET"]),
             Route("/v1/models/{model:path}", catalogue.one, methods=["GET"]),
+            Route(openapi.PATH, _documented(gateway.model), methods=["GET"]),
             *health_routes(gateway.table),
         ],
         exception_handlers={Refused: _refused, 404: not_found, 405: _wrong_method, 500: _failed},
@@ -45,6 +48,15 @@ def front(gateway: Gateway) -> ASGIApp:
             await others(scope, receive, _with_request_id(scope, send))
 
     return app
+
+
+def _documented(model: str) -> Callable[[Request], Awaitable[Response]]:
+    document = openapi.document(model)
+
+    async def documented(request: Request) -> Response:
+        return JSONResponse(document)
+
+    return documented
 
 
 def health_routes(table: ReplicaTable) -> list[Route]:

@@ -18,8 +18,8 @@ from sparktier.serving.gateway.requests.fields import TAG_MARK
 from sparktier.serving.gateway.requests.schema import Chat, Completion, Generation
 
 CHAT = "/v1/chat/completions"
-_SCHEMAS: Mapping[str, type[Generation]] = {"/v1/completions": Completion, CHAT: Chat}
-PATHS = tuple(_SCHEMAS)
+SCHEMAS: Mapping[str, type[Generation]] = {"/v1/completions": Completion, CHAT: Chat}
+PATHS = tuple(SCHEMAS)
 
 # The gateway sets the one from the tier and reads the other; no value of a client reaches an engine.
 DROPPED = frozenset({"custom_params", "service_tier"})
@@ -118,7 +118,7 @@ def checked(path: str, body: Mapping[str, Any], *, model: str, limits: EngineLim
             raise Refused(f"{name}: {reason}. Leave it out.", param=name, code=UNSUPPORTED)
     _require_known(path, kept)
     try:
-        request = _SCHEMAS[path].model_validate(kept, context=limits)
+        request = SCHEMAS[path].model_validate(kept, context=limits)
     except ValidationError as error:
         raise _refusal(error) from error
     require_room(request, limits)
@@ -130,7 +130,7 @@ def checked(path: str, body: Mapping[str, Any], *, model: str, limits: EngineLim
 
 def fields_of(path: str) -> frozenset[str]:
     """Return the fields that a request to `path` may have; those in REFUSED only with a value in _GRANTED."""
-    return frozenset({"model", *_SCHEMAS[path].model_fields, *PASSED_ON[path], *LABELS, *REFUSED, *DROPPED})
+    return frozenset({"model", *SCHEMAS[path].model_fields, *PASSED_ON[path], *LABELS, *REFUSED, *DROPPED})
 
 
 def _require_known(path: str, body: Mapping[str, Any]) -> None:

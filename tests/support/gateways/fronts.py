@@ -14,6 +14,7 @@ from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.access import Access
 from sparktier.serving.gateway.core.gateway import Gateway
+from sparktier.serving.gateway.http.connections import Connection
 from sparktier.serving.gateway.http.front import front
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
@@ -44,7 +45,7 @@ async def fronted(*replicas: Replica, grace_s: int = 1, **settings: Any) -> Asyn
 async def listening(app: ASGIApp, *, grace_s: int = 1) -> AsyncIterator[tuple[str, uvicorn.Server]]:
     """Yield the address of a server of `app`, and the server."""
     config = uvicorn.Config(
-        app, port=0, http="httptools", log_level="error", lifespan="off", timeout_graceful_shutdown=grace_s
+        app, port=0, http=Connection, log_level="error", lifespan="off", timeout_graceful_shutdown=grace_s
     )
     server = uvicorn.Server(config)
     running = asyncio.create_task(server._serve())
