@@ -44,6 +44,8 @@ class SimRequest:
     prompt_tokens: int
     """0: the prompt is prefilled elsewhere, and the first token is there as soon as there is room."""
     answer: Answer
+    cached_tokens: int = 0
+    """Of the prompt, from its beginning: their KV is there, and they are not prefilled again."""
 
     @property
     def kv_tokens(self) -> int:
@@ -69,13 +71,17 @@ class Ended:
 
 @dataclass(frozen=True)
 class SimStep:
-    """One step: its time, and of each request in it, in the order of slots, rows and tokens. A prefill has no rows."""
+    """One step: its time, and of each request in it, in the order of slots, rows and tokens. A prefill has no rows.
+
+    `whole_tokens` is what each would have got had all of its draft been verified; no planner knows it.
+    """
 
     took_ms: float
     keys: Sequence[tuple[int, ...]]
     rows: Ints
     tokens: Ints
     ended: Sequence[Ended]
+    whole_tokens: Ints
 
 
 @dataclass
@@ -99,7 +105,7 @@ class SimEngine:
 
     def submit(self, request: SimRequest, *, now_ms: float) -> None:
         """Queue a request."""
-        self._waiting.append(_Waiting(request, now_ms))
+        self._waiting.append(_Waiting(request, now_ms, request.cached_tokens))
 
     @property
     def rung(self) -> int:
@@ -109,6 +115,11 @@ class SimEngine:
     @rung.setter
     def rung(self, rung: int) -> None:
         self._rung = rung
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of KV that the requests of the next decode step need at their end."""
+        return self._slots.kv_tokens
 
     @property
     def running(self) -> Sequence[SimRequest]:
@@ -129,7 +140,8 @@ class SimEngine:
         if not tokens:
             return self._decode(now_ms)
         keys, none = [each.request.key for each in ready], np.zeros(0, dtype=np.int64)
-        return SimStep(took_ms, keys, none, np.ones(len(keys), dtype=np.int64), self._ended(now_ms + took_ms))
+        first = np.ones(len(keys), dtype=np.int64)
+        return SimStep(took_ms, keys, none, first, self._ended(now_ms + took_ms), first)
 
     def _admitted(self) -> tuple[list[_Waiting], int]:
         """The requests whose prompt ends in this step, and the prompt tokens of it."""
@@ -153,7 +165,7 @@ class SimEngine:
         view = self._view(live, now_ms)
         # Rows without a node to verify are left over.
         rows = np.minimum(self._policy.rows(view, self._times, self._rung), 1 + np.count_nonzero(live > 0, axis=1))
-        tokens = 1 + slots.accepted(rows)
+        tokens, whole = 1 + slots.accepted(rows), 1 + slots.accepted(slots.most_rows)
         total = np.array([rows.sum()], dtype=np.int64)
         requests, context = len(slots), view.context_tokens
         took_ms = float(
@@ -162,7 +174,7 @@ class SimEngine:
         self._curves.follow(slots.tier.tolist(), self._rung, live)
         keys = [request.key for request in slots.requests]
         slots.advance(live, tokens)
-        return SimStep(took_ms, keys, rows, tokens, self._ended(now_ms + took_ms))
+        return SimStep(took_ms, keys, rows, tokens, self._ended(now_ms + took_ms), whole)
 
     def _view(self, live: Floats, now_ms: float) -> StepView:
         slots = self._slots

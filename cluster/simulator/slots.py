@@ -50,6 +50,8 @@ class Slots:
         self.prompt = np.append(self.prompt, request.prompt_tokens)
         self.delivered = np.append(self.delivered, 1)
         self._length = np.append(self._length, answer.tokens)
+        if not self._texts.has_room(len(answer.survival)):
+            self._first_place = self._texts.keep_only(self._first_place, self._length[:-1] - 1)
         self._first_place = np.append(self._first_place, self._texts.add(answer.survival, answer.accepted))
         self._is_chain = np.append(self._is_chain, answer.is_chain)
         self.promise_tok_s = np.append(self.promise_tok_s, request.promise_tok_s)
@@ -95,17 +97,34 @@ class Slots:
 
 
 class _Places:
-    """All places of all answers that were ever added, one after another."""
+    """The places of the answers of all slots, one answer after another. Those of answers that are gone lie between."""
 
     def __init__(self, nodes: int) -> None:
         self.survival = np.zeros((_FIRST_PLACES, nodes))
         self.accepted = np.zeros((_FIRST_PLACES, nodes + 1), dtype=np.int64)
         self._used = 0
 
+    def has_room(self, places: int) -> bool:
+        """Return whether so many more places fit."""
+        return self._used + places <= len(self.survival)
+
+    def keep_only(self, first: Ints, places: Ints) -> Ints:
+        """Move answers of [n] `places` that begin at `first` [n] together; return where they begin."""
+        began: Ints = np.cumsum(places) - places
+        total = int(places.sum())
+        old = np.repeat(first - began, places) + np.arange(total)
+        survival, accepted = self.survival[old], self.accepted[old]
+        self.survival[:total], self.accepted[:total], self._used = survival, accepted, total
+        if 2 * total > len(self.survival):
+            # Else answers would be moved together at every step.
+            self.survival = np.concatenate((self.survival, np.zeros_like(self.survival)))
+            self.accepted = np.concatenate((self.accepted, np.zeros_like(self.accepted)))
+        return began
+
     def add(self, survival: Floats, accepted: Ints) -> int:
         """Keep an answer's places and return the first one's number."""
         first, self._used = self._used, self._used + len(survival)
-        while self._used > len(self.survival):
+        while not self.has_room(0):
             self.survival = np.concatenate((self.survival, np.zeros_like(self.survival)))
             self.accepted = np.concatenate((self.accepted, np.zeros_like(self.accepted)))
         self.survival[first : self._used] = survival

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from sparktier.cluster.policy.policy_types import PolicyConfig, TierRule
-from sparktier.cluster.simulator.answers import chain_answer
-from sparktier.cluster.simulator.sim_engine import SimRequest
+from sparktier.cluster.simulator.answers import Answer, chain_answer
+from sparktier.cluster.simulator.fleet.fleet import Fleet
+from sparktier.cluster.simulator.fleet.fleet_policies import FleetPolicy, fixed_rung, fleet_policy
+from sparktier.cluster.simulator.fleet.fleet_types import Failure, FleetRun, FleetSpec, Offered, ReplicaSpec, Trouble
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.configs.step_times import reference_table
 from support.steering.signal_maker import STANDARD, STRICT, policy_config
-from support.steering.steered_cluster import NODES, Arrival, Run, run_cluster
 
+NODES = 5
 TIMES = StepTimeModel(reference_table("avx2"))
 PROMISE_TOK_S = 5.0
 CHAINS = {0: 0, 1: 2, 2: 5}
@@ -23,22 +25,21 @@ CONFIG: PolicyConfig = policy_config(
 )
 
 
-def request(rng: np.random.Generator, number: int, tier: int) -> SimRequest:
-    """A request whose text is as hard as it is from beginning to end."""
-    places = int(rng.integers(40, 120))
-    chance = float(np.clip(rng.normal(0.7, 0.1), 0.2, 0.95))
-    survival = np.tile(np.cumprod(np.full(NODES, chance)), (places, 1))
-    accepted = np.minimum(rng.geometric(1.0 - chance, places) - 1, NODES)
-    return SimRequest(
-        key=(number,),
-        tier=tier,
-        promise_tok_s=PROMISE_TOK_S if tier == STRICT else 0.0,
-        prompt_tokens=int(rng.integers(20, 100)),
-        answer=chain_answer(survival, accepted, kind="drawn"),
-    )
+SPEC = ReplicaSpec(TIMES, TIMES, max_running=16, kv_tokens=16_384, chunk_tokens=256, nodes=NODES)
 
 
-def traffic(seed: int, *, replicas: int, until_ms: float) -> list[Arrival]:
+class DrawnTexts:
+    """Texts as hard as they are from beginning to end."""
+
+    def answer(self, rng: np.random.Generator, tokens: int) -> Answer:
+        places = tokens - 1
+        chance = float(np.clip(rng.normal(0.7, 0.1), 0.2, 0.95))
+        survival = np.tile(np.cumprod(np.full(NODES, chance)), (places, 1))
+        accepted = np.minimum(rng.geometric(1.0 - chance, places) - 1, NODES)
+        return chain_answer(survival, accepted, kind="drawn")
+
+
+def traffic(seed: int, *, replicas: int, until_ms: float) -> list[Offered]:
     """Users of both tiers whose rates step up and down."""
     rng, now_ms, found = np.random.default_rng(seed), 0.0, []
     while now_ms < until_ms:
@@ -46,28 +47,37 @@ def traffic(seed: int, *, replicas: int, until_ms: float) -> list[Arrival]:
         per_replica_s = (0.3, 0.6, 0.35, 0.7)[phase]
         now_ms += 1000.0 * float(rng.exponential(1.0 / (per_replica_s * replicas)))
         tier = STRICT if rng.random() < 0.3 else STANDARD
-        found.append(Arrival(now_ms, request(rng, len(found), tier)))
+        found.append(Offered(now_ms, tier, int(rng.integers(20, 100)), int(rng.integers(41, 121))))
     return found
 
 
-def compare(seed: int, *, replicas: int, until_ms: float) -> tuple[Run, dict[int, Run], int]:
+def compare(seed: int, *, replicas: int, until_ms: float) -> tuple[FleetRun, dict[int, FleetRun], int]:
     arrivals = traffic(seed, replicas=replicas, until_ms=0.8 * until_ms)
-    failures = [(0.3 * until_ms, 1, 20_000.0), (0.6 * until_ms, 0, 15_000.0)]
-    offered = sum(each.request.tier == STRICT for each in arrivals)
-    options = {"replicas": replicas, "until_ms": until_ms, "failures": failures}
-    steered = run_cluster(CONFIG, TIMES, arrivals, **options)
-    fixed = {rung: run_cluster(CONFIG, TIMES, arrivals, fixed_rung=rung, **options) for rung in CHAINS}
-    return steered, fixed, offered
+    failures = [Failure(0.3 * until_ms, 1, 20_000.0), Failure(0.6 * until_ms, 0, 15_000.0)]
+    offered = sum(each.tier == STRICT for each in arrivals)
+    spec = FleetSpec(replicas, SPEC, CONFIG, trouble=Trouble(failures=failures))
+
+    def run(policy: FleetPolicy) -> FleetRun:
+        return Fleet(spec, policy, arrivals, DrawnTexts(), seed=seed).run(until_ms)
+
+    return run(fleet_policy("sparktier", CONFIG)), {rung: run(fixed_rung(rung)) for rung in CHAINS}, offered
 
 
-def require_worth(steered: Run, fixed: dict[int, Run], offered: int) -> None:
-    """No promised user above caps, and at least the attainment of every fixed rung with as many tokens, less 5%."""
-    assert steered.above_caps == 0
-    best = max(fixed.values(), key=lambda run: (run.attainment(STRICT, offered), run.tokens))
-    shown = {rung: (run.attainment(STRICT, offered), run.tokens, run.left) for rung, run in fixed.items()}
-    ours = (steered.attainment(STRICT, offered), steered.tokens, steered.left)
-    assert ours[0] >= best.attainment(STRICT, offered), (ours, shown)
-    assert ours[1] >= 0.95 * best.tokens, (ours, shown)
+def attainment(run: FleetRun, offered: int) -> float:
+    kept = [each for each in run.results if each.offered.tier == STRICT and (each.speed_tok_s or 0.0) >= PROMISE_TOK_S]
+    return len(kept) / offered
+
+
+def tokens(run: FleetRun) -> int:
+    return sum(count for _, count in run.tokens)
+
+
+def require_worth(steered: FleetRun, fixed: dict[int, FleetRun], offered: int) -> None:
+    """At least the attainment of every fixed rung, with as many tokens, less 5%."""
+    shown = {rung: (attainment(run, offered), tokens(run)) for rung, run in fixed.items()}
+    best, ours = max(shown.values()), (attainment(steered, offered), tokens(steered))
+    assert ours[0] >= best[0], (ours, shown)
+    assert ours[1] >= 0.95 * best[1], (ours, shown)
 
 
 def test_steered_replicas_are_worth_the_best_fixed_rung() -> None:
