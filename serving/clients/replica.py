@@ -42,6 +42,10 @@ class OpenAnswer:
         self._response = response
         self.status = response.status
 
+    def header(self, name: str) -> str | None:
+        """Return the value of a header of the answer."""
+        return self._response.headers.get(name)
+
     @property
     def is_event_stream(self) -> bool:
         """Whether the body is server-sent events."""
@@ -124,6 +128,24 @@ class AsyncReplicaClient:
         sent = {"Content-Type": "application/json", **(headers or {})}
         try:
             return OpenAnswer(await self._session.post(url, data=body, headers=sent, allow_redirects=False))
+        except _FAILURES as error:
+            raise _lost(error) from error
+
+    async def lines(self, url: str, *, idle_s: float) -> AsyncGenerator[bytes]:
+        """Yield the lines of an answer that goes on; none but OK has any.
+
+        Raises:
+            ReplicaUnreachable: no connection was taken.
+            ReplicaLost: it broke off, or no line came for `idle_s`.
+        """
+        try:
+            async with self._session.get(url, allow_redirects=False) as response:
+                while response.status == OK:
+                    async with asyncio.timeout(idle_s):
+                        line = await response.content.readline()
+                    if not line:
+                        return
+                    yield line
         except _FAILURES as error:
             raise _lost(error) from error
 

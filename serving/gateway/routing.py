@@ -1,8 +1,9 @@
-"""Which replicas there are, what each is doing, and which one the next request goes to."""
+"""Which replicas there are, what each is doing, and what a gateway has seen of its room and of its tokens."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from sparktier.cluster.admission.progress import Progress
+from sparktier.cluster.admission.room_view import RoomView
 from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.gateway.replica_life import ReplicaLife, State
 
@@ -20,29 +21,18 @@ class Replica:
     in_flight: int = 0
     limits: EngineLimits | None = None
     failed_starts: int = 0
+    room: RoomView = field(default_factory=RoomView)
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def users(self) -> int:
+        """Users whom this gateway has sent there and who are not done."""
+        return sum(self.room.own.values())
 
     @property
     def state(self) -> State:
         """What it is doing."""
         return self.life.state
-
-
-class RequestInFlight:
-    """One request at a replica, which counts it until `close`."""
-
-    def __init__(self, replica: Replica) -> None:
-        self.replica = replica
-        replica.in_flight += 1
-
-    def move_to(self, replica: Replica) -> None:
-        """Leave this replica for another."""
-        self.close()
-        self.replica = replica
-        replica.in_flight += 1
-
-    def close(self) -> None:
-        """Leave the replica."""
-        self.replica.in_flight -= 1
 
 
 @dataclass
@@ -60,16 +50,10 @@ class ReplicaTable:
         """Whether none has ever been ready, and each has failed to start `attempts` times."""
         return not self.ever_served and all(replica.failed_starts >= attempts for replica in self.replicas)
 
-    def pick(self, *, besides: Collection[Replica] = ()) -> Replica | None:
-        """Return the serving replica with the fewest requests in flight (ties: the lowest number), or None.
-
-        Those in `besides` are left out.
-        """
-        numbers = {replica.number for replica in besides}
-        serving = [
-            replica for replica in self.replicas if replica.state.takes_requests and replica.number not in numbers
-        ]
-        return min(serving, key=lambda replica: (replica.in_flight, replica.number), default=None)
+    @property
+    def serving(self) -> list[Replica]:
+        """Those that take requests."""
+        return [replica for replica in self.replicas if replica.state.takes_requests]
 
     def count(self, state: State) -> int:
         """Return how many replicas are in `state`."""

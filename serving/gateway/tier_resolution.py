@@ -14,12 +14,15 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from sparktier.cluster.admission.gate import Terms
 from sparktier.configs.settings.gateway import GatewaySettings
 from sparktier.configs.settings.tiers import TierSettings
 from sparktier.serving.gateway.refused import Refused
 
 TIER_FIELD = "tier"
 TIER_HEADER = "x-sparktier-tier"
+ASKED_TIER_HEADER = "x-sparktier-asked-tier"
+"""Tells in an answer the tier that was asked for, where another one serves the request."""
 TPOT_HEADER = "x-slo-tpot-ms"
 SERVICE_TIER = "service_tier"
 _TENANTS_DEFAULT = ("auto", "default")
@@ -46,13 +49,14 @@ class Entitlement:
 
 
 class TierTable:
-    """The tiers of the settings, and the resolution of requests to them."""
+    """The tiers of the settings, what they promise requests that wait, and the resolution of requests to them."""
 
     def __init__(self, tiers: Mapping[int, TierSettings], gateway: GatewaySettings) -> None:
         self.names: Mapping[int, str] = {tier_id: tier.name for tier_id, tier in tiers.items()}
         self.ids: Mapping[str, int] = {name: tier_id for tier_id, name in self.names.items()}
         self.default = next(tier_id for tier_id, tier in tiers.items() if tier.default)
         self._promises = {tier_id: tier.promised_tok_s for tier_id, tier in tiers.items()}
+        self.terms: Mapping[int, Terms] = {tier_id: self._terms(tier) for tier_id, tier in tiers.items()}
         mapped = {"priority": gateway.priority_tier, "flex": gateway.flex_tier}
         self._service_tiers = {value: self.ids[name] for value, name in mapped.items() if name is not None}
 
@@ -60,6 +64,14 @@ class TierTable:
     def everything(self) -> Entitlement:
         """Return what a client may use where no keys are configured."""
         return Entitlement(frozenset(self.names), self.default)
+
+    def _terms(self, tier: TierSettings) -> Terms:
+        return Terms(
+            ttft_s=None if tier.ttft_ms is None else tier.ttft_ms / 1000,
+            on_full=tier.on_full,
+            downgrade_to=None if tier.downgrade_to is None else self.ids.get(tier.downgrade_to),
+            yields=tier.yields,
+        )
 
     def resolve(self, ask: TierAsk, entitled: Entitlement) -> int:
         """Return the id of the tier that serves a request.

@@ -55,12 +55,12 @@ class Tokens:
 class UsageEdit:
     """Reads the usage in the engine's messages of one request, and writes into them what its client is to see."""
 
-    def __init__(self, body: Mapping[str, Any], *, tier: str) -> None:
+    def __init__(self, body: Mapping[str, Any], *, tier: str, asked_tier: str | None = None) -> None:
         options = body.get(_OPTIONS) or {}
         self.tokens = Tokens()
         self.times: EngineTimes | None = None
         self.waited_ms = 0.0
-        self._tier = tier
+        self._tier, self._asked_tier = tier, asked_tier
         self._choices = int(body.get("n") or 1)
         self._shows_last = bool(options.get(_LAST))
         self._shows_each = bool(options.get(_EACH))
@@ -97,7 +97,8 @@ class UsageEdit:
         return self._shows_last
 
     def _served(self, details: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {"tier": self._tier, **self._speed(), **_speculation(details)}
+        asked = {} if self._asked_tier is None else {"asked_tier": self._asked_tier}
+        return {"tier": self._tier, **asked, **self._speed(), **_speculation(details)}
 
     def _speed(self) -> dict[str, float]:
         """Return the speed, and the wait for the first token from the request's arrival here, as the replica saw them.

@@ -23,6 +23,7 @@ from sparktier.serving.gateway.access import Access, access_of
 from sparktier.serving.gateway.core.gateway import Gateway
 from sparktier.serving.gateway.http.internal import internal_app
 from sparktier.serving.gateway.replica_life import State
+from sparktier.serving.gateway.room_following import RoomFollowing
 from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.gateway.telemetry.instruments import Instruments, journal_of
 from sparktier.serving.gateway.telemetry.logs import logging_to
@@ -105,6 +106,8 @@ class _Deployment:
             serving = asyncio.create_task(listeners.serve(gateway, internal, sockets, closing))
             tasks = [asyncio.create_task(self._ray.run()), asyncio.create_task(self._announce())]
             tasks += [asyncio.create_task(tiers.run()), asyncio.create_task(instruments.run())]
+            rooms = RoomFollowing(self._table, admin_client, gateway.admission.look)
+            tasks.append(asyncio.create_task(rooms.run()))
             tasks += [asyncio.create_task(keeper.run()) for keeper in keepers]
             if self._controller is not None:
                 tasks.append(asyncio.create_task(self._controller.run()))

@@ -1,6 +1,7 @@
 """From the bytes of a replica's stream to its messages, and what each becomes for the client."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from pydantic_core import from_json
@@ -60,10 +61,10 @@ class MessageStream:
 class Restatement:
     """Makes of the engine's messages for one request what its client gets; it keeps state."""
 
-    def __init__(self, body: Mapping[str, Any], *, tier: str) -> None:
+    def __init__(self, body: Mapping[str, Any], *, tier: str, asked_tier: str | None = None) -> None:
         self.refused: Refused | None = None
         self._asked = body
-        self._usage = UsageEdit(body, tier=tier)
+        self._usage = UsageEdit(body, tier=tier, asked_tier=asked_tier)
         self._edits: tuple[Edit, ...] = edits_for(body)
 
     @property
@@ -106,7 +107,7 @@ class Restatement:
         return shown
 
 
-async def batches(chunks: AsyncIterator[bytes], restated: Restatement) -> AsyncIterator[list[Message]]:
+async def batches(chunks: AsyncGenerator[bytes], restated: Restatement) -> AsyncGenerator[list[Message]]:
     """Yield what the client gets of each chunk, and nothing (`[]`) where none came for a while; see `OpenAnswer`.
 
     Raises:
@@ -114,12 +115,13 @@ async def batches(chunks: AsyncIterator[bytes], restated: Restatement) -> AsyncI
         Refused: the engine refused the request, or failed on it.
     """
     stream = MessageStream()
-    async for chunk in chunks:
-        shown = restated.events(stream.messages(chunk)) if chunk else []
-        if shown or not chunk:
-            yield shown
-        if restated.refused is not None:
-            raise restated.refused
-        if stream.done:
-            return
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            shown = restated.events(stream.messages(chunk)) if chunk else []
+            if shown or not chunk:
+                yield shown
+            if restated.refused is not None:
+                raise restated.refused
+            if stream.done:
+                return
     raise ReplicaLost("the stream ended without its last event")

@@ -10,6 +10,7 @@ from sparktier.configs.errors import ReplicaLost
 from sparktier.configs.settings.server import ServerSettings
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.gateway.access import Access, engine_fields
+from sparktier.serving.gateway.core.admission import RETRY_AFTER_S, Admission, not_ready
 from sparktier.serving.gateway.core.answer import Admitted, Answer
 from sparktier.serving.gateway.core.ask import Ask
 from sparktier.serving.gateway.core.meter import Meter, Unmetered
@@ -17,10 +18,9 @@ from sparktier.serving.gateway.core.observer import Observer, Outcome, Phase, Un
 from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.requests.load import load_of
 from sparktier.serving.gateway.requests.rules import checked
-from sparktier.serving.gateway.routing import ReplicaTable, RequestInFlight
+from sparktier.serving.gateway.routing import ReplicaTable
 from sparktier.serving.gateway.tenants.directory import Tenant
 
-RETRY_AFTER_S = 5
 LOST = "The replica that served this request was lost before it finished. Send the request again."
 LATE = "This request took longer than the server allows (server.request_timeout_s) and was ended."
 _HUNG_UP = 499
@@ -48,6 +48,7 @@ class Gateway:
         self._meter = meter or Unmetered()
         self._observer = observer or Unobserved()
         self._in_flight = 0
+        self.admission = Admission(table, lambda: access.tiers)
 
     def authenticate(self, authorization: str | None) -> Tenant:
         """Return who asks, by the value of `Authorization`. Raises Refused (401) where a key is needed and missing."""
@@ -95,7 +96,6 @@ class Gateway:
     def _answer(self, admitted: Admitted, watch: Watch) -> Answer:
         return Answer(
             admitted,
-            table=self.table,
             client=self._client,
             meter=self._meter,
             watch=watch,
@@ -107,30 +107,37 @@ class Gateway:
         """Hold what the request needs; all of it is taken in one turn of the event loop, so that none is overtaken."""
         self.require_place()
         tier = self._access.tier(ask.tier, ask.tenant)
-        replica = self.table.pick()
-        if replica is None or replica.limits is None:
-            message = "No replica is ready. Try again in a few seconds."
-            raise Refused(message, status=503, code="not_ready", retry_after_s=RETRY_AFTER_S)
-        body = checked(ask.kind, ask.body, model=self.model, limits=replica.limits)
+        limits = next((replica.limits for replica in self.table.serving if replica.limits is not None), None)
+        if limits is None:
+            raise not_ready()
+        body = checked(ask.kind, ask.body, model=self.model, limits=limits)
         load = load_of(body)
         permit = self._access.admit(load, ask.tenant, now_s=time.monotonic())
-        body |= engine_fields(body, tier, ask.tenant)
-        place = RequestInFlight(replica)
-        self._in_flight += 1
-        try:
-            name = self._access.tiers.names[tier]
-            yield Admitted(ask, body, name, load.users, uuid.uuid4().hex, permit, place)
-        finally:
-            self._in_flight -= 1
-            place.close()
-            permit.close()
+        with contextlib.ExitStack() as held:
+            held.callback(permit.close)
+            try:
+                secret = ask.tenant.prefix_key(body.get("extra_key")) or ""
+                place = self.admission.arrive(tier, ask.tenant.name, load, secret=secret)
+            except Refused:
+                permit.settle(0, now_s=time.monotonic())
+                raise
+            held.callback(place.close)
+            body |= engine_fields(body, place.tier, ask.tenant)
+            self._in_flight += 1
+            held.callback(self._leave)
+            name = self._access.tiers.names[place.tier]
+            asked = None if place.asked_tier is None else self.admission.name(place.asked_tier)
+            yield Admitted(ask, body, name, asked, load.users, uuid.uuid4().hex, permit, place)
+
+    def _leave(self) -> None:
+        self._in_flight -= 1
 
 
-def _outcome(answer: Answer | None, status: int, code: str = "") -> Outcome:
-    return Outcome(status, code) if answer is None else answer.outcome(status, code)
+def _outcome(answer: Answer | None, status: int, code: str = "", *, tier: str = "") -> Outcome:
+    return Outcome(status, code, tier) if answer is None else answer.outcome(status, code)
 
 
 def _ended(watch: Watch, answer: Answer | None, error: Refused) -> Refused:
     """Tell `watch` of `error`, and return it."""
-    watch.ended(_outcome(answer, error.status, error.code or ""))
+    watch.ended(_outcome(answer, error.status, error.code or "", tier=error.tier))
     return error

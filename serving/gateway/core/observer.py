@@ -24,7 +24,11 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a request ended. `status` is HTTP's, 499 where the client hung up; `code` is the refusal's, "" for none."""
+    """How a request ended. `status` is HTTP's, 499 where the client hung up; `code` is the refusal's, "" for none.
+
+    `asked_tier` is the tier that was asked for, where `tier` served it instead. `waited_ms` is how long it waited for
+    room, and `predicted_wait_ms` what was expected; None where it did not wait, or nothing was expected.
+    """
 
     status: int
     code: str = ""
@@ -34,6 +38,9 @@ class Outcome:
     completion_tokens: int | None = None
     engine_id: str | None = None
     times: EngineTimes | None = None
+    asked_tier: str | None = None
+    waited_ms: float | None = None
+    predicted_wait_ms: float | None = None
 
 
 class Watch(Protocol):

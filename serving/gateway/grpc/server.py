@@ -109,7 +109,7 @@ def _read(key: str, path: str) -> bytes:
 async def _tell(health: HealthServicer, table: ReplicaTable) -> None:
     """Keep the health of the server and of the service what the replicas make it."""
     while True:
-        ready = table.pick() is not None
+        ready = bool(table.serving)
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", SERVICE):
             await health.set(name, status)

@@ -17,7 +17,7 @@ from sparktier.serving.gateway.grpc import answers, requests
 from sparktier.serving.gateway.grpc.errors import DETAILS, code_of, details_of
 from sparktier.serving.gateway.proto.sparktier.v1 import inference_pb2 as pb
 from sparktier.serving.gateway.refused import Refused
-from sparktier.serving.gateway.tier_resolution import TIER_HEADER, TPOT_HEADER, TierAsk
+from sparktier.serving.gateway.tier_resolution import ASKED_TIER_HEADER, TIER_HEADER, TPOT_HEADER, TierAsk
 
 SERVICE = str(pb.DESCRIPTOR.services_by_name["InferenceService"].full_name)
 _FAILED = "The server failed on this request. Its log says why."
@@ -99,10 +99,11 @@ class _Method(Generic[Asked]):
         metadata = _Metadata(context.invocation_metadata())
         request_id = request_ids.kept_or_new(metadata.one(request_ids.HEADER))
         named = (request_ids.HEADER, request_id)
+        answer: Answer
         try:
             ask = self._ask(request, context, metadata, request_id, stream=stream)
             async with self._gateway.answering(ask) as answer:
-                await context.send_initial_metadata((named, (TIER_HEADER, answer.tier)))
+                await context.send_initial_metadata((named, *_tiers(answer)))
                 return await answered(answer, context)
         except Refused as error:
             refused = error
@@ -139,6 +140,12 @@ class _Method(Generic[Asked]):
         except DecodeError as error:
             raise Refused(f"The message must be a {self._asked.DESCRIPTOR.full_name}. Send one.") from error
         return request
+
+
+def _tiers(answer: Answer) -> list[tuple[str, str]]:
+    """Return the metadata that tell the tier of an answer, and the one that was asked for if that is another."""
+    served = [(TIER_HEADER, answer.tier)]
+    return served if answer.asked_tier is None else [*served, (ASKED_TIER_HEADER, answer.asked_tier)]
 
 
 class _Metadata:

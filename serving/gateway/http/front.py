@@ -67,7 +67,7 @@ def health_routes(table: ReplicaTable) -> list[Route]:
 
     async def readyz(request: Request) -> Response:
         states = {state.value: table.count(state) for state in State}
-        return JSONResponse({"replicas": states}, status_code=200 if table.pick() else 503)
+        return JSONResponse({"replicas": states}, status_code=200 if table.serving else 503)
 
     return [Route("/healthz", healthz, methods=["GET"]), Route("/readyz", readyz, methods=["GET"])]
 

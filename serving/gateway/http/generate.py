@@ -17,14 +17,15 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from sparktier.serving.gateway.core import request_ids
+from sparktier.serving.gateway.core.admission import RETRY_AFTER_S
 from sparktier.serving.gateway.core.answer import Answer
 from sparktier.serving.gateway.core.ask import Ask, Kind
 from sparktier.serving.gateway.core.events import Message
-from sparktier.serving.gateway.core.gateway import LATE, RETRY_AFTER_S, Gateway
+from sparktier.serving.gateway.core.gateway import LATE, Gateway
 from sparktier.serving.gateway.http import openai_errors as errors
 from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.requests.body import BodyIntake
-from sparktier.serving.gateway.tier_resolution import SERVICE_TIER, TIER_HEADER, TPOT_HEADER, TierAsk
+from sparktier.serving.gateway.tier_resolution import ASKED_TIER_HEADER, SERVICE_TIER, TIER_HEADER, TPOT_HEADER, TierAsk
 
 STOPPING = "The server stops, and this request was not finished in time. Send it again in a few seconds."
 FAILED = "The server failed on this request. Its log says why."
@@ -96,7 +97,7 @@ def _every(headers: Headers, name: str) -> str | None:
 
 
 async def _write(ask: Ask, answer: Answer, written: "_Written") -> None:
-    written.tier = answer.tier
+    written.tier, written.asked_tier = answer.tier, answer.asked_tier
     if not ask.streams:
         await written.whole(await answer.whole())
         return
@@ -133,11 +134,12 @@ class _Client:
 
 
 class _Written:
-    """What has been written of one answer. `tier` is told in its headers once it is known."""
+    """What has been written of one answer. Headers tell `tier` once it is known, and another `asked_tier`."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self.request_id = request_id
         self.tier: str | None = None
+        self.asked_tier: str | None = None
         self._send = send
         self._begun = False
 
@@ -171,8 +173,8 @@ class _Written:
 
     async def _begin(self, status: int, headers: Mapping[str, str]) -> None:
         self._begun = True
-        named = {**headers, request_ids.HEADER: self.request_id} | (
-            {} if self.tier is None else {TIER_HEADER: self.tier}
-        )
+        tiers = {TIER_HEADER: self.tier, ASKED_TIER_HEADER: self.asked_tier}
+        named = {**headers, request_ids.HEADER: self.request_id}
+        named |= {name: tier for name, tier in tiers.items() if tier is not None}
         raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in named.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})

@@ -11,6 +11,8 @@ from sparktier.serving.gateway.tenants.allowance import Load
 _CHARACTERS_PER_TOKEN = 4
 # A chat without a bound ends long before its context as a rule.
 _UNBOUNDED_TOKENS = 1024
+# What replicas are chosen by reads no more of a prompt.
+_BEGINNING = 16_384
 # What a chat's prompt is written from.
 _PROMPT_FIELDS = ("messages", "tools", "chat_template_kwargs")
 
@@ -19,7 +21,13 @@ def load_of(body: Mapping[str, Any]) -> Load:
     """Return the load of a request: each choice of each prompt is a user."""
     prompts = _prompts(body)
     users = int(body.get("n", 1)) * len(prompts)
-    return Load(users, sum(map(_tokens, prompts)) + users * _answer_tokens(body))
+    prompt_tokens = sum(map(_tokens, prompts))
+    return Load(users, prompt_tokens + users * _answer_tokens(body), prompt_tokens, _beginning(prompts[0]))
+
+
+def _beginning(prompt: str | list[int]) -> str:
+    """Return the beginning of `prompt` as text."""
+    return prompt[:_BEGINNING] if isinstance(prompt, str) else " ".join(map(str, prompt[:_BEGINNING]))
 
 
 def _prompts(body: Mapping[str, Any]) -> list[Any]:

@@ -20,6 +20,7 @@ from sparktier.serving.gateway.access import Access, access_of
 from sparktier.serving.gateway.core.gateway import Gateway
 from sparktier.serving.gateway.http.internal import internal_app
 from sparktier.serving.gateway.replica_life import State
+from sparktier.serving.gateway.room_following import RoomFollowing
 from sparktier.serving.gateway.routing import ReplicaTable
 from sparktier.serving.gateway.standalone.listed_replicas import ListedReplicas
 from sparktier.serving.gateway.telemetry.instruments import Instruments, journal_of
@@ -69,7 +70,8 @@ async def _serve(
         )
         internal = internal_app(table, client, instruments.metrics)
         listed = ListedReplicas(replicas_file, settings.supervision, client, table)
-        tasks = [listed.run(), instruments.run(), _announce(settings, table)]
+        rooms = RoomFollowing(table, admin_client, gateway.admission.look)
+        tasks = [listed.run(), rooms.run(), instruments.run(), _announce(settings, table)]
         if access.keys is not None:
             tasks.append(access.keys.watch())
         running = [asyncio.create_task(task) for task in tasks]

@@ -1,7 +1,7 @@
 """What one tenant has in flight and has left of its minute, and the permit of each of its requests. Pure."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparktier.configs.settings.tenants import TenantLimits
 from sparktier.serving.gateway.refused import Refused
@@ -14,10 +14,15 @@ _RATE_CODE = "rate_limit_exceeded"
 
 @dataclass(frozen=True)
 class Load:
-    """What a request brings: users, and the tokens of prompts and answers that are expected of it."""
+    """What a request brings: users, and the tokens of prompts and answers that are expected of it.
+
+    `prompt_tokens` are those of its prompts, `beginning` is that of the first.
+    """
 
     users: int
     tokens: int
+    prompt_tokens: int = field(default=0, compare=False)
+    beginning: str = field(default="", compare=False, repr=False)
 
 
 class Allowance:

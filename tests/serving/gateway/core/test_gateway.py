@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sparktier.configs.contracts.ended import REQUEST_ID_HEADER
+from sparktier.configs.contracts.room import TIER_HEADER, USERS_HEADER
 from sparktier.configs.settings.settings import GatewaySettings, ServerSettings, TierSettings
 from sparktier.serving.clients.rank_facts import EngineLimits
 from sparktier.serving.clients.replica import AsyncReplicaClient, OpenAnswer
@@ -145,7 +146,8 @@ async def test_the_observer_s_trace_and_the_engine_s_id_go_to_the_replica(monkey
     async with gateway_of(saying(json_answer(b"{}")), seen) as (gateway, _):
         await whole(gateway)
     engine_id = seen.of(Started)[0].engine_id
-    assert headers == [{"traceparent": TRACE, REQUEST_ID_HEADER: engine_id}]
+    brought = {TIER_HEADER: "3", USERS_HEADER: "1"}
+    assert headers == [{"traceparent": TRACE, REQUEST_ID_HEADER: engine_id, **brought}]
     # The parts of a request with several choices keep these alone.
     [params] = [body["custom_params"] for body in bodies]
     assert (params["sparktier_request"], params["sparktier_trace"]) == (engine_id, TRACE)

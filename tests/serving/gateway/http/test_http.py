@@ -331,22 +331,6 @@ async def test_a_replica_that_takes_no_connection_is_passed_over() -> None:
             assert [replica.in_flight for replica in replicas] == [0, 0, 0]
 
 
-async def test_a_request_that_was_sent_is_not_sent_again() -> None:
-    served = []
-
-    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
-        served.append(0)
-
-    async def lives(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
-        served.append(1)
-
-    async with scripted_replica(dies) as first, scripted_replica(lives) as second:
-        replicas = serving(0, first), serving(1, second)
-        async with fronted(*replicas) as (url, _), httpx.AsyncClient(base_url=url) as client:
-            assert error_of(await post(client))["code"] == "replica_lost"
-    assert served == [0]
-
-
 async def test_without_a_replica_clients_are_told_to_come_again() -> None:
     async with fronted(Replica(0, life=ReplicaLife(State.DOWN))) as (url, _), httpx.AsyncClient(base_url=url) as client:
         answer = await post(client)

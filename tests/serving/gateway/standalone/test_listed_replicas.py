@@ -13,7 +13,7 @@ from sparktier.configs.settings.settings import SupervisionSettings
 from sparktier.serving.clients.replica import AsyncReplicaClient
 from sparktier.serving.clients.replica_list import Listed, write_replicas
 from sparktier.serving.gateway.replica_life import State
-from sparktier.serving.gateway.routing import ReplicaTable, RequestInFlight
+from sparktier.serving.gateway.routing import ReplicaTable
 from sparktier.serving.gateway.standalone import listed_replicas
 from sparktier.serving.gateway.standalone.listed_replicas import ListedReplicas
 from support.gateways.replying_replica import replying
@@ -82,13 +82,12 @@ async def test_a_listed_replica_serves_once_it_answers_and_is_down_while_it_does
             await until(lambda: states(table) == ["starting"])
             engine.well = True
             await until(lambda: states(table) == ["serving"])
-            picked = table.pick()
-            assert picked is not None
+            [picked] = table.serving
             assert picked.limits is not None
             assert (picked.url, picked.limits.context_tokens) == (url, 256)
             engine.well = False
             await until(lambda: states(table) == ["starting"])
-            assert table.pick() is None
+            assert table.serving == []
             engine.well = True
             await until(lambda: states(table) == ["serving"])
 
@@ -100,14 +99,12 @@ async def test_a_replica_that_leaves_the_list_finishes_what_it_has(tmp_path: Pat
         async with followed(file) as table:
             await until(lambda: states(table) == ["serving"] * 2)
             leaving = next(replica for replica in table.replicas if replica.url == one)
-            request = RequestInFlight(leaving)
+            leaving.in_flight += 1
             write_replicas(file, {"a": Listed(url=one, state="draining"), "b": Listed(url=two)})
             await until(lambda: leaving.state is State.DRAINING)
             assert leaving in table.replicas
-            picked = table.pick()
-            assert picked is not None
-            assert picked.url == two
-            request.close()
+            assert [replica.url for replica in table.serving] == [two]
+            leaving.in_flight -= 1
             await until(lambda: [replica.url for replica in table.replicas] == [two])
             assert leaving.state is State.OFF
 
