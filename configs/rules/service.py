@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from sparktier.configs.errors import Problem
 from sparktier.configs.rules.rule import Rule
@@ -33,12 +34,13 @@ def _name_has_no_colon(settings: Settings) -> Iterator[Problem]:
 
 def _without_keys_this_machine_alone(settings: Settings) -> Iterator[Problem]:
     host = settings.server.host
-    if settings.gateway.keys_file is None and not _of_this_machine(host):
+    asks = settings.gateway.keys_file is not None or settings.tokens.issuer is not None
+    if not asks and not _of_this_machine(host):
         yield Problem(
             "server.host",
             "must be an address of this machine alone where no keys are asked for",
             host,
-            "Set gateway.keys_file, or listen on 127.0.0.1.",
+            "Set gateway.keys_file or tokens.issuer, or listen on 127.0.0.1.",
         )
 
 
@@ -65,6 +67,37 @@ def _service_tiers_are_tiers(settings: Settings) -> Iterator[Problem]:
             yield Problem(f"gateway.{key}", "must be the name of a tier", name, f"Name one of {names}.")
 
 
+def _tokens_are_whole(settings: Settings) -> Iterator[Problem]:
+    tokens = settings.tokens
+    if tokens.issuer is None:
+        return
+    for key in ("audience", "keys_url"):
+        if getattr(tokens, key) is None:
+            yield Problem(f"tokens.{key}", "must be set with tokens.issuer", "null", "Set it, or take no tokens.")
+    if not tokens.tiers:
+        cure = "Name the tier of each word, such as {gold: interactive}."
+        yield Problem("tokens.tiers", "must give at least one tier with tokens.issuer", "{}", cure)
+    if tokens.keys_url is not None and not _private(tokens.keys_url):
+        rule = "must be an https address, or one of this machine: who can change the keys can be anyone"
+        yield Problem("tokens.keys_url", rule, tokens.keys_url, "Name the https address of the issuer's keys.")
+
+
+def _private(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and _of_this_machine(host)))
+
+
+def _token_tiers_are_tiers(settings: Settings) -> Iterator[Problem]:
+    names = sorted(tier.name for tier in settings.tiers.values())
+    for word, name in settings.tokens.tiers.items():
+        if name not in names:
+            yield Problem(f"tokens.tiers.{word}", "must be the name of a tier", name, f"Name one of {names}.")
+
+
 RULES = (
     Rule(("model.path", "model.served_name"), _name_has_no_colon),
     Rule(
@@ -74,7 +107,9 @@ RULES = (
         ),
         _backoff_grows,
     ),
-    Rule(("server.host", "gateway.keys_file"), _without_keys_this_machine_alone),
+    Rule(("tokens",), _tokens_are_whole),
+    Rule(("tiers", "tokens.tiers"), _token_tiers_are_tiers),
+    Rule(("server.host", "gateway.keys_file", "tokens.issuer"), _without_keys_this_machine_alone),
     Rule(("server.grpc_tls_cert_file", "server.grpc_tls_key_file"), _tls_has_both_files),
     Rule(("tiers", "gateway.priority_tier", "gateway.flex_tier"), _service_tiers_are_tiers),
 )

@@ -16,6 +16,7 @@ from sparktier.configs.settings.server import ServerSettings, SupervisionSetting
 from sparktier.configs.settings.speculation import SpeculationSettings
 from sparktier.configs.settings.telemetry import TelemetrySettings
 from sparktier.configs.settings.tiers import TierId, TierSettings
+from sparktier.configs.settings.tokens import TokenSettings
 from sparktier.configs.settings.training import TrainingSettings
 from sparktier.configs.settings.usage import UsageSettings
 
@@ -32,6 +33,7 @@ __all__ = [
     "SupervisionSettings",
     "TelemetrySettings",
     "TierSettings",
+    "TokenSettings",
     "TrainingSettings",
     "UsageSettings",
 ]
@@ -63,6 +65,9 @@ class Settings(Section):
     )
     gateway: GatewaySettings = Field(
         default=GatewaySettings(), description="Whose requests are served, and as which tiers ([gateway](gateway.md))."
+    )
+    tokens: TokenSettings = Field(
+        default=TokenSettings(), description="JSON Web Tokens of an issuer, beside keys or in their place."
     )
     usage: UsageSettings = Field(default=UsageSettings(), description="The log of use.")
     controller: ControllerSettings = Field(

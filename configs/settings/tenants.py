@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field
 from sparktier.configs.settings.section import Section
 from sparktier.configs.settings.tiers import TierName
 
-TenantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+TENANT_NAME = "[a-z0-9][a-z0-9._-]{0,62}"
+TenantName = Annotated[str, Field(pattern=f"^{TENANT_NAME}$")]
 
 
 def _hash_of_a_key(text: str) -> str:

@@ -96,7 +96,8 @@ class _Deployment:
         async with requests as client, admin as admin_client:
             tiers = self._tiers(admin_client)
             keepers = [self._keeper(replica, client) for replica in self._table.replicas]
-            instruments = Instruments(self._settings, self._journal, self._table, admin_client)
+            failed = self._access.failed_reloads
+            instruments = Instruments(self._settings, self._journal, self._table, admin_client, failed)
             gateway = self._gateway(client, instruments)
             internal = internal_app(self._table, client, instruments.metrics)
             _handle_signals(stopping, tiers)

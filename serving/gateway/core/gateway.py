@@ -50,9 +50,9 @@ class Gateway:
         self._in_flight = 0
         self.admission = Admission(table, lambda: access.tiers)
 
-    def authenticate(self, authorization: str | None) -> Tenant:
-        """Return who asks, by the value of `Authorization`. Raises Refused (401) where a key is needed and missing."""
-        return self._access.authenticate(authorization)
+    async def authenticate(self, authorization: str | None) -> Tenant:
+        """Return who asks, by the value of `Authorization`. Raises Refused, see `Access.identify`."""
+        return await self._access.identify(authorization)
 
     def require_place(self) -> None:
         """Raise Refused (429) where no more requests fit. A transport asks before it reads a request, too."""

@@ -101,7 +101,7 @@ class _Method(Generic[Asked]):
         named = (request_ids.HEADER, request_id)
         answer: Answer
         try:
-            ask = self._ask(request, context, metadata, request_id, stream=stream)
+            ask = await self._ask(request, context, metadata, request_id, stream=stream)
             async with self._gateway.answering(ask) as answer:
                 await context.send_initial_metadata((named, *_tiers(answer)))
                 return await answered(answer, context)
@@ -112,8 +112,8 @@ class _Method(Generic[Asked]):
             refused = Refused(_FAILED, status=500, code="internal_error")
         return await context.abort(code_of(refused), str(refused), (named, (DETAILS, details_of(refused))))
 
-    def _ask(self, raw: bytes, context: Context, metadata: "_Metadata", request_id: str, *, stream: bool) -> Ask:
-        tenant = self._gateway.authenticate(metadata.one("authorization"))
+    async def _ask(self, raw: bytes, context: Context, metadata: "_Metadata", request_id: str, *, stream: bool) -> Ask:
+        tenant = await self._gateway.authenticate(metadata.one("authorization"))
         self._gateway.require_place()
         request = self._decoded(raw)
         left_s = context.time_remaining()

@@ -119,10 +119,10 @@ class _Catalogue:
         self._entry = {"id": gateway.model, "object": "model", "created": int(time.time()), "owned_by": "sparktier"}
 
     async def all(self, request: Request) -> Response:
-        self._gateway.authenticate(request.headers.get("authorization"))
+        await self._gateway.authenticate(request.headers.get("authorization"))
         return JSONResponse({"object": "list", "data": [self._entry]})
 
     async def one(self, request: Request) -> Response:
-        self._gateway.authenticate(request.headers.get("authorization"))
+        await self._gateway.authenticate(request.headers.get("authorization"))
         require_model(request.path_params["model"], self._gateway.model)
         return JSONResponse(self._entry)

@@ -75,7 +75,7 @@ class Generate:
     async def _read(self, kind: Kind, headers: Headers, receive: Receive, request_id: str) -> Ask:
         """Return the request once it is there. Raises Refused, or ClientDisconnect."""
         deadline_s = asyncio.get_running_loop().time() + self._timeout_s
-        tenant = self._gateway.authenticate(headers.get("authorization"))
+        tenant = await self._gateway.authenticate(headers.get("authorization"))
         self._gateway.require_place()
         try:
             async with asyncio.timeout_at(deadline_s):

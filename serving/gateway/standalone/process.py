@@ -57,7 +57,7 @@ async def _serve(
     _handle_signals(stopping, lambda: _take_tiers(access, reload))
     requests, admin = AsyncReplicaClient(bearer(keys.requests)), AsyncReplicaClient(bearer(keys.admin))
     async with requests as client, admin as admin_client:
-        instruments = Instruments(settings, journal, table, admin_client)
+        instruments = Instruments(settings, journal, table, admin_client, access.failed_reloads)
         model = settings.model.public_name
         gateway = Gateway(
             table,

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from sparktier.configs.settings.settings import Settings
 from sparktier.serving.clients.replica import AsyncReplicaClient
@@ -25,10 +26,17 @@ def journal_of(settings: Settings) -> Journal | None:
 
 
 class Instruments:
-    """The instruments of one gateway. `client` asks the replicas of `table` with the admin key."""
+    """The instruments of one gateway. `client` asks the replicas of `table` with the admin key; `failed_reloads` is
+    counted elsewhere.
+    """
 
     def __init__(
-        self, settings: Settings, journal: Journal | None, table: ReplicaTable, client: AsyncReplicaClient
+        self,
+        settings: Settings,
+        journal: Journal | None,
+        table: ReplicaTable,
+        client: AsyncReplicaClient,
+        failed_reloads: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._usage = None
 
@@ -39,7 +47,9 @@ class Instruments:
             self._usage = UsageMeter(journal, replicas=replicas, client=client)
         self._spans = spans_to(settings.telemetry.otlp_endpoint)
         self.meter: Meter = self._usage or Unmetered()
-        self.metrics = GatewayMetrics(lost_records=lambda: 0 if journal is None else journal.lost)
+        self.metrics = GatewayMetrics(
+            lost_records=lambda: 0 if journal is None else journal.lost, failed_reloads=failed_reloads
+        )
         self.observer = Telemetry(self.metrics, self._spans)
 
     async def run(self) -> None:

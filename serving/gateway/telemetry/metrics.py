@@ -3,8 +3,9 @@
 docs/metrics.md lists every metric.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -19,9 +20,13 @@ _TOK_S = (1, 2, 5, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500)
 
 
 class GatewayMetrics:
-    """The metrics of one gateway; `lost_records` tells how many records of use are lost so far."""
+    """The metrics of one gateway; `lost_records` tells how many records of use are lost so far, `failed_reloads` how
+    often each kind of file could not be read again.
+    """
 
-    def __init__(self, *, lost_records: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, *, lost_records: Callable[[], int] = lambda: 0, failed_reloads: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "sparktier_gateway_requests",
@@ -46,7 +51,7 @@ class GatewayMetrics:
             buckets=_TOK_S,
             registry=self._registry,
         )
-        self._registry.register(_Losses(lost_records))
+        self._registry.register(_Losses(lost_records, failed_reloads))
 
     def began(self) -> None:
         """Count a request that has arrived."""
@@ -70,13 +75,20 @@ class GatewayMetrics:
 
 
 class _Losses(Collector):
-    def __init__(self, lost_records: Callable[[], int]) -> None:
+    def __init__(self, lost_records: Callable[[], int], failed_reloads: Mapping[str, int]) -> None:
         self._lost_records = lost_records
+        self._failed_reloads = failed_reloads
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the count as it is now."""
+        """Yield the counts as they are now."""
         yield CounterMetricFamily(
             "sparktier_gateway_usage_lost_records",
             "Records of use that the disk did not take.",
             value=self._lost_records(),
         )
+        reloads = CounterMetricFamily(
+            "sparktier_gateway_failed_reloads", "Changed files that could not be read.", labels=["file"]
+        )
+        for file, count in self._failed_reloads.items():
+            reloads.add_metric([file], count)
+        yield reloads

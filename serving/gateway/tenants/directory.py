@@ -42,6 +42,14 @@ class Directory:
         """The names of all tenants."""
         return frozenset(self._tenants)
 
+    def tenant(self, name: str) -> Tenant | None:
+        """Return the tenant `name`, if there is one."""
+        return self._tenants.get(name)
+
+    def has(self, key: str) -> bool:
+        """Return whether `key` is one of a tenant's."""
+        return self._ring.tenant_of(key) is not None
+
     def authenticate(self, authorization: str | None) -> Tenant:
         """Return the tenant whose key is in the header `Authorization`. Raises Refused (401) without one."""
         key = bearer_key(authorization)
@@ -53,8 +61,13 @@ class Directory:
         return self._tenants[name]
 
 
+def prefix_secret(pepper: bytes, name: str) -> bytes:
+    """Return what keeps the cached prefixes of the tenant `name` apart from those of others."""
+    return bytes.fromhex(keyed_hash(pepper, name, purpose="tenant"))
+
+
 def _tenant(name: str, settings: TenantSettings, tiers: TierTable, pepper: bytes) -> Tenant:
-    secret = None if settings.share_prefixes else bytes.fromhex(keyed_hash(pepper, name, purpose="tenant"))
+    secret = None if settings.share_prefixes else prefix_secret(pepper, name)
     default = tiers.default if settings.default_tier is None else tiers.ids[settings.default_tier]
     entitled = Entitlement(frozenset(tiers.ids[tier] for tier in settings.tiers), default)
     return Tenant(name, entitled, settings.limits, secret)

@@ -70,7 +70,7 @@ def read_pepper(file: str | None, env: MutableMapping[str, str]) -> bytes:
         return _long_enough(_private(Path(file)).strip(), "gateway.pepper_file")
     found = env.pop(PEPPER_ENV, None)
     if found is None:
-        rule = f"must be given with gateway.keys_file, unless {PEPPER_ENV} has the pepper"
+        rule = f"must be given with gateway.keys_file or tokens.issuer, unless {PEPPER_ENV} has the pepper"
         raise ConfigError([Problem("gateway.pepper_file", rule, "null", _CURE)])
     return _long_enough(found.strip().encode(), PEPPER_ENV)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,11 @@ Build = Callable[[TenantsFile], Directory]
 
 
 class KeysFile:
-    """The keys file at `path`, made a directory by `build`."""
+    """The keys file at `path`, made a directory by `build`; `failed` counts what could not be read again."""
 
-    def __init__(self, path: Path, build: Build) -> None:
+    def __init__(self, path: Path, build: Build, failed: Counter[str] | None = None) -> None:
         """Raises ConfigError when the file breaks a rule."""
+        self._failed: Counter[str] = Counter() if failed is None else failed
         self._path = path
         self._build = build
         self._mark = _mark(path)
@@ -47,6 +49,7 @@ class KeysFile:
         try:
             self.directory = self._read(self._build)
         except ConfigError as error:
+            self._failed["tenants"] += 1
             first, *more = error.problems
             others = f" It has {len(more)} more." if more else ""
             logger.warning("%s: the tenants from before stay in force. %s%s", self._path, first, others)
@@ -71,14 +74,14 @@ class KeysFile:
         return build(file)
 
 
-def load_keys_file(path: Path, build: Build) -> KeysFile:
-    """Return the keys file at `path`.
+def load_keys_file(path: Path, build: Build, failed: Counter[str]) -> KeysFile:
+    """Return the keys file at `path`; `failed` counts what can't be read again later.
 
     Raises:
         ConfigError: it breaks rules; their places begin with the key of the settings.
     """
     try:
-        return KeysFile(path, build)
+        return KeysFile(path, build, failed)
     except ConfigError as error:
         raise ConfigError([_inside(path, problem) for problem in error.problems]) from None
 

@@ -31,9 +31,7 @@ def bench(drafting: Deployment, prompts: Path, report: Path, **promise: float) -
     """Load the tier gold, which has `promise`, and return its requests; the report has its one row."""
     keys = report.with_suffix(".keys.json")
     keys.write_text(json.dumps({"a": CLIENT_KEY}))
-    values = [
-        f"--set={key}={value}" for key, value in drafting.values.items() if key.startswith(("model.", "gateway."))
-    ]
+    values = [f"--set={key}={value}" for key, value in drafting.values.items()]
     values += [f"--set=tiers.5.{key}={value}" for key, value in promise.items()]
     load = ["--rate", "4", "--seconds", "6", "--tokens", str(TOKENS), "--share", "gold=1", "--prompts", str(prompts)]
     where = ["--url", drafting.url, "--keys", str(keys), "--json", str(report)]

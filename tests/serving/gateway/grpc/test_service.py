@@ -250,10 +250,10 @@ async def test_a_message_that_is_too_large_is_refused() -> None:
 class Keyed(Access):
     """Asks for the key `k`."""
 
-    def authenticate(self, authorization: str | None) -> Tenant:
+    async def identify(self, authorization: str | None) -> Tenant:
         if authorization != "Bearer k":
             raise Refused("No key.", status=401, code="invalid_api_key")
-        return super().authenticate(None)
+        return await super().identify(None)
 
 
 async def test_a_message_is_decoded_once_its_sender_is_known() -> None:
