@@ -26,6 +26,7 @@ from sparktier.configs.settings.settings import Settings
 from sparktier.serving.cli import bench as bench_cli
 from sparktier.serving.cli import controller as controller_cli
 from sparktier.serving.cli import drafter as drafter_cli
+from sparktier.serving.cli import simulate as simulate_cli
 from sparktier.serving.cli import usage as usage_cli
 from sparktier.serving.cli.options import add_config, add_json, add_verb, configured, real_number, whole_number
 from sparktier.serving.engine.upstream.check import require_version
@@ -205,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     drafter_cli.add_commands(add)
     bench_cli.add_commands(add)
     controller_cli.add_commands(add)
+    simulate_cli.add_commands(add)
     return parser
 
 

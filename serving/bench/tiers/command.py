@@ -41,7 +41,7 @@ def run(settings: TiersSettings, *, report: Path | None, plot: Path | None) -> i
     """
     console = Console(stderr=True)
     kept = None if report is None else report.with_name(report.name + ".part")
-    known = _known(kept)
+    known = known_rows(kept)
     rows: Rows = []
 
     def keep(key: str, found: Rows) -> None:
@@ -66,8 +66,8 @@ def run(settings: TiersSettings, *, report: Path | None, plot: Path | None) -> i
     return 0
 
 
-def _known(kept: Path | None) -> dict[str, Rows]:
-    """The rows of an interrupted run by key. Its last line may be torn."""
+def known_rows(kept: Path | None) -> dict[str, Rows]:
+    """Return the rows of an interrupted run by key. Its last line may be torn."""
     found: dict[str, Rows] = {}
     if kept is None or not kept.exists():
         return found

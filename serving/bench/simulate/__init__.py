@@ -1,0 +1,1 @@
+"""The commands `simulate` and `plan`: a cluster in virtual time, from a file of settings and a trace."""
