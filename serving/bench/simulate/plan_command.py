@@ -101,10 +101,11 @@ class Planned:
         if replicas < 1:
             return NONE, {}
         settings = self._settings.model_copy(update={"replicas": replicas})
-        asked = {name: partial(self._attained_with, changed) for name, changed in relaxed(settings)}
+        asked = {name: partial(self.attained_with, changed) for name, changed in relaxed(settings)}
         return binding(asked)
 
-    def _attained_with(self, settings: SimulateSettings) -> Attained:
+    def attained_with(self, settings: SimulateSettings) -> Attained:
+        """Return what a cluster of other settings attains with the same requests."""
         return attained_of(self._simulated(settings))
 
     def _simulated(self, settings: SimulateSettings) -> Rows:

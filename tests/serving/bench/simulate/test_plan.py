@@ -7,7 +7,7 @@ import pytest
 
 from sparktier.cluster.traffic.generated import Length, generated
 from sparktier.cluster.traffic.requests import Requests
-from sparktier.serving.bench.simulate.plan_command import Planned, attained_of, relaxed
+from sparktier.serving.bench.simulate.plan_command import Planned, relaxed
 from sparktier.serving.bench.simulate.settings import SimulateSettings, load_simulate_settings
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
@@ -70,7 +70,7 @@ def test_more_room_for_users_lets_the_smaller_cluster_do_where_that_binds() -> N
     size = next(row["replicas"] for row in rows if row["is_plan"])
     assert {row["binding_constraint"] for row in rows} == {"users at once"}
     wider = dict(relaxed(narrow.model_copy(update={"replicas": size - 1})))["users at once"]
-    assert min(attained_of(planned._simulated(wider)).values()) >= ATTAIN
+    assert min(planned.attained_with(wider).values()) >= ATTAIN
 
 
 @pytest.mark.prove
