@@ -4,7 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV
@@ -14,9 +14,17 @@ from support.gateways.grpc_calls import free_port
 
 
 class RunningGateway:
-    """The command, once it serves. `values` are those of `--set`."""
+    """The command, once it serves. `values` are those of `--set`; `wrapper` is a command line that runs others."""
 
-    def __init__(self, folder: Path, replica_url: str, keys_file: Path, config: Path, **values: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        replica_url: str,
+        keys_file: Path,
+        config: Path,
+        wrapper: Sequence[str],
+        **values: object,
+    ) -> None:
         replicas = folder / "replicas.json"
         write_replicas(replicas, {"0": Listed(url=replica_url)})
         self.output = folder / "output"
@@ -26,7 +34,7 @@ class RunningGateway:
         command = ["gateway", str(config), "--replicas", str(replicas), *options]
         with self.output.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sparktier.serving.cli.main", *command],
+                [*wrapper, sys.executable, "-m", "sparktier.serving.cli.main", *command],
                 env={**os.environ, KEYS_FILE_ENV: str(keys_file)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -53,10 +61,16 @@ class RunningGateway:
 
 @contextlib.contextmanager
 def running_gateway(
-    folder: Path, replica_url: str, keys_file: Path, *, config: Path = CONFIG, **values: object
+    folder: Path,
+    replica_url: str,
+    keys_file: Path,
+    *,
+    config: Path = CONFIG,
+    wrapper: Sequence[str] = (),
+    **values: object,
 ) -> Iterator[RunningGateway]:
     """Yield a gateway that serves, and kill it in the end."""
-    running = RunningGateway(folder, replica_url, keys_file, config, **values)
+    running = RunningGateway(folder, replica_url, keys_file, config, wrapper, **values)
     try:
         running.wait()
         yield running
