@@ -3,13 +3,16 @@
 import json
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sparktier.serving.clients.replica_keys import bearer
+from sparktier.serving.gateway.proto.sparktier.v1 import inference_pb2 as pb
 from support import replica_http
-from support.deployment import CLIENT_KEY, MODEL, Deployment
+from support.deployment import CLIENT_KEY, MODEL, SHOWN, Deployment
+from support.gateways.grpc_calls import method
 from support.generation import random_prompts
 from support.inputs.tenants import OTHER_KEY, PEPPER
 
@@ -45,6 +48,44 @@ def test_the_tier_of_a_request_is_that_of_the_rank_that_served_it(
     assert {of for of in after if after[of] > before.get(of, 0.0)} == {str(tier)}
     assert answer.headers["x-sparktier-tier"] == name
     assert json.loads(answer.text)["usage"]["sparktier"]["tier"] == name
+
+
+@pytest.mark.parametrize(
+    ("field", "metadata", "tier", "name"),
+    [
+        (None, (), STANDARD, "standard"),
+        ("gold", (), GOLD, "gold"),
+        (None, (("x-sparktier-tier", "lone"),), LONE, "lone"),
+        ("gold", (("x-sparktier-tier", "lone"),), GOLD, "gold"),
+    ],
+    ids=["nothing", "field", "metadata", "field before metadata"],
+)
+def test_the_tier_of_a_call_is_that_of_the_rank_that_served_it(
+    drafting: Deployment, field: str | None, metadata: tuple[tuple[str, str], ...], tier: int, name: str
+) -> None:
+    before = rounds_by_tier(drafting)
+    asked = pb.CompleteRequest(
+        prompts=[pb.Prompt(text="ba be")], sampling=pb.Sampling(max_tokens=24, ignore_eos=True), tier=field
+    )
+    shown = (("authorization", f"Bearer {CLIENT_KEY}"), *metadata)
+    with grpc.insecure_channel(drafting.grpc_address) as channel:
+        answer, call = method(channel, "Complete").with_call(asked, metadata=shown, timeout=120)
+    after = rounds_by_tier(drafting)
+    assert {of for of in after if after[of] > before.get(of, 0.0)} == {str(tier)}
+    assert dict(call.initial_metadata())["x-sparktier-tier"] == answer.usage.tier == name
+
+
+def test_keys_of_clients_do_nothing_on_the_internal_listener_and_its_routes_are_not_public(
+    drafting: Deployment,
+) -> None:
+    for headers in ({}, SHOWN, bearer("sk-wrong")):
+        inside = httpx.get(f"{drafting.internal_url}/metrics", headers=headers, timeout=60.0)
+        assert "sparktier_gateway" in inside.text
+        for path in ("/v1/models", "/v1/completions", "/v1/chat/completions", "/openapi.json"):
+            assert httpx.get(drafting.internal_url + path, headers=headers, timeout=60.0).status_code == 404
+            assert httpx.post(drafting.internal_url + path, json={}, headers=headers, timeout=60.0).status_code == 404
+        for path in ("/metrics", "/console", "/sparktier/signals", "/sparktier/ended", "/sparktier/plan"):
+            assert httpx.get(drafting.url + path, headers=headers, timeout=60.0).status_code == 404
 
 
 def test_a_tenant_sees_no_cached_token_of_another(drafting: Deployment) -> None:

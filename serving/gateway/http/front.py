@@ -24,6 +24,9 @@ from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.requests.rules import require_model
 from sparktier.serving.gateway.routing import ReplicaTable
 
+# SGLang has them, but no tier and no tenant gets through them.
+_NOT_SERVED = ("/v1/responses", "/v1/messages")
+
 
 def front(gateway: Gateway) -> ASGIApp:
     """Return the application for clients of `gateway`."""
@@ -74,6 +77,9 @@ def health_routes(table: ReplicaTable) -> list[Route]:
 
 async def not_found(request: Request, error: Exception) -> Response:
     """Answer a path that there is not."""
+    if request.url.path in _NOT_SERVED:
+        message = f"{request.url.path} is not served. Use /v1/chat/completions."
+        return _response(Refused(message, status=404, code="not_served"))
     return _response(Refused(f"No such path: {request.url.path[:200]}", status=404, code="not_found"))
 
 

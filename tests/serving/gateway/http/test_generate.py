@@ -11,7 +11,9 @@ from starlette.types import ASGIApp
 from sparktier.configs.settings.settings import ServerSettings
 from sparktier.serving.clients.replica import AsyncReplicaClient, OpenAnswer
 from sparktier.serving.gateway.core.answer import Answer
+from sparktier.serving.gateway.core.ask import Ask
 from sparktier.serving.gateway.core.gateway import Gateway
+from sparktier.serving.gateway.core.observer import Outcome, Phase, Unobserved, Watch
 from sparktier.serving.gateway.http.front import front
 from sparktier.serving.gateway.routing import ReplicaTable
 from support.gateways.fronts import ASKED, DONE, EVERYBODY, TOKEN, answered, asked, serving, wait_for_hang_up
@@ -99,6 +101,39 @@ async def test_each_chunk_is_written_once() -> None:
     assert b"".join(bodies) == (TOKEN + TOKEN) * chunks + DONE
     # The start of the answer, at most one write a chunk, and the end.
     assert len(sent) <= 1 + chunks + 1
+
+
+class Counting(Unobserved):
+    """Counts what it is told."""
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    def watch(self, ask: Ask) -> Watch:
+        self.told += 1
+        return self
+
+    traceparent = None
+
+    def reached(self, phase: Phase) -> None:
+        self.told += 1
+
+    def ended(self, outcome: Outcome) -> None:
+        self.told += 1
+
+
+@pytest.mark.parametrize("chunks", [1, 40])
+async def test_no_span_no_metric_and_no_line_is_made_for_a_chunk(chunks: int) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        writer.write(STREAM_HEAD + chunk(TOKEN) * chunks + chunk(DONE) + STREAM_END)
+
+    observer = Counting()
+    async with scripted_replica(script) as url, AsyncReplicaClient() as client:
+        table = ReplicaTable((serving(0, url),))
+        gateway = Gateway(table, ServerSettings(), client, model="tiny", access=EVERYBODY, observer=observer)
+        await streamed_by_hand(front(gateway))
+    # It begins, is admitted, is sent, has its first token, and ends.
+    assert observer.told == 5
 
 
 async def test_the_engine_s_request_ends_in_the_turn_that_learns_of_a_hang_up(monkeypatch: pytest.MonkeyPatch) -> None:

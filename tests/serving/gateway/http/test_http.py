@@ -374,3 +374,12 @@ async def test_the_replica_gets_the_body_without_what_only_we_may_set() -> None:
         params = {"sparktier_tier": 3, "sparktier_request": request_id}
         ours = {"custom_params": params, "return_spec_tokens_details": True}
         assert sent == ASKED | {"seed": 3} | ours
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+async def test_a_route_that_is_not_served_names_the_one_to_use(path: str) -> None:
+    async with asked(answered) as (client, _):
+        answer = await client.post(path, json={"model": "tiny", "input": "Hello"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (404, "not_served")
+    assert error["message"] == f"{path} is not served. Use /v1/chat/completions."
