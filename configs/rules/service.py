@@ -52,11 +52,19 @@ def _of_this_machine(host: str) -> bool:
 
 
 def _tls_has_both_files(settings: Settings) -> Iterator[Problem]:
-    files = [(f"server.{name}", getattr(settings.server, name)) for name in ("grpc_tls_cert_file", "grpc_tls_key_file")]
-    missing = [key for key, path in files if path is None]
-    if len(missing) == 1:
-        [key] = missing
-        yield Problem(key, "must be set where the other file of TLS is", "null", "Name it, or leave out both.")
+    for kind in ("tls", "grpc_tls", "replica"):
+        keys = [f"{kind}_cert_file", f"{kind}_key_file"]
+        missing = [key for key in keys if getattr(settings.server, key) is None]
+        if len(missing) == 1:
+            rule = "must be set where the other file of TLS is"
+            yield Problem(f"server.{missing[0]}", rule, "null", "Name it, or leave out both.")
+
+
+def _clients_need_tls(settings: Settings) -> Iterator[Problem]:
+    server = settings.server
+    if server.tls_client_ca_file is not None and server.tls_cert_file is None and server.grpc_tls_cert_file is None:
+        rule = "can't be set where no listener has TLS"
+        yield Problem("server.tls_client_ca_file", rule, server.tls_client_ca_file, "Set server.tls_cert_file too.")
 
 
 def _service_tiers_are_tiers(settings: Settings) -> Iterator[Problem]:
@@ -98,6 +106,7 @@ def _token_tiers_are_tiers(settings: Settings) -> Iterator[Problem]:
             yield Problem(f"tokens.tiers.{word}", "must be the name of a tier", name, f"Name one of {names}.")
 
 
+_TLS_FILES = tuple(f"server.{kind}_{file}_file" for kind in ("tls", "grpc_tls", "replica") for file in ("cert", "key"))
 RULES = (
     Rule(("model.path", "model.served_name"), _name_has_no_colon),
     Rule(
@@ -110,6 +119,7 @@ RULES = (
     Rule(("tokens",), _tokens_are_whole),
     Rule(("tiers", "tokens.tiers"), _token_tiers_are_tiers),
     Rule(("server.host", "gateway.keys_file", "tokens.issuer"), _without_keys_this_machine_alone),
-    Rule(("server.grpc_tls_cert_file", "server.grpc_tls_key_file"), _tls_has_both_files),
+    Rule(_TLS_FILES, _tls_has_both_files),
+    Rule(("server.tls_client_ca_file", "server.tls_cert_file", "server.grpc_tls_cert_file"), _clients_need_tls),
     Rule(("tiers", "gateway.priority_tier", "gateway.flex_tier"), _service_tiers_are_tiers),
 )

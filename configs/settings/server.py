@@ -44,6 +44,33 @@ class ServerSettings(Section):
     grpc_tls_key_file: str | None = Field(
         default=None, min_length=1, description="PEM file of the certificate's private key."
     )
+    tls_cert_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="PEM file of the HTTP listener's certificate chain; null serves without TLS. All files of TLS are"
+        " read again when they change ([gateway](gateway.md#tls)).",
+    )
+    tls_key_file: str | None = Field(
+        default=None, min_length=1, description="PEM file of that certificate's private key."
+    )
+    tls_client_ca_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="PEM file of the certificates that sign those of clients; with it the listeners with TLS take no"
+        " other client. Null asks for none.",
+    )
+    replica_ca_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="PEM file of what signs the certificates of replicas at https addresses, in `sparktier gateway`;"
+        " null trusts what this machine trusts.",
+    )
+    replica_cert_file: str | None = Field(
+        default=None, min_length=1, description="PEM file of the certificate that such replicas are shown; null: none."
+    )
+    replica_key_file: str | None = Field(
+        default=None, min_length=1, description="PEM file of that certificate's private key."
+    )
     max_body_bytes: int = Field(
         default=4 << 20, ge=1024, le=1 << 30, description="Largest request body; a larger one is answered 413."
     )

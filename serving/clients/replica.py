@@ -4,6 +4,7 @@ No other module imports an HTTP client library.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Self
 import aiohttp
 
 from sparktier.configs.errors import ReplicaLost, ReplicaUnreachable
+from sparktier.serving.clients.tls_files import TlsFiles
 
 OK, UNAUTHORIZED = 200, 401
 # Replicas are on this machine or one network hop away: a connection that takes longer never comes.
@@ -84,9 +86,13 @@ class OpenAnswer:
 
 
 class AsyncReplicaClient:
-    """Asks replicas by address from an event loop; an async context manager. `headers` show a key, see `bearer`."""
+    """Asks replicas by address from an event loop; an async context manager. `headers` show a key, see `bearer`.
 
-    def __init__(self, headers: Mapping[str, str] | None = None) -> None:
+    `tls` is for replicas at https addresses; without it they are trusted as this machine does.
+    """
+
+    def __init__(self, headers: Mapping[str, str] | None = None, tls: TlsFiles | None = None) -> None:
+        self._tls = tls
         self._headers = {**_PLAIN, **(headers or {})}
         self._opened: aiohttp.ClientSession | None = None
 
@@ -103,6 +109,11 @@ class AsyncReplicaClient:
                 trust_env=False,
             )
         return self._opened
+
+    @property
+    def _ssl(self) -> ssl.SSLContext | bool:
+        # Each connection takes what the files hold at its moment.
+        return True if self._tls is None else self._tls.context
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,7 +138,8 @@ class AsyncReplicaClient:
         """
         sent = {"Content-Type": "application/json", **(headers or {})}
         try:
-            return OpenAnswer(await self._session.post(url, data=body, headers=sent, allow_redirects=False))
+            answer = await self._session.post(url, data=body, headers=sent, allow_redirects=False, ssl=self._ssl)
+            return OpenAnswer(answer)
         except _FAILURES as error:
             raise _lost(error) from error
 
@@ -159,7 +171,7 @@ class AsyncReplicaClient:
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._session.request(method, url, json=json, allow_redirects=False) as response,
+                self._session.request(method, url, json=json, allow_redirects=False, ssl=self._ssl) as response,
             ):
                 return ReplicaAnswer(response.status, await response.read())
         except _FAILURES as error:

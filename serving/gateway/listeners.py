@@ -12,10 +12,12 @@ from starlette.types import ASGIApp
 from sparktier.configs.errors import ConfigError, Problem
 from sparktier.configs.settings.server import ServerSettings
 from sparktier.serving.clients.addresses import host_port, http_url, listening
+from sparktier.serving.clients.tls_files import TlsFiles
 from sparktier.serving.gateway.core.gateway import Gateway
 from sparktier.serving.gateway.grpc.server import serving as grpc_serving
 from sparktier.serving.gateway.http.connections import Connection
 from sparktier.serving.gateway.http.front import front
+from sparktier.serving.gateway.tls import http_tls
 
 _INTERNAL_GRACE_S = 1.0
 
@@ -47,6 +49,8 @@ def held(server: ServerSettings) -> Iterator[Sockets]:
 def addresses(server: ServerSettings) -> str:
     """Return where the listeners are, as the line `ready` tells it."""
     http, grpc = http_url(server.host, server.port), host_port(server.host, server.grpc)
+    if server.tls_cert_file is not None:
+        http = http.replace("http:", "https:", 1)
     return f"http={http} grpc={grpc} internal={http_url(server.internal_host, server.internal)}"
 
 
@@ -56,22 +60,26 @@ async def serve(gateway: Gateway, internal: ASGIApp, sockets: Sockets, stopping:
     Raises:
         ConfigError: gRPC can't listen on its address, or a file of TLS can't be read.
     """
-    public = _Server(_uvicorn(front(gateway), grace_s=gateway.server.shutdown_grace_s))
+    tls = http_tls(gateway.server, gateway.failed_reloads)
+    public = _Server(_uvicorn(front(gateway), grace_s=gateway.server.shutdown_grace_s, tls=tls))
     inside = _Server(_uvicorn(internal, grace_s=_INTERNAL_GRACE_S))
     # Leaving the context ends calls of gRPC while HTTP ends its requests.
     async with grpc_serving(gateway):
         serving = asyncio.create_task(public.serve(sockets=[sockets.public]))
         showing = asyncio.create_task(inside.serve(sockets=[sockets.internal]))
         asked = asyncio.create_task(stopping.wait())
+        reading = None if tls is None else asyncio.create_task(tls.watch())
         await asyncio.wait({serving, showing, asked}, return_when=asyncio.FIRST_COMPLETED)
         public.should_exit = True
     asked.cancel()
+    if reading is not None:
+        reading.cancel()
     await serving
     inside.should_exit = True
     await showing
 
 
-def _uvicorn(app: ASGIApp, *, grace_s: float) -> uvicorn.Config:
+def _uvicorn(app: ASGIApp, *, grace_s: float, tls: TlsFiles | None = None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Connection,
@@ -80,6 +88,7 @@ def _uvicorn(app: ASGIApp, *, grace_s: float) -> uvicorn.Config:
         log_level="warning",
         lifespan="off",
         timeout_graceful_shutdown=round(grace_s),
+        ssl_context_factory=None if tls is None else lambda *_: tls.server_context,
     )
 
 

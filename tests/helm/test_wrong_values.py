@@ -70,6 +70,13 @@ CONFIG = [
     (SPANNING, {"training.target_layer_ids": [3]}, "replicas.attention_data_parallel"),
     (FOUR, {"server.grpc_tls_cert_file": "/tls.crt"}, "server.grpc_tls_key_file"),
     (FOUR, {"server.grpc_tls_key_file": "/tls.key"}, "server.grpc_tls_cert_file"),
+    (FOUR, {"server.tls_cert_file": "/tls.crt"}, "server.tls_key_file"),
+    (FOUR, {"server.replica_key_file": "/tls.key"}, "server.replica_cert_file"),
+    (CPU, {"server.tls_client_ca_file": "/ca.crt"}, "server.tls_client_ca_file"),
+    (FOUR, {"tokens.issuer": "https://i"}, "tokens.keys_url"),
+    (FOUR, {"tokens.issuer": "https://i"}, "tokens.tiers"),
+    (FOUR, {"tokens": {"issuer": "https://i", "keys_url": "http://i.example/keys"}}, "tokens.keys_url"),
+    (FOUR, {"tokens.tiers": {"llm": "none-such"}}, "tokens.tiers.llm"),
 ]  # fmt: skip
 # The program alone tells these when it starts: long arithmetic, and the names of SGLang's arguments.
 NOT_TOLD = {"_longest_request_fits", "_passthrough_is_free", "_rows_fit_dispatch"}
@@ -190,7 +197,7 @@ def beyond_bounds(schema: dict[str, Any], at: tuple[str, ...]) -> Iterator[tuple
             if "enum" in target:
                 yield ".".join(path), "none of these"
             yield from beyond_bounds(target, path)
-        if key == "tiers":
+        if (*at, key) == ("config", "tiers"):
             yield from beyond_bounds(SCHEMA["$defs"]["TierSettings"], (*at, key, "0"))
 
 

@@ -226,6 +226,11 @@ config.tiers.{{ $id }}.yields: must be false for a tier with a promise (found tr
 config.tiers.{{ $id }}.max_stall_ms: has no meaning without speculation.step_times_path (found {{ $tier.max_stall_ms }}). Remove it, or name a table of step times.
 {{- end }}
 {{- end }}
+{{- range $word, $name := (default dict $.Values.config.tokens).tiers }}
+{{- if not (hasKey $promises $name) }}
+config.tokens.tiers.{{ $word }}: must be the name of a tier (found {{ $name }}). Name one of {{ keys $promises | sortAlpha | join ", " }}.
+{{- end }}
+{{- end }}
 {{- range $key := list "priority_tier" "flex_tier" }}
 {{- with index (default dict $.Values.config.gateway) $key }}
 {{- if not (hasKey $promises .) }}
@@ -252,10 +257,32 @@ config.supervision.restart_backoff_first_s: must not exceed restart_backoff_max_
 config.model.served_name: must not contain a colon, which separates an adapter's name in requests (found {{ $m.served_name }}). Set it to a name without one.
 {{- end }}
 {{- $server := default dict .Values.config.server }}
-{{- $tls := dict "grpc_tls_cert_file" "grpc_tls_key_file" "grpc_tls_key_file" "grpc_tls_cert_file" }}
-{{- range $file, $other := $tls }}
+{{- range $kind := list "tls" "grpc_tls" "replica" }}
+{{- $cert := printf "%s_cert_file" $kind }}
+{{- $key := printf "%s_key_file" $kind }}
+{{- range $file, $other := dict $cert $key $key $cert }}
 {{- if and (not (index $server $file)) (index $server $other) }}
 config.server.{{ $file }}: must be set where the other file of TLS is (found null). Name it, or leave out both.
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and $server.tls_client_ca_file (not $server.tls_cert_file) (not $server.grpc_tls_cert_file) (not .Values.gateway.grpcTlsSecret) }}
+config.server.tls_client_ca_file: can't be set where no listener has TLS (found {{ $server.tls_client_ca_file }}). Set server.tls_cert_file too.
+{{- end }}
+{{- $tokens := default dict .Values.config.tokens }}
+{{- if $tokens.issuer }}
+{{- range $key := list "audience" "keys_url" }}
+{{- if not (index $tokens $key) }}
+config.tokens.{{ $key }}: must be set with tokens.issuer (found null). Set it, or take no tokens.
+{{- end }}
+{{- end }}
+{{- if not $tokens.tiers }}
+config.tokens.tiers: must give at least one tier with tokens.issuer (found none). Name the tier of each word.
+{{- end }}
+{{- with $tokens.keys_url }}
+{{- if not (regexMatch "^(https://|http://(127\\.|localhost[:/]|\\[::1\\]))" .) }}
+config.tokens.keys_url: must be an https address, or one of this machine (found {{ . }}). Name the https address of the issuer's keys.
+{{- end }}
 {{- end }}
 {{- end }}
 {{- $t := default dict .Values.config.training }}

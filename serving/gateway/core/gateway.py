@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 from sparktier.configs.errors import ReplicaLost
@@ -49,6 +50,11 @@ class Gateway:
         self._observer = observer or Unobserved()
         self._in_flight = 0
         self.admission = Admission(table, lambda: access.tiers)
+
+    @property
+    def failed_reloads(self) -> Counter[str]:
+        """How often each kind of file could not be read again."""
+        return self._access.failed_reloads
 
     async def authenticate(self, authorization: str | None) -> Tenant:
         """Return who asks, by the value of `Authorization`. Raises Refused, see `Access.identify`."""

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -13,9 +12,11 @@ from grpc_reflection.v1alpha import reflection
 from sparktier.configs.errors import ConfigError, Problem
 from sparktier.configs.settings.server import ServerSettings
 from sparktier.serving.clients.addresses import host_port
+from sparktier.serving.clients.tls_files import TlsFiles
 from sparktier.serving.gateway.core.gateway import Gateway
 from sparktier.serving.gateway.grpc.service import SERVICE, handlers
 from sparktier.serving.gateway.routing import ReplicaTable
+from sparktier.serving.gateway.tls import grpc_tls
 
 _HEALTH_INTERVAL_S = 0.5
 _METADATA_BYTES = 16 << 10
@@ -62,48 +63,42 @@ async def serving(gateway: Gateway) -> AsyncIterator[int]:
     server.add_generic_rpc_handlers((handlers(gateway),))
     services = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(services, server)
-    port = _listen(server, settings)
+    tls = grpc_tls(settings, gateway.failed_reloads)
+    port = _listen(server, settings, tls)
     await server.start()
-    telling = asyncio.create_task(_tell(health, gateway.table))
+    tasks = [asyncio.create_task(_tell(health, gateway.table))]
+    if tls is not None:
+        tasks.append(asyncio.create_task(tls.watch()))
     try:
         yield port
     finally:
-        telling.cancel()
+        for task in tasks:
+            task.cancel()
         await health.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_s)
 
 
-def _listen(server: grpc.aio.Server, settings: ServerSettings) -> int:
+def _listen(server: grpc.aio.Server, settings: ServerSettings, tls: TlsFiles | None) -> int:
     address = host_port(settings.host, settings.grpc)
-    credentials = _credentials(settings)
     try:
         return (
-            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+            server.add_insecure_port(address)
+            if tls is None
+            else server.add_secure_port(address, _credentials(tls, clients=settings.tls_client_ca_file is not None))
         )
     except RuntimeError as error:
         rule, cure = "must be a port this machine can listen on", "Stop what listens there, or choose another port."
         raise ConfigError([Problem("server.grpc_port", rule, address, cure)]) from error
 
 
-def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
-    if settings.grpc_tls_key_file is None or settings.grpc_tls_cert_file is None:
-        return None
-    return grpc.ssl_server_credentials(
-        [
-            (
-                _read("grpc_tls_key_file", settings.grpc_tls_key_file),
-                _read("grpc_tls_cert_file", settings.grpc_tls_cert_file),
-            )
-        ]
-    )
+def _credentials(tls: TlsFiles, *, clients: bool) -> grpc.ServerCredentials:
+    """Return credentials that each handshake asks for the certificates of its moment."""
 
+    def now() -> grpc.ServerCertificateConfiguration:
+        found = tls.certificates
+        return grpc.ssl_server_certificate_configuration([(found.key, found.cert)], found.ca or None)
 
-def _read(key: str, path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        rule = f"must be a file that can be read ({error.strerror})"
-        raise ConfigError([Problem(f"server.{key}", rule, path, "Name a PEM file.")]) from error
+    return grpc.dynamic_ssl_server_credentials(now(), now, require_client_authentication=clients)
 
 
 async def _tell(health: HealthServicer, table: ReplicaTable) -> None:

@@ -25,6 +25,7 @@ from sparktier.serving.gateway.routing import ReplicaTable
 from sparktier.serving.gateway.standalone.listed_replicas import ListedReplicas
 from sparktier.serving.gateway.telemetry.instruments import Instruments, journal_of
 from sparktier.serving.gateway.telemetry.logs import logging_to
+from sparktier.serving.gateway.tls import replica_tls
 from sparktier.serving.gateway.usage_log.journal import Journal
 
 _TICK_S = 0.2
@@ -55,7 +56,8 @@ async def _serve(
 ) -> None:
     stopping, table = asyncio.Event(), ReplicaTable(())
     _handle_signals(stopping, lambda: _take_tiers(access, reload))
-    requests, admin = AsyncReplicaClient(bearer(keys.requests)), AsyncReplicaClient(bearer(keys.admin))
+    tls = replica_tls(settings.server, access.failed_reloads)
+    requests, admin = AsyncReplicaClient(bearer(keys.requests), tls), AsyncReplicaClient(bearer(keys.admin), tls)
     async with requests as client, admin as admin_client:
         instruments = Instruments(settings, journal, table, admin_client, access.failed_reloads)
         model = settings.model.public_name
@@ -72,8 +74,7 @@ async def _serve(
         listed = ListedReplicas(replicas_file, settings.supervision, client, table)
         rooms = RoomFollowing(table, admin_client, gateway.admission.look)
         tasks = [listed.run(), rooms.run(), instruments.run(), _announce(settings, table)]
-        if access.keys is not None:
-            tasks.append(access.keys.watch())
+        tasks += [each.watch() for each in (access.keys, tls) if each is not None]
         running = [asyncio.create_task(task) for task in tasks]
         try:
             await listeners.serve(gateway, internal, sockets, stopping)
