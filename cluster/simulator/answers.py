@@ -1,11 +1,18 @@
 """What a simulated engine reads of an answer: at each of its tokens, the survivals of a draft and what is accepted."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from sparktier.cluster.arrays import Floats, Ints
+
+
+class TokenIds(NamedTuple):
+    """The tokens of a prompt and of its answer, for an engine that really runs them."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +30,26 @@ class Answer:
     """The class of text."""
     is_chain: bool = True
     """Whether nodes follow each other; else they are a tree's, by falling survival."""
-    prompt_tokens: int = 0
-    """Of a recorded prompt."""
+    ids: TokenIds | None = None
+    """Of a recorded answer."""
 
     @property
     def tokens(self) -> int:
         """Tokens of the answer, the one that prefill yields included."""
         return len(self.survival) + 1
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of a recorded prompt."""
+        return 0 if self.ids is None else len(self.ids.prompt)
+
+    def last(self, places: int) -> "Answer":
+        """Return the answer's last `places`, 1 or more; what came before belongs to the prompt."""
+        ids = self.ids
+        if ids is not None:
+            begun = len(ids.answer) - places - 1
+            ids = TokenIds(ids.prompt + ids.answer[:begun], ids.answer[begun:])
+        return replace(self, survival=self.survival[-places:], accepted=self.accepted[-places:], ids=ids)
 
 
 class Texts(Protocol):

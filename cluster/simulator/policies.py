@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,14 +38,28 @@ Rows = Callable[[StepView, StepTimeModel, int], Ints]
 """(a step, what steps cost, rung) -> rows [requests], anchors included."""
 
 
+class Paced(NamedTuple):
+    """How ranks are told of a policy: the planner's rules, and the weight of promised requests."""
+
+    rules: PaceRules
+    strict_weight: float = 1.0
+
+
+_EQUAL = PaceRules(gain=0.0)
+
+
 @dataclass(frozen=True)
 class Policy:
-    """A policy by name. `heeds_promises`: whether its rows depend on them; one that doesn't need run only once."""
+    """A policy by name. `heeds_promises`: whether its rows depend on them; one that doesn't need run only once.
+
+    paced: None where ranks don't have it, so that only a simulation does.
+    """
 
     name: str
     rows: Rows
     heeds_promises: bool = False
     drafts: bool = True
+    paced: Paced | None = None
 
 
 def tiered(rules: PaceRules, *, strict_weight: float = 1.0, name: str = "tiered") -> Policy:
@@ -60,7 +75,7 @@ def tiered(rules: PaceRules, *, strict_weight: float = 1.0, name: str = "tiered"
         )
         return _planned(view, times, rung, paced)
 
-    return Policy(name, rows, heeds_promises=True)
+    return Policy(name, rows, heeds_promises=True, paced=Paced(rules, strict_weight))
 
 
 def static(weight: float) -> Policy:
@@ -69,7 +84,7 @@ def static(weight: float) -> Policy:
     def rows(view: StepView, times: StepTimeModel, rung: int) -> Ints:
         return _planned(view, times, rung, np.where(_promised(view), weight, 1.0))
 
-    return Policy(f"{STATIC}{weight:g}", rows)
+    return Policy(f"{STATIC}{weight:g}", rows, paced=Paced(_EQUAL, weight))
 
 
 def policy_of(name: str, rules: PaceRules, *, strict_weight: float) -> Policy:
@@ -158,9 +173,9 @@ def _blind_step_s(view: StepView, times: StepTimeModel, rung: int) -> float:
 
 
 _PLAIN = {
-    "off": Policy("off", _off, drafts=False),
+    "off": Policy("off", _off, drafts=False, paced=Paced(_EQUAL)),
     "chain": Policy("chain", _chain),
-    "blind": Policy("blind", _blind),
+    "blind": Policy("blind", _blind, paced=Paced(_EQUAL)),
     "floors": Policy("floors", _floors, heeds_promises=True),
     "adaserve": Policy("adaserve", _adaserve, heeds_promises=True),
 }

@@ -42,12 +42,13 @@ class Written:
 class LocalTarget:
     """A Hugging Face checkpoint with its tokenizer and chat template, in its own number format on the CPU."""
 
-    def __init__(self, folder: Path, layer_ids: Sequence[int]) -> None:
+    def __init__(self, folder: Path, layer_ids: Sequence[int], *, float32: bool = False) -> None:
         """Load the model.
 
         Args:
             folder: the checkpoint.
             layer_ids: 0-based layers whose hidden states are the features; not the last, which transformers normalises.
+            float32: compute and keep features in float32, as an engine does that serves in float32.
 
         Raises:
             ArtifactError: the folder holds no model that transformers runs, or has no such layers.
@@ -75,8 +76,8 @@ class LocalTarget:
                 "features from an engine."
             )
         # Features are stored in the checkpoint's format, whatever format computes them.
-        self._kept_dtype = torch.float32 if self._model.dtype == torch.float32 else torch.bfloat16
-        if not has_bfloat16_units():
+        self._kept_dtype = torch.float32 if float32 or self._model.dtype == torch.float32 else torch.bfloat16
+        if float32 or not has_bfloat16_units():
             self._model.float()
         self.layer_ids = tuple(layer_ids)
         self.binding, self.hidden_size = facts.binding, facts.hidden_size

@@ -108,6 +108,11 @@ def _add_tiers(bench: argparse.ArgumentParser) -> None:
         "--seed", type=whole_number(0, 2**31 - 1), action="append", help="in place of the file's; repeatable"
     )
     bench.add_argument("--table", action="append", help="of the file's tables, only these; repeatable")
+    bench.add_argument(
+        "--engine",
+        action="store_true",
+        help="run SGLang and the table's model under the same clock, in place of the simulated engine",
+    )
     add_json(bench)
     bench.add_argument("--plot", type=writable_path, metavar="PATH", help="PNG of promises kept against throughput")
 
@@ -213,7 +218,7 @@ def _tiers(options: argparse.Namespace) -> int:
         seeds=options.seed,
         tables=options.table,
     )
-    return command.run(settings, report=options.json, plot=options.plot)
+    return command.run(settings, real=options.engine, report=options.json, plot=options.plot)
 
 
 def _speculation(options: argparse.Namespace) -> int:

@@ -77,8 +77,12 @@ def _configured(settings: Settings) -> Path:
     return local_path(path)
 
 
-def sources(drafter: LoadedDrafter, selection: AnswerSelection, console: Console) -> Iterator[FeatureSource]:
+def sources(
+    drafter: LoadedDrafter, selection: AnswerSelection, console: Console, *, float32: bool = False
+) -> Iterator[FeatureSource]:
     """Open or generate the answers: one source for each store, and for each prompt file and temperature.
+
+    With `float32`, answers that are generated are computed in it, whatever the checkpoint's format.
 
     Raises:
         ConfigError: the selection names neither stores nor prompts.
@@ -98,7 +102,7 @@ def sources(drafter: LoadedDrafter, selection: AnswerSelection, console: Console
         yield store
     if not prompt_sets:
         return
-    local = LocalTarget(drafter.target_folder, drafter.model.config.target_layer_ids)
+    local = LocalTarget(drafter.target_folder, drafter.model.config.target_layer_ids, float32=float32)
     for name, prompts in prompt_sets:
         for temperature in selection.temperatures:
             spec = local.spec(name, temperature, selection.seed)

@@ -12,6 +12,7 @@ from sparktier.configs.step_times import reference_table
 from support.oracles.oracle_draft import make_oracle_draft
 from support.probes.pacing_probe import TABLE, PacedRecord, PacedRun, read_run
 from support.probes.run_ranks import run_ranks
+from support.probes.twin_run import TwinRun
 from support.tiny_moe import make_tiny_moe
 
 pytestmark = pytest.mark.engine
@@ -65,6 +66,22 @@ def require_planned(runs: Sequence[PacedRun], *, least_steps: int) -> None:
     assert np.mean([rows.max() > rows.min() for rows in spread]) > 0.3
 
 
+def require_twins(run: TwinRun) -> None:
+    """The simulated engine takes the real one's steps to the end: who is prefilled, rows, tokens, times, ends."""
+    assert len(run.real) == len(run.simulated), run.name
+    for number, (real, simulated) in enumerate(zip(run.real, run.simulated, strict=True)):
+        where = (run.name, number)
+        assert real.keys == simulated.keys, where
+        assert real.rows.tolist() == simulated.rows.tolist(), where
+        assert real.tokens.tolist() == simulated.tokens.tolist(), where
+        assert real.took_ms == simulated.took_ms, where
+        times = [(one.request.key, one.submitted_ms, one.first_ms, one.last_ms) for one in real.ended]
+        assert times == [(one.request.key, one.submitted_ms, one.first_ms, one.last_ms) for one in simulated.ended]
+    decodes = [step for step in run.real if len(step.rows)]
+    assert any(step.rows.max() > step.rows.min() for step in decodes)
+    assert any(step.tokens.max() > 1 for step in decodes)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_tokens_are_those_of_off_and_rows_the_planners(
     checkpoints: tuple[Path, Path], tmp_path: Path, ranks: int
@@ -73,6 +90,8 @@ def test_tokens_are_those_of_off_and_rows_the_planners(
     require_planned(runs, least_steps=60)
     for run in runs:
         assert run.paced == run.off
+    for twin in runs[0].twins:
+        require_twins(twin)
 
 
 def test_sglangs_own_chain_is_paced_and_counted_alike(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,127 +1,36 @@
-"""SGLang's scheduler with our worker in this process, driven step by step: for looking inside between steps.
+"""Engines that tests step: settings of a small CPU deployment, and SGLang's scheduler with our worker made of them."""
 
-One rank of several is a process of its own; all must be given the same requests and steps, in the same order. It
-changes this process for good (groups, environment), so it is for programs of their own.
-"""
-
-import os
-from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sparktier.configs.loading.loader import settings_from
-from sparktier.serving.deployment.engine_args import engine_kwargs
-from sparktier.serving.deployment.resolved import resolve
-from sparktier.serving.supervision.replica_process import rank_env
+from sparktier.configs.settings.settings import Settings
+from sparktier.serving.bench.tiers.stepped import started
+from sparktier.serving.engine.stepping import Place, SteppedEngine
 
 
-@dataclass(frozen=True)
-class Place:
-    """Which of how many ranks a process is, and the port on which they meet."""
-
-    rank: int
-    ranks: int
-    port: int
-
-
-class SteppedEngine:
-    """A rank that decodes `model`, with trees of `draft` unless it has none, in float32, prefilling in chunks."""
-
-    def __init__(
-        self,
-        model: Path,
-        draft: Path | None,
-        *,
-        chunk_tokens: int,
-        tree_rows: int,
-        place: Place,
-        accept_rule: str = "match",
-    ) -> None:
-        tree = {"method": "tree", "draft_path": str(draft), "tree_rows": tree_rows, "accept_rule": accept_rule}
-        settings = settings_from(
-            {
-                "model": {"path": str(model), "dtype": "float32", "context_tokens": 1024},
-                "replicas": {
-                    "device": "cpu",
-                    "tensor_parallel": place.ranks,
-                    "expert_parallel": place.ranks,
-                    "max_running_requests": 8,
-                    "kv_tokens": 8192,
-                    "chunked_prefill_tokens": chunk_tokens,
-                },
-                "speculation": tree if draft is not None else {"method": "none"},
-            }
-        )
-        resolved = resolve(settings)
-        os.environ.update(rank_env(resolved))
-        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-        os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join([cores] * place.ranks)
-        self.scheduler = _scheduler(engine_kwargs(resolved, replica=0), place)
-
-    @property
-    def worker(self) -> Any:
-        """Our worker."""
-        return self.scheduler.draft_worker
-
-    def add(
-        self, request_id: str, tokens: Sequence[int], *, new_tokens: int, cache_key: str | None, **sampling: Any
-    ) -> None:
-        """Queue a request for exactly `new_tokens`; only those with the same `cache_key` share a prefix."""
-        from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
-        from sglang.srt.sampling.sampling_params import SamplingParams
-
-        params = SamplingParams(**{"temperature": 0.0, "max_new_tokens": new_tokens, "ignore_eos": True, **sampling})
-        params.normalize(self.scheduler.tokenizer)
-        request = TokenizedGenerateReqInput(
-            rid=request_id,
-            input_text=None,
-            input_ids=array("q", tokens),
-            input_embeds=None,
-            mm_inputs=None,
-            token_type_ids=None,
-            sampling_params=params,
-            return_logprob=False,
-            logprob_start_len=-1,
-            top_logprobs_num=0,
-            token_ids_logprob=None,
-            stream=False,
-            extra_key=cache_key,
-        )
-        self.scheduler.handle_generate_request(request)
-
-    @torch.inference_mode()
-    def step(self) -> bool:
-        """Run one prefill or decode step and return whether there was any."""
-        scheduler = self.scheduler
-        plan = scheduler.get_next_batch_to_run(running_batch=scheduler.running_batch, last_batch=scheduler.last_batch)
-        scheduler.running_batch = plan.running_batch
-        batch = plan.batch_to_run
-        if batch:
-            scheduler.process_batch_result(batch, scheduler.run_batch(batch))
-        scheduler.last_batch = batch
-        return bool(batch)
-
-    def run(self) -> None:
-        """Step until every request has ended."""
-        while self.step():
-            pass
+def stepped_settings(model: Path, speculation: Mapping[str, Any], *, chunk_tokens: int, ranks: int) -> Settings:
+    """Settings of `model` in float32 on so many ranks, prefilling in chunks."""
+    return settings_from(
+        {
+            "model": {"path": str(model), "dtype": "float32", "context_tokens": 1024},
+            "replicas": {
+                "device": "cpu",
+                "tensor_parallel": ranks,
+                "expert_parallel": ranks,
+                "max_running_requests": 8,
+                "kv_tokens": 8192,
+                "chunked_prefill_tokens": chunk_tokens,
+            },
+            "speculation": dict(speculation),
+        }
+    )
 
 
-def _scheduler(arguments: dict[str, Any], place: Place) -> Any:
-    """SGLang's scheduler as its Ray actor makes one (`sglang/srt/ray/scheduler_actor.py`)."""
-    from sglang.srt.plugins import load_plugins
-
-    load_plugins()
-    from sglang.srt.managers.scheduler import Scheduler, configure_scheduler_process
-    from sglang.srt.runtime_context import SpawnRanks, publish
-    from sglang.srt.server_args import PortArgs, ServerArgs
-
-    server_args = ServerArgs(**{**arguments, "use_ray": False, "enable_metrics": False, "nccl_port": place.port})
-    ports = PortArgs.init_new(server_args)
-    publish(server_args, role="scheduler", ranks=SpawnRanks(world_rank=place.rank, gpu_id=place.rank))
-    configure_scheduler_process(server_args, place.rank)
-    return Scheduler(server_args=server_args, port_args=ports)
+def stepped(
+    model: Path, draft: Path, *, chunk_tokens: int, tree_rows: int, place: Place, accept_rule: str = "match"
+) -> SteppedEngine:
+    """A rank that decodes `model` with trees of `draft`."""
+    tree = {"method": "tree", "draft_path": str(draft), "tree_rows": tree_rows, "accept_rule": accept_rule}
+    return started(stepped_settings(model, tree, chunk_tokens=chunk_tokens, ranks=place.ranks), place)

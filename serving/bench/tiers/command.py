@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparktier.configs.report import untimed_meta, write_report
-from sparktier.serving.bench.tiers.grid import Rows, measured, units
+from sparktier.serving.bench.tiers.grid import Engines, Rows, measured, simulated, units
 from sparktier.serving.bench.tiers.plot import write_plot
 from sparktier.serving.bench.tiers.settings import TiersSettings
 from sparktier.serving.bench.tiers.worth import worth
@@ -30,13 +30,14 @@ _COLUMNS = (
 _TABLE_CHARACTERS = 170
 
 
-def run(settings: TiersSettings, *, report: Path | None, plot: Path | None) -> int:
+def run(settings: TiersSettings, *, real: bool = False, report: Path | None, plot: Path | None) -> int:
     """Run every cell of `settings`, print what each policy is worth, and write what is asked for.
 
-    Cells that are done are kept beside the report, so that an interrupted run goes on where it stopped.
+    Cells that are done are kept beside the report, so that an interrupted run goes on where it stopped. With `real`,
+    SGLang and a model run in this process under the same clock, in place of the simulated engine.
 
     Raises:
-        ConfigError: a policy is unknown.
+        ConfigError: a policy is unknown, or not one of a real engine.
         ArtifactError: a text or table is damaged, or a file can't be written.
     """
     console = Console(stderr=True)
@@ -49,21 +50,30 @@ def run(settings: TiersSettings, *, report: Path | None, plot: Path | None) -> i
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([key, found]) + "\n")
 
+    engines = real_engines() if real else simulated
     with progress_bar("cells", len(units(settings)), console) as (bar, task):
-        for unit, found in measured(settings, known=known, keep=keep):
+        for unit, found in measured(settings, engines=engines, known=known, keep=keep):
             rows += found
             bar.advance(task)
             if not console.is_terminal:
                 console.print(unit.name, highlight=False)
     compared = worth(rows)
     if report is not None:
-        write_report(report, untimed_meta("bench tiers"), rows)
+        write_report(report, untimed_meta("bench tiers --engine" if real else "bench tiers"), rows)
     if plot is not None:
         write_plot(compared, plot)
     if kept is not None:
         kept.unlink(missing_ok=True)
     _print(compared)
     return 0
+
+
+def real_engines() -> Engines:
+    """Return the engines of `--engine`."""
+    # Imported here: torch and SGLang take seconds, and a simulation needs neither.
+    from sparktier.serving.bench.tiers.real_engines import RealEngines
+
+    return RealEngines()
 
 
 def known_rows(kept: Path | None) -> dict[str, Rows]:

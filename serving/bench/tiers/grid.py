@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from sparktier.cluster.simulator.policies import Policy, names_in_order, policy_
 from sparktier.cluster.simulator.published_text import PublishedTexts, published_figures
 from sparktier.cluster.simulator.recorded_text import RecordedTexts, read_recorded
 from sparktier.cluster.simulator.sim_engine import EngineLimits, SimEngine, SimRequest
-from sparktier.cluster.simulator.users import Served, serve
+from sparktier.cluster.simulator.users import Served, SteppingEngine, serve
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.configs.files import sha256_of
 from sparktier.configs.step_times import reference_table
 from sparktier.serving.bench.tiers.settings import TableSettings, TiersSettings
 
 Rows = list[dict[str, Any]]
+Engines = Callable[[TableSettings, int, Policy, float], SteppingEngine]
+"""(table, users, policy, promise in tokens per second) -> an engine to serve them, without a request."""
 # Rises when the same settings give other figures.
 _FORM = 1
 _AXES = ("users", "promise_factors", "strict_fracs")
@@ -57,17 +59,31 @@ def units(settings: TiersSettings) -> list[Unit]:
 def table_digest(settings: TiersSettings, name: str) -> str:
     """Return the digest of all that decides the figures of a table's cells, which their rows don't say themselves."""
     table = settings.tables[name]
-    kept = table.model_dump(mode="json", exclude={"recorded", *_AXES})
+    kept = table.model_dump(mode="json", exclude={"recorded", "deployment", *_AXES})
     parts = [_FORM, name, kept, settings.planner.model_dump(mode="json")]
     parts.append(reference_table(table.step_times).model_dump(mode="json"))
     parts.append(published_figures().model_dump(mode="json") if table.recorded is None else sha256_of(table.recorded))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def unit_rows(unit: Unit, settings: TiersSettings) -> Rows:
-    """Run all policies and promises of a unit and return their rows."""
+def simulated(table: TableSettings, users: int, policy: Policy, _promise_tok_s: float) -> SteppingEngine:
+    """Return an engine without a model."""
+    times = StepTimeModel(reference_table(table.step_times))
+    limits = EngineLimits(
+        max_running=users,
+        kv_tokens=table.kv_tokens,
+        chunk_tokens=table.chunk_tokens,
+        nodes=table.nodes,
+        rung=table.rung,
+        live_shares=table.live_shares,
+    )
+    return SimEngine(policy, times=times, true_times=times, limits=limits)
+
+
+def unit_rows(unit: Unit, settings: TiersSettings, engines: Engines = simulated) -> Rows:
+    """Run all policies and promises of a unit on `engines` and return their rows."""
     table, digest = settings.tables[unit.table], table_digest(settings, unit.table)
-    run = _Runs(unit, table)
+    run = _Runs(unit, table, engines)
     names = names_in_order(settings.policies)
     planner = settings.planner
     promise_tok_s = mean_speed_tok_s(run.of(policy_of("blind", planner.rules, strict_weight=1.0), 0.0))
@@ -93,8 +109,8 @@ def unit_rows(unit: Unit, settings: TiersSettings) -> Rows:
 class _Runs:
     """The runs of a unit. A policy that heeds no promise is run once."""
 
-    def __init__(self, unit: Unit, table: TableSettings) -> None:
-        self._unit, self._table = unit, table
+    def __init__(self, unit: Unit, table: TableSettings, engines: Engines) -> None:
+        self._unit, self._table, self._engines = unit, table, engines
         self._texts = texts_of(table)
         self._answer = lru_cache(maxsize=None)(self._drawn)
         self._done: dict[tuple[str, float], Served] = {}
@@ -104,16 +120,7 @@ class _Runs:
         key = (policy.name, promise_tok_s if policy.heeds_promises else 0.0)
         if key not in self._done:
             unit, table = self._unit, self._table
-            times = StepTimeModel(reference_table(table.step_times))
-            limits = EngineLimits(
-                max_running=unit.users,
-                kv_tokens=table.kv_tokens,
-                chunk_tokens=table.chunk_tokens,
-                nodes=table.nodes,
-                rung=table.rung,
-                live_shares=table.live_shares,
-            )
-            engine = SimEngine(policy, times=times, true_times=times, limits=limits)
+            engine = self._engines(table, unit.users, policy, promise_tok_s)
 
             def request(user: int, turn: int) -> SimRequest:
                 return self._request(user, turn, promise_tok_s)
@@ -136,7 +143,7 @@ class _Runs:
             return answer
         # The first answer is only the rest of one: users are at different places when it counts.
         left = 1 + int(rng.random() * (len(answer.survival) - 1))
-        return replace(answer, survival=answer.survival[-left:], accepted=answer.accepted[-left:])
+        return answer.last(left)
 
 
 @lru_cache(maxsize=4)
@@ -155,12 +162,13 @@ def texts_of(table: TableSettings) -> Texts:
 
 
 def measured(
-    settings: TiersSettings, *, known: Mapping[str, Rows], keep: Callable[[str, Rows], None]
+    settings: TiersSettings, *, engines: Engines, known: Mapping[str, Rows], keep: Callable[[str, Rows], None]
 ) -> Iterator[tuple[Unit, Rows]]:
     """Yield each unit with its rows.
 
     Args:
         settings: what to measure.
+        engines: what serves the users.
         known: rows of units that an earlier run has done, by key.
         keep: called with the key and rows of each unit that was run.
     """
@@ -168,7 +176,7 @@ def measured(
         key = unit_key(unit, settings)
         rows = known.get(key)
         if rows is None:
-            rows = unit_rows(unit, settings)
+            rows = unit_rows(unit, settings, engines)
             keep(key, rows)
         yield unit, rows
 

@@ -1,14 +1,16 @@
 """Runs `sparktier bench record`: has a model answer prompts and writes what its drafter drafts at every anchor."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from sparktier.cluster.simulator.recorded_text import Recorded, write_recorded
+from sparktier.cluster.simulator.answers import TokenIds
+from sparktier.cluster.simulator.recorded_text import Drafts, Recorded, write_recorded
 from sparktier.configs.settings.settings import Settings
-from sparktier.drafter.data.features import FeatureSource
+from sparktier.drafter.data.features import FeatureSpec
 from sparktier.drafter.data.packing import FeatureRecord
 from sparktier.drafter.evaluation.recording import RecordPlan, record_answer
 from sparktier.drafter.model.draft_model import DraftModel
@@ -17,7 +19,7 @@ from sparktier.serving.drafting.progress_bar import progress_bar
 from sparktier.serving.drafting.sources import AnswerSelection, LoadedDrafter, load_drafter, sources
 from sparktier.serving.engine.speculation.edge_acceptance import read_edges
 
-# As the engine drafts on large vocabularies.
+# As the engine drafts what it paces, chains too, on large vocabularies.
 _SHORTLIST_TOKENS = 256
 
 
@@ -29,17 +31,16 @@ def run(settings: Settings, *, draft: Path | None, selection: AnswerSelection, o
     """
     console = Console(stderr=True)
     drafter = load_drafter(settings, draft)
-    kinds: dict[str, list[Recorded]] = {}
+    answers: list[Recorded] = []
     datasets = []
-    for source in sources(drafter, selection, console):
+    for source in sources(drafter, selection, console, float32=True):
         datasets.append(f"{source.spec.dataset} ({len(source.lengths_tokens)}, T={source.spec.temperature:g})")
         plans = record_plans(settings, drafter, source.spec.temperature)
         with progress_bar(f"{source.spec.dataset}: anchors", len(source.lengths_tokens), console) as (bar, task):
             for record in source.read(range(len(source.lengths_tokens))):
-                for kind, plan in plans.items():
-                    kinds.setdefault(kind, []).append(recorded(drafter.model, record, source, plan))
+                answers.append(recorded(drafter.model, record, source.spec, plans))
                 bar.advance(task)
-    write_recorded(out, kinds, source=f"{drafter.target_folder.name}, {drafter.folder.name}: {', '.join(datasets)}")
+    write_recorded(out, answers, source=f"{drafter.target_folder.name}, {drafter.folder.name}: {', '.join(datasets)}")
     console.print(f"recorded {out}", soft_wrap=True)
     return 0
 
@@ -55,14 +56,17 @@ def record_plans(settings: Settings, drafter: LoadedDrafter, temperature: float)
     }
 
 
-def recorded(model: DraftModel, record: FeatureRecord, source: FeatureSource, plan: RecordPlan) -> Recorded:
-    """Return one answer's record under `plan`."""
-    anchors = record_answer(model, record, source.spec.temperature, plan)
+def recorded(model: DraftModel, record: FeatureRecord, spec: FeatureSpec, plans: Mapping[str, RecordPlan]) -> Recorded:
+    """Return one answer with what is drafted at each of its places under every plan."""
+    ids = TokenIds(*(tuple(record.token_ids[part].tolist()) for part in (~record.answer_mask, record.answer_mask)))
+    drafts = {name: record_answer(model, record, spec.temperature, plan) for name, plan in plans.items()}
     return Recorded(
-        anchors.survival.numpy().astype(np.float64),
-        anchors.came_true.numpy(),
-        int((~record.answer_mask).sum()),
-        source.spec.dataset,
+        ids,
+        spec.dataset,
+        {
+            name: Drafts(anchors.survival.numpy().astype(np.float64), anchors.came_true.numpy())
+            for name, anchors in drafts.items()
+        },
     )
 
 

@@ -39,6 +39,8 @@ class TableSettings(Section):
     """A reference table of configs/step_time_tables/."""
     recorded: Annotated[Path, Field(strict=False)] | None = None
     """A file of `sparktier bench record`, beside this one; without it, texts are by the paper's figures."""
+    deployment: Annotated[Path, Field(strict=False)] | None = None
+    """The settings that it was recorded with, for `--engine`; beside this file."""
     nodes: Annotated[int, Field(ge=1, le=64)]
     """Drafted tokens of one request."""
     rung: Annotated[int, Field(ge=1, le=15)] = 2
@@ -113,4 +115,5 @@ def load_tiers_settings(path: Path) -> TiersSettings:
 
 
 def _beside(path: Path, table: TableSettings) -> TableSettings:
-    return table if table.recorded is None else table.model_copy(update={"recorded": path.parent / table.recorded})
+    named = {"recorded": table.recorded, "deployment": table.deployment}
+    return table.model_copy(update={key: path.parent / file for key, file in named.items() if file is not None})

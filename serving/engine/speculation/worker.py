@@ -5,6 +5,7 @@ request, trees, the choice of tokens and the accept rule.
 """
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from sparktier.serving.engine.speculation.decode_step import DecodeStep
 from sparktier.serving.engine.speculation.deferred_injection import FeatureInjection
 from sparktier.serving.engine.speculation.draft_step import DraftStep
 from sparktier.serving.engine.speculation.edge_acceptance import draft_folder, read_edges
-from sparktier.serving.engine.speculation.pacing import pacer_of
+from sparktier.serving.engine.speculation.pacing import Pacer, pacer_of
 from sparktier.serving.engine.speculation.row_budget import tier_caps
 from sparktier.serving.engine.speculation.step_inputs import StepInputs
 from sparktier.serving.engine.speculation.step_result import StepCounter, StepRecord
@@ -107,6 +108,12 @@ class LadderWorker(DSparkWorkerV2):
         """Put `plan` in force from the next step on; SGLang calls this between steps, on every rank alike."""
         self.plan = plan
         self._caps = tier_caps(plan, device=torch.device(self.device))
+
+    def set_pacer(self, pacer: Pacer | None) -> None:
+        """Have `pacer` plan the rows of steps from the next one on; None: none are planned."""
+        self.pacer = pacer
+        self._counter = StepCounter(self.spec_stats, pacer, spans_of_rank(self._target_tp_rank))
+        self.decode_step = replace(self.decode_step, pacer=pacer)
 
     def note_request_finished(self, *, rid: str, natural_stop: bool) -> None:
         """Forget a request that has ended, for whatever reason."""

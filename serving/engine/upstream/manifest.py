@@ -249,6 +249,14 @@ USES: tuple[Use, ...] = (
     # Plugins and ranks
     Use("sglang.srt.plugins:load_plugins", "SGLang's Ray actors don't call it, so our rank does"),
     Use("sglang.srt.ray.scheduler_actor:SchedulerActor", "our rank extends it"),
+    # An engine that is stepped in one process
+    Use("sglang.srt.managers.scheduler:configure_scheduler_process", "prepares the process of a rank"),
+    Use("sglang.srt.runtime_context:SpawnRanks", "which rank the process is"),
+    Use("sglang.srt.runtime_context:publish", "tells the process its arguments"),
+    Use("sglang.srt.server_args:PortArgs", "where its sockets would be"),
+    Use("sglang.srt.managers.io_struct:TokenizedGenerateReqInput", "a request as the scheduler takes it"),
+    Use("sglang.srt.managers.io_struct:AbortReq", "ends the requests of a run"),
+    Use("sglang.srt.sampling.sampling_params:SamplingParams", "how its tokens are chosen"),
     # Starting a replica
     Use("sglang.srt.server_args:ServerArgs", "made from our settings"),
     Use("sglang.srt.arg_groups.field_order:POSITIONAL_FIELD_ORDER", "the argument names that settings may pass on"),

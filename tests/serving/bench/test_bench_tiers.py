@@ -51,11 +51,11 @@ def test_an_interrupted_run_goes_on(small: Path, tmp_path: Path, monkeypatch: py
     ran = []
     unit_rows = grid.unit_rows
 
-    def interrupted(unit: grid.Unit, settings: TiersSettings) -> grid.Rows:
+    def interrupted(unit: grid.Unit, settings: TiersSettings, engines: grid.Engines) -> grid.Rows:
         ran.append(unit.seed)
         if len(ran) == 2:
             raise KeyboardInterrupt
-        return unit_rows(unit, settings)
+        return unit_rows(unit, settings, engines)
 
     monkeypatch.setattr(grid, "unit_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from sparktier.serving.engine.speculation.deferred_injection import MOST_STEPS
+from sparktier.serving.engine.stepping import Place, SteppedEngine
 from support.generation import random_prompts
-from support.stepped_engine import Place, SteppedEngine
+from support.stepped_engine import stepped
 
 WHOLE = "whole"
 NEW_TOKENS = 48
@@ -156,7 +157,7 @@ def main() -> None:
     model, draft, out, rank, ranks, port, *broken = sys.argv[1:]
     torch.set_num_threads(1)
     place = Place(int(rank), int(ranks), int(port))
-    engine = SteppedEngine(Path(model), Path(draft), chunk_tokens=64, tree_rows=10, place=place)
+    engine = stepped(Path(model), Path(draft), chunk_tokens=64, tree_rows=10, place=place)
     probe, found = Probe(engine), {}
     for run in (WHOLE, *broken):
         with left_out(engine.worker, run) if run != WHOLE else contextlib.nullcontext():

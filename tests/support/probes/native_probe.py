@@ -7,7 +7,6 @@ SGLang refuses this worker on CPUs, though all of it runs there but a call that 
 import inspect
 import random
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -20,11 +19,13 @@ from sglang.srt.layers.dp_attention import get_dp_tp_group
 
 from sparktier.configs.plan_keys import EnginePlan, Rung
 from sparktier.configs.settings.settings import Settings
+from sparktier.serving.bench.tiers.stepped import started
 from sparktier.serving.deployment import resolved
 from sparktier.serving.engine.speculation.step_result import StepRecord
+from sparktier.serving.engine.stepping import Place
 from sparktier.serving.engine.telemetry.observer import Observer
-from support import stepped_engine
 from support.probes.pacing_probe import RecordingPacer, decoded, random_plans
+from support.stepped_engine import stepped_settings
 
 
 def _runs_on_cpus() -> None:
@@ -35,14 +36,11 @@ def _runs_on_cpus() -> None:
     torch.Tensor.record_stream = lambda *_: None
 
 
-def _native(data: Mapping[str, Any]) -> Settings:
-    drafting = {"method": "chain", "draft_path": data["speculation"]["draft_path"]}
-    settings = _settings_from({**data, "speculation": drafting})
+def _native(model: Path, draft: Path, *, ranks: int) -> Settings:
+    chain = {"method": "chain", "draft_path": str(draft)}
+    settings = stepped_settings(model, chain, chunk_tokens=64, ranks=ranks)
     native = settings.speculation.model_copy(update={"method": "dspark_native", "verification": "compact"})
     return settings.model_copy(update={"speculation": native})
-
-
-_settings_from = stepped_engine.settings_from
 
 
 def main() -> None:
@@ -50,9 +48,8 @@ def main() -> None:
     model, draft, batches, out, rank, ranks, port = sys.argv[1:]
     torch.set_num_threads(1)
     _runs_on_cpus()
-    stepped_engine.settings_from = _native
-    place = stepped_engine.Place(int(rank), int(ranks), int(port))
-    engine = stepped_engine.SteppedEngine(Path(model), Path(draft), chunk_tokens=64, tree_rows=1, place=place)
+    place = Place(int(rank), int(ranks), int(port))
+    engine = started(_native(Path(model), Path(draft), ranks=place.ranks), place)
     worker = engine.worker
     # Each rank's clock says another time: only rank 0's may count.
     ticks = count()

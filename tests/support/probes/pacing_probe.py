@@ -24,8 +24,10 @@ from sparktier.serving.engine.speculation.decode_step import DecodeStep
 from sparktier.serving.engine.speculation.pacing import Pace, Pacer
 from sparktier.serving.engine.speculation.step_inputs import StepInputs
 from sparktier.serving.engine.speculation.step_result import CountedResult
+from sparktier.serving.engine.stepping import Place, SteppedEngine
 from support.generation import random_prompts
-from support.stepped_engine import Place, SteppedEngine
+from support.probes.twin_run import TwinRun, twin_runs
+from support.stepped_engine import stepped
 
 TABLE = "avx2"
 REQUESTS_AT_ONCE, NEW_TOKENS = 8, 40
@@ -53,12 +55,13 @@ class PacedRun:
     """All of one rank: its paced steps, and each request's tokens under random plans and on rung `off`.
 
     stats: what it counted under plans, by tier; budgets: of each step, by its own clock and as agreed. Both where the
-    probe tells.
+    probe tells. twins: runs of the engine in virtual time, each beside the simulated engine's on the text that it met.
     """
 
     steps: Sequence[PacedRecord]
     paced: dict[str, list[int]]
     off: dict[str, list[int]]
+    twins: Sequence[TwinRun] = ()
     stats: dict[int, dict[str, Any]] | None = None
     budgets: list[tuple[int, int]] | None = None
 
@@ -67,7 +70,7 @@ def read_run(file: Path) -> PacedRun:
     """Return what a rank has written to `file`."""
     content = torch.load(file, weights_only=False)
     steps = [PacedRecord(**{**step, "lagged": Offers(**step["lagged"])}) for step in content["steps"]]
-    return PacedRun(steps, content["paced"], content["off"], content.get("stats"), content.get("budgets"))
+    return PacedRun(**{**content, "steps": steps})
 
 
 class RecordingPacer(Pacer):
@@ -162,7 +165,7 @@ def main() -> None:
     model, draft, rule, batches, out, rank, ranks, port = sys.argv[1:]
     torch.set_num_threads(1)
     place = Place(int(rank), int(ranks), int(port))
-    engine = SteppedEngine(Path(model), Path(draft), chunk_tokens=64, tree_rows=10, place=place, accept_rule=rule)
+    engine = stepped(Path(model), Path(draft), chunk_tokens=64, tree_rows=10, place=place, accept_rule=rule)
     worker = engine.worker
     # Each rank's clock says another time: only rank 0's may count.
     ticks = count()
@@ -177,7 +180,9 @@ def main() -> None:
     paced = decoded(engine, "paced", int(batches), next_plan)
     off = decoded(engine, "off", int(batches), lambda: worker.set_plan(EnginePlan(rung=Rung.OFF)))
     records = [{**vars(step), "lagged": asdict(step.lagged)} for step in pacer.steps]
-    torch.save({"steps": records, "paced": paced, "off": off}, out)
+    # Drawn drafts (the ratio rule) have no text that says what comes true; other ranks' steps would be the same.
+    twins = twin_runs(engine, tree_rows=10, block_tokens=5) if rule == "match" and place.ranks == 1 else []
+    torch.save({"steps": records, "paced": paced, "off": off, "twins": twins}, out)
 
 
 if __name__ == "__main__":

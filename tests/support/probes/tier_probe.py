@@ -23,7 +23,8 @@ from sparktier.drafter.demo.location import demo_draft
 from sparktier.drafter.demo.prompt_making import make_prompts
 from sparktier.serving.demo_model import ensure_demo_model
 from sparktier.serving.engine.speculation.pacing import Pacer
-from support.stepped_engine import Place, SteppedEngine
+from sparktier.serving.engine.stepping import Place, SteppedEngine
+from support.stepped_engine import stepped
 
 LENIENT, STRICT = 0, 1
 USERS, STRICT_USERS = 8, 2
@@ -69,7 +70,7 @@ def _answers(engine: SteppedEngine, prompts: Sequence[Sequence[int]], label: str
 def main() -> None:
     """Write tokens of a step by tier, under weights and without."""
     answers, out = int(sys.argv[1]), Path(sys.argv[2])
-    engine = SteppedEngine(
+    engine = stepped(
         ensure_demo_model(), demo_draft(), chunk_tokens=256, tree_rows=12, place=Place(0, 1, int(sys.argv[3]))
     )
     tiers = {LENIENT: TierTerms(), STRICT: TierTerms(promise_tok_s=_PROMISE_TOK_S)}
