@@ -84,6 +84,17 @@ class SimStep:
     whole_tokens: Ints
 
 
+@dataclass(frozen=True)
+class Running:
+    """A running request as an engine holds it between two steps. seen: [nodes] survivals of its last draft, if any."""
+
+    request: SimRequest
+    submitted_ms: float
+    first_ms: float
+    delivered_tokens: int
+    seen: Floats | None
+
+
 @dataclass
 class _Waiting:
     request: SimRequest
@@ -106,6 +117,17 @@ class SimEngine:
     def submit(self, request: SimRequest, *, now_ms: float) -> None:
         """Queue a request."""
         self._waiting.append(_Waiting(request, now_ms, request.cached_tokens))
+
+    def resume(self, running: Sequence[Running], curves: TierCurves) -> None:
+        """Go on from the state of another engine: its requests in the order of their slots, its curves; none wait."""
+        self._waiting.clear()
+        self._slots, self._curves = Slots(self._limits.nodes), curves
+        for each in running:
+            self._slots.add(each.request, submitted_ms=each.submitted_ms, first_ms=each.first_ms)
+        self._slots.delivered = np.array([each.delivered_tokens for each in running], dtype=np.int64)
+        for place, each in enumerate(running):
+            if each.seen is not None:
+                self._slots.seen[place], self._slots.age_steps[place] = each.seen, 1
 
     @property
     def rung(self) -> int:

@@ -50,12 +50,16 @@ def main() -> int:
 
 
 def measure(model: DraftModel, source: FeatureSource, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row per tree size: both lengths, the gain over the chain of target-match, and over that of the ratio rule."""
+    """A row per tree size: both lengths, the gain over the chain of target-match, and over that of the ratio rule.
+
+    An engine drafts its chains from the whole vocabulary, and those that a planner paces from a short list, as trees.
+    """
     gamma = model.config.block_size
     temperature = torch.tensor([source.spec.temperature])
     edges = read_edges(options.draft, device=temperature.device).of(temperature, greedy=temperature <= 0)
     shape = Shape(gamma, options.parents, options.children)
     chain = replayed(model, source, "chain", chain_plan(gamma))
+    paced = replayed(model, source, "paced", TreePlan(Shape(gamma, 1, 1), gamma + 1, edges, options.shortlist))
     ratio = evaluate(model, source, "ratio", [options.seed])[0]
     found = []
     for size in options.rows or [gamma + 1]:
@@ -67,6 +71,7 @@ def measure(model: DraftModel, source: FeatureSource, options: argparse.Namespac
                 "temperature": source.spec.temperature,
                 "rows": size,
                 "chain_length": chain.rounds().accepted_length,
+                "paced_chain_length": paced.rounds().accepted_length,
                 "ratio_chain_length": ratio.rounds().accepted_length,
                 "tree_length": tree.rounds().accepted_length,
                 "gain_frac": over_chain.gain_frac,

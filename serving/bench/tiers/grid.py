@@ -69,7 +69,12 @@ def table_digest(settings: TiersSettings, name: str) -> str:
 def simulated(table: TableSettings, users: int, policy: Policy, _promise_tok_s: float) -> SteppingEngine:
     """Return an engine without a model."""
     times = StepTimeModel(reference_table(table.step_times))
-    limits = EngineLimits(
+    return SimEngine(policy, times=times, true_times=times, limits=limits_of(table, users))
+
+
+def limits_of(table: TableSettings, users: int) -> EngineLimits:
+    """Return the limits of an engine for so many users of a table."""
+    return EngineLimits(
         max_running=users,
         kv_tokens=table.kv_tokens,
         chunk_tokens=table.chunk_tokens,
@@ -77,7 +82,6 @@ def simulated(table: TableSettings, users: int, policy: Policy, _promise_tok_s: 
         rung=table.rung,
         live_shares=table.live_shares,
     )
-    return SimEngine(policy, times=times, true_times=times, limits=limits)
 
 
 def unit_rows(unit: Unit, settings: TiersSettings, engines: Engines = simulated) -> Rows:

@@ -5,6 +5,7 @@ those of the model; only how long a step takes is the table's.
 """
 
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from sparktier.configs.plan_keys import TIER_PARAM, EnginePlan
 from sparktier.serving.engine.speculation.pacing import Pacer
 from sparktier.serving.engine.stepping import SteppedEngine
 from sparktier.serving.engine.telemetry.observer import Observer
+
+# No run finds another's prompts in the cache.
+_RUNS = count(1)
 
 
 class VirtualClock:
@@ -44,7 +48,7 @@ class VirtualEngine:
         self.clock = VirtualClock()
         Observer(engine.scheduler, clock=self.clock).install()
         self._rung = 0
-        self._runs = 0
+        self._run = 0
         self._asked: dict[str, _Asked] = {}
         self.unlike: list[tuple[int, ...]] = []
         """Keys of requests of this run whose answers are not the recorded ones."""
@@ -54,7 +58,7 @@ class VirtualEngine:
         self._engine.abort()
         self._engine.worker.set_plan(plan)
         self._engine.worker.set_pacer(pacer)
-        self._rung, self._runs = int(plan.rung), self._runs + 1
+        self._rung, self._run = int(plan.rung), next(_RUNS)
         self._asked, self.unlike = {}, []
 
     @property
@@ -71,7 +75,7 @@ class VirtualEngine:
         ids = request.answer.ids
         if ids is None or len(ids.prompt) != request.prompt_tokens:
             raise ValueError("the real engine needs the token ids of prompts, and prefills them itself")
-        request_id = "-".join(map(str, (self._runs, *request.key)))
+        request_id = "-".join(map(str, (self._run, *request.key)))
         self._asked[request_id] = _Asked(request, now_ms)
         self._engine.add(
             request_id,

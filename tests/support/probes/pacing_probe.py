@@ -170,7 +170,8 @@ def main() -> None:
     # Each rank's clock says another time: only rank 0's may count.
     ticks = count()
     pacer = RecordingPacer(live=True, clock=lambda: (1.0 + float(rank)) * next(ticks))
-    worker.decode_step = _RecordedStep(**{**vars(worker.decode_step), "pacer": pacer})
+    plain = worker.decode_step
+    worker.decode_step = _RecordedStep(**{**vars(plain), "pacer": pacer})
     plans, rng = random_plans(), random.Random(1)
 
     def next_plan() -> None:
@@ -181,6 +182,7 @@ def main() -> None:
     off = decoded(engine, "off", int(batches), lambda: worker.set_plan(EnginePlan(rung=Rung.OFF)))
     records = [{**vars(step), "lagged": asdict(step.lagged)} for step in pacer.steps]
     # Drawn drafts (the ratio rule) have no text that says what comes true; other ranks' steps would be the same.
+    worker.decode_step = plain
     twins = twin_runs(engine, tree_rows=10, block_tokens=5) if rule == "match" and place.ranks == 1 else []
     torch.save({"steps": records, "paced": paced, "off": off, "twins": twins}, out)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from sparktier.cluster.arrays import Floats, Ints
 from sparktier.cluster.simulator.answers import Answer, TokenIds
@@ -16,13 +17,14 @@ from sparktier.cluster.verify_planner import PaceRules
 from sparktier.configs.plan_keys import EnginePlan, Rung, TierTerms
 from sparktier.configs.step_times import reference_table
 from sparktier.serving.bench.tiers.virtual_engine import VirtualEngine
+from sparktier.serving.engine.speculation.edge_acceptance import EdgeTable
 from sparktier.serving.engine.speculation.pacing import Pace, Pacer
 from sparktier.serving.engine.stepping import SteppedEngine
 from support.generation import random_prompts
 
 TIMES = StepTimeModel(reference_table("avx2"))
 USERS, TURNS, CHUNK_TOKENS = 6, 2, 64
-_PROMISE_TOK_S = 9.0
+_PROMISE_TOK_S = 5.0
 _RULES = PaceRules()
 
 
@@ -49,17 +51,27 @@ class WatchedPacer(Pacer):
 
 
 def twin_runs(engine: SteppedEngine, *, tree_rows: int, block_tokens: int) -> list[TwinRun]:
-    """Return runs of chains and trees, tiered and blind, with shares by live survivals and by those of the step before.
+    """Return runs of chains and trees, tiered and blind, with shares by live survivals or by those of the step before.
 
     The engine prefills in chunks of CHUNK_TOKENS.
     """
+    flatten(engine)
     virtual = VirtualEngine(engine, TIMES)
-    found = []
-    for rung, nodes in ((Rung.CHAIN, block_tokens), (Rung.TREE, tree_rows - 1)):
-        for name, live in (("tiered", True), ("blind", True), ("tiered", False)):
-            limits = EngineLimits(USERS, 8192, CHUNK_TOKENS, nodes, int(rung), live)
-            found.append(_twins(virtual, policy_of(name, _RULES, strict_weight=1.0), limits))
-    return found
+    nodes = {Rung.CHAIN: block_tokens, Rung.TREE: tree_rows - 1}
+    kinds = (("tiered", Rung.CHAIN, True), ("blind", Rung.CHAIN, False), ("tiered", Rung.TREE, True))
+    return [
+        _twins(
+            virtual,
+            policy_of(name, _RULES, strict_weight=1.0),
+            EngineLimits(USERS, 8192, CHUNK_TOKENS, nodes[rung], int(rung), live),
+        )
+        for name, rung, live in kinds
+    ]
+
+
+def flatten(engine: SteppedEngine) -> None:
+    """Have the oracle's drafts say that they are less likely than it knows them to be, so that there is a choice."""
+    engine.worker.decode_step.drafter._edges = EdgeTable([(0.2, 0.0)] * 3, device=torch.device("cpu"))
 
 
 def _twins(virtual: VirtualEngine, policy: Policy, limits: EngineLimits) -> TwinRun:
