@@ -50,7 +50,7 @@ def run(settings: TiersSettings, *, real: bool = False, report: Path | None, plo
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([key, found]) + "\n")
 
-    engines = real_engines() if real else simulated
+    engines = real_engines(settings) if real else simulated
     with progress_bar("cells", len(units(settings)), console) as (bar, task):
         for unit, found in measured(settings, engines=engines, known=known, keep=keep):
             rows += found
@@ -68,12 +68,12 @@ def run(settings: TiersSettings, *, real: bool = False, report: Path | None, plo
     return 0
 
 
-def real_engines() -> Engines:
-    """Return the engines of `--engine`."""
+def real_engines(settings: TiersSettings) -> Engines:
+    """Return the engines of `--engine`. Raises ConfigError where they can't run `settings`."""
     # Imported here: torch and SGLang take seconds, and a simulation needs neither.
     from sparktier.serving.bench.tiers.real_engines import RealEngines
 
-    return RealEngines()
+    return RealEngines(settings)
 
 
 def known_rows(kept: Path | None) -> dict[str, Rows]:

@@ -27,7 +27,7 @@ Engines = Callable[[TableSettings, int, Policy, float], SteppingEngine]
 """(table, users, policy, promise in tokens per second) -> an engine to serve them, without a request."""
 # Rises when the same settings give other figures.
 _FORM = 1
-_AXES = ("users", "promise_factors", "strict_fracs")
+_AXES = ("policies", "users", "promise_factors", "strict_fracs")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def unit_rows(unit: Unit, settings: TiersSettings, engines: Engines = simulated)
     """Run all policies and promises of a unit on `engines` and return their rows."""
     table, digest = settings.tables[unit.table], table_digest(settings, unit.table)
     run = _Runs(unit, table, engines)
-    names = names_in_order(settings.policies)
+    names = names_in_order(settings.policies_of(unit.table))
     planner = settings.planner
     promise_tok_s = mean_speed_tok_s(run.of(policy_of("blind", planner.rules, strict_weight=1.0), 0.0))
     rows: Rows = []
@@ -187,6 +187,6 @@ def measured(
 
 def unit_key(unit: Unit, settings: TiersSettings) -> str:
     """Return the key of a unit's rows: they depend on nothing else."""
-    policies: Sequence[str] = names_in_order(settings.policies)
+    policies: Sequence[str] = names_in_order(settings.policies_of(unit.table))
     factors = settings.tables[unit.table].promise_factors
     return f"{table_digest(settings, unit.table)} {unit.name} {','.join(policies)} {','.join(map(str, factors))}"

@@ -1,15 +1,15 @@
 """The engines of `sparktier bench tiers --engine`: one rank of a deployment that runs one policy after another."""
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from sparktier.cluster.simulator.outcome import LENIENT, STRICT
-from sparktier.cluster.simulator.policies import Paced, Policy
+from sparktier.cluster.simulator.policies import Paced, Policy, policy_of
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.configs.errors import ConfigError, Problem
 from sparktier.configs.loading.loader import load_settings
 from sparktier.configs.plan_keys import EnginePlan, Rung, TierTerms
 from sparktier.configs.step_times import reference_table
-from sparktier.serving.bench.tiers.settings import TableSettings
+from sparktier.serving.bench.tiers.settings import TableSettings, TiersSettings
 from sparktier.serving.bench.tiers.stepped import started
 from sparktier.serving.bench.tiers.virtual_engine import VirtualEngine
 from sparktier.serving.engine.speculation.pacing import Pacer
@@ -17,48 +17,52 @@ from sparktier.serving.engine.stepping import Place
 from sparktier.serving.supervision.processes import held_port
 
 
-class _Started(NamedTuple):
-    table: TableSettings
-    users: int
-    engine: VirtualEngine
-
-
 class RealEngines:
     """Makes engines as `grid.simulated` does; SGLang starts once in a process, with the first."""
 
-    def __init__(self) -> None:
-        self._started: _Started | None = None
-
-    def __call__(self, table: TableSettings, users: int, policy: Policy, promise_tok_s: float) -> VirtualEngine:
-        """Return the engine, in a new run under `policy`.
+    def __init__(self, settings: TiersSettings) -> None:
+        """Check that `settings` can run.
 
         Raises:
-            ConfigError: ranks don't have the policy, the table names no deployment, or another one runs already.
+            ConfigError: ranks don't have a policy, or there isn't one table with one number of users and a deployment.
         """
-        paced = policy.paced
-        if paced is None:
-            rule = "must be one that ranks have: off, blind, tiered or fixed weights"
-            raise ConfigError([Problem("--policy", rule, policy.name, "Leave it out, or leave out --engine.")])
-        engine = self._engine(table, users)
+        problems = [*_unknown_to_ranks(settings), *_not_one_engine(settings)]
+        if problems:
+            raise ConfigError(problems)
+        self._engine: VirtualEngine | None = None
+
+    def __call__(self, table: TableSettings, users: int, policy: Policy, promise_tok_s: float) -> VirtualEngine:
+        """Return the engine, in a new run under `policy`."""
+        assert policy.paced is not None, "checked at the start"
+        engine = self._engine = self._engine or _started(table, users)
         times = StepTimeModel(reference_table(table.step_times))
-        pacer = Pacer(times, live=table.live_shares, rules=paced.rules, clock=engine.clock)
-        plan = _plan(Rung(table.rung) if policy.drafts else Rung.OFF, paced, promise_tok_s)
+        pacer = Pacer(times, live=table.live_shares, rules=policy.paced.rules, clock=engine.clock)
+        plan = _plan(Rung(table.rung) if policy.drafts else Rung.OFF, policy.paced, promise_tok_s)
         engine.start(plan, pacer if policy.drafts else None)
         return engine
 
-    def _engine(self, table: TableSettings, users: int) -> VirtualEngine:
-        if self._started is None:
-            self._started = _Started(table, users, _started(table, users))
-        if (self._started.table, self._started.users) != (table, users):
-            rule = "must be one with one number of users: SGLang starts once in a process"
-            raise ConfigError([Problem("--table", rule, f"{users} users more", "Run them one after another.")])
-        return self._started.engine
+
+def _unknown_to_ranks(settings: TiersSettings) -> Iterator[Problem]:
+    planner = settings.planner
+    for name in dict.fromkeys(name for table in settings.tables for name in settings.policies_of(table)):
+        if policy_of(name, planner.rules, strict_weight=planner.strict_weight).paced is None:
+            rule = "with --engine, must be one that ranks have: off, blind, tiered or fixed weights"
+            yield Problem("--policy", rule, name, "Name others with --policy, or leave out --engine.")
+
+
+def _not_one_engine(settings: TiersSettings) -> Iterator[Problem]:
+    sizes = [f"{name} with {users} users" for name, table in settings.tables.items() for users in table.users]
+    if len(sizes) != 1:
+        rule = "with --engine, must be one table with one number of users: SGLang starts once in a process"
+        yield Problem("--table", rule, ", ".join(sizes), "Name one with --table.")
+    for name, table in settings.tables.items():
+        if table.deployment is None or table.recorded is None:
+            rule = "with --engine, a table must name recorded text and the deployment that it is of"
+            yield Problem(f"tables.{name}", rule, "none", "Name others with --table, or leave out --engine.")
 
 
 def _started(table: TableSettings, users: int) -> VirtualEngine:
-    if table.deployment is None:
-        rule = "must name the settings that the texts were recorded with"
-        raise ConfigError([Problem("deployment", rule, "none", "Set it in the table, or leave out --engine.")])
+    assert table.deployment is not None, "checked at the start"
     overrides = {
         "model.dtype": "float32",
         "replicas.device": "cpu",

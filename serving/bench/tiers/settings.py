@@ -45,6 +45,8 @@ class TableSettings(Section):
     """Drafted tokens of one request."""
     rung: Annotated[int, Field(ge=1, le=15)] = 2
     live_shares: bool = True
+    policies: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] | None = None
+    """In place of the measurement's."""
     users: Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
     promise_factors: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)]
     strict_fracs: Annotated[tuple[Frac, ...], Field(min_length=1, strict=False)]
@@ -69,6 +71,10 @@ class TiersSettings(Section):
     planner: PlannerSettings = PlannerSettings()
     tables: Annotated[dict[str, TableSettings], Field(min_length=1)]
 
+    def policies_of(self, table: str) -> tuple[str, ...]:
+        """Return the policies that are compared on a table."""
+        return self.tables[table].policies or self.policies
+
     def narrowed(
         self,
         *,
@@ -87,11 +93,10 @@ class TiersSettings(Section):
             if name not in self.tables:
                 rule = f"must be a table of the file: {', '.join(self.tables)}"
                 raise ConfigError([Problem("--table", rule, name, "Name one of these.")])
-        asked = {"promise_factors": promise_factors, "strict_fracs": strict_fracs}
+        asked = {"promise_factors": promise_factors, "strict_fracs": strict_fracs, "policies": policies}
         changes = {key: tuple(values) for key, values in asked.items() if values}
         return self.model_copy(
             update={
-                "policies": tuple(policies or self.policies),
                 "seeds": tuple(seeds or self.seeds),
                 "tables": {
                     name: table.model_copy(update=changes)

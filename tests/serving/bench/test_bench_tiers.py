@@ -85,6 +85,8 @@ def test_one_cell_of_the_measurement() -> None:
     [
         (["--table", "mars"], "--table: must be a table of the file: production (found mars)"),
         (["--policy", "best"], "--policy: must be one of"),
+        (["--engine", "--policy", "floors"], "--policy: with --engine, must be one that ranks have"),
+        (["--engine"], "tables.production: with --engine, a table must name recorded text and the deployment"),
     ],
 )
 def test_wrong_options_are_named(

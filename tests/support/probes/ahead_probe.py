@@ -24,7 +24,7 @@ from sparktier.cluster.verify_planner import Offers, best_total, weights
 from sparktier.configs.step_times import reference_table
 from sparktier.serving.bench.tiers import grid
 from sparktier.serving.bench.tiers.real_engines import RealEngines
-from sparktier.serving.bench.tiers.settings import TableSettings, load_tiers_settings
+from sparktier.serving.bench.tiers.settings import TableSettings, TiersSettings, load_tiers_settings
 from sparktier.serving.bench.tiers.virtual_engine import VirtualEngine
 
 LEAST_MARGIN = 1e-5
@@ -141,8 +141,8 @@ class AheadEngine:
 class AheadEngines:
     """Makes engines for `grid.unit_rows`, and keeps what each run showed."""
 
-    def __init__(self) -> None:
-        self._real = RealEngines()
+    def __init__(self, settings: TiersSettings) -> None:
+        self._real = RealEngines(settings)
         self.runs: list[Run] = []
 
     def __call__(self, table: TableSettings, users: int, policy: Policy, promise_tok_s: float) -> AheadEngine:
@@ -164,7 +164,7 @@ class AheadEngines:
 def main(arguments: Sequence[str]) -> None:
     """Write each run, and the rows of every unit on both engines."""
     settings, out = load_tiers_settings(Path(arguments[0])), Path(arguments[1])
-    engines, units = AheadEngines(), []
+    engines, units = AheadEngines(settings), []
     for unit in grid.units(settings):
         simulated, real = grid.unit_rows(unit, settings), grid.unit_rows(unit, settings, engines)
         units.append({"unit": unit.name, "equal": simulated == real, "simulated": simulated, "real": real})
