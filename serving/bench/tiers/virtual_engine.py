@@ -128,4 +128,6 @@ class VirtualEngine:
                 assert ids is not None
                 if tuple(each.output_ids) != ids.answer:
                     self.unlike.append(asked.request.key)
-        return SimStep(took_ms, keys, np.array(rows, dtype=np.int64), np.array(tokens, dtype=np.int64), ended)
+        # What was not verified is not known to be accepted: `whole_tokens` are the tokens.
+        gains = np.array(tokens, dtype=np.int64)
+        return SimStep(took_ms, keys, np.array(rows, dtype=np.int64), gains, ended, gains)
