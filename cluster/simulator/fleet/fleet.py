@@ -1,6 +1,7 @@
 """The loop: arrivals, steps, ticks, messages and failures in the order of their times, from one seed.
 
-Replicas hold the caps and say whether they have room; gateways hold the queues. Nothing here reads a clock.
+Replicas hold the caps and say whether they have room; gateways hold the queues and route as real ones do. Nothing
+here reads a clock.
 """
 
 import heapq
@@ -13,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from sparktier.cluster.admission.routing import Candidate, PrefixMemory, choose
 from sparktier.cluster.depth_policy import decide
 from sparktier.cluster.policy.policy_types import PolicyState, Received
 from sparktier.cluster.simulator.fleet.fleet_policies import FleetPolicy
@@ -57,6 +59,7 @@ class Fleet:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._losses = np.random.default_rng([seed, 1])
+        self._memory = PrefixMemory()
         self._heard: dict[str, tuple[Signals, float]] = {}
         self._state = PolicyState(epoch=1)
         self.now_ms = 0.0
@@ -102,16 +105,17 @@ class Fleet:
 
     def _placed(self, number: int) -> bool:
         offered = self.results[number].offered
-        open_to = [replica for replica in self.replicas if replica.free(offered.tier) > 0]
-        if not open_to:
+        # The longest beginning first, as the gateway's memory wants them.
+        beginnings = tuple(reversed(offered.prefix))
+        candidates = [
+            Candidate(replica.number, max(0, replica.free(offered.tier)), len(replica.users))
+            for replica in self.replicas
+        ]
+        found = choose(candidates, users=1, holder=self._memory.holder(beginnings))
+        if found is None:
             return False
-        # Promised users go where fewest are; others, under a controller, where most are that still have room.
-        packs = self._policy.steered and not self.spec.config.tiers[offered.tier].promise_tok_s
-        sign = -1 if packs else 1
-        chosen = min(
-            open_to,
-            key=lambda replica: (sign * len(replica.users), -replica.known_blocks(offered.prefix), replica.number),
-        )
+        chosen = self.replicas[found.number]
+        self._memory.sent(beginnings, chosen.number)
         answer = self._texts.answer(np.random.default_rng([self._seed, 0, number]), offered.output_tokens)
         chosen.submit(number, offered, answer, self.now_ms)
         self.results[number].replica = chosen.number

@@ -79,7 +79,6 @@ class FleetSpec:
     gateways: int = 1
     tick_ms: float = 1000.0
     trouble: Trouble = Trouble()
-    yielding: frozenset[int] = frozenset()
 
 
 @dataclass
