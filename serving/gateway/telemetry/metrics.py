@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 _HUNG_UP = 499
 _STATUSES = frozenset({*(status.value for status in HTTPStatus), _HUNG_UP})
 _FIRST_TOKEN_MS = (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000)
+RELOADED = ("tenants", "issuer_keys", "tls")
 _TOK_S = (1, 2, 5, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500)
 
 
@@ -89,6 +90,7 @@ class _Losses(Collector):
         reloads = CounterMetricFamily(
             "sparktier_gateway_failed_reloads", "Changed files that could not be read.", labels=["file"]
         )
-        for file, count in self._failed_reloads.items():
-            reloads.add_metric([file], count)
+        # From 0: a first failure would be no increase of a series that isn't there before.
+        for file in RELOADED:
+            reloads.add_metric([file], self._failed_reloads.get(file, 0))
         yield reloads

@@ -22,7 +22,7 @@ from sparktier.serving.gateway.engine_times import EngineTimes, take_times
 from sparktier.serving.gateway.telemetry import logs as logs_module
 from sparktier.serving.gateway.telemetry import spans as spans_module
 from sparktier.serving.gateway.telemetry.logs import logging_to
-from sparktier.serving.gateway.telemetry.metrics import GatewayMetrics
+from sparktier.serving.gateway.telemetry.metrics import RELOADED, GatewayMetrics
 from sparktier.serving.gateway.telemetry.spans import RequestSpans, spans_to
 from sparktier.serving.gateway.telemetry.telemetry import Telemetry
 from sparktier.serving.gateway.tenants.directory import Tenant
@@ -53,7 +53,7 @@ class Watched:
     """A telemetry whose spans stay here."""
 
     def __init__(self, *, sampled: bool = True) -> None:
-        self.clock, self.metrics = Clock(), GatewayMetrics(lost_records=lambda: 3)
+        self.clock, self.metrics = Clock(), GatewayMetrics(lost_records=lambda: 3, failed_reloads={"tls": 2})
         self.exporter, provider = InMemorySpanExporter(), TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.telemetry = Telemetry(self.metrics, RequestSpans(provider) if sampled else None, now_ns=self.clock)
@@ -152,6 +152,8 @@ def test_metrics_count_by_route_status_and_tier() -> None:
     assert samples["sparktier_gateway_first_token_ms_count", gold] == 1
     assert samples["sparktier_gateway_user_tok_s_sum", gold] == 25
     assert samples["sparktier_gateway_usage_lost_records_total", frozenset()] == 3
+    reloads = [samples["sparktier_gateway_failed_reloads_total", frozenset({("file", file)})] for file in RELOADED]
+    assert reloads == [0, 0, 2]
 
 
 def test_a_stream_without_the_replica_s_times_has_those_seen_here() -> None:
