@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+FLOOD_INTERVAL_S = 0.05
 RANK = {
     "rank": 0,
     "pid": 7,
@@ -43,13 +44,14 @@ class ProbedReplica:
     async def _stream(self, request: web.BaseRequest, prompt: str) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await answer.prepare(request)
-        token = {"id": "x", "choices": [{"index": 0, "text": "a" * (4096 if prompt == "flood" else 1)}]}
+        token = {"id": "x", "choices": [{"index": 0, "text": "a" * (16_384 if prompt == "flood" else 1)}]}
         event = b"data: " + json.dumps(token).encode() + b"\n\n"
         await answer.write(event)
         self.waiting += 1
         try:
             while prompt == "flood":
                 await answer.write(event)
+                await asyncio.sleep(FLOOD_INTERVAL_S)
             if prompt == "wait":
                 # The end of the connection cancels this.
                 await asyncio.Event().wait()
