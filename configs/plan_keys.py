@@ -10,18 +10,19 @@ from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from sparktier.configs.contracts.plan import Plan
+from sparktier.configs.contracts.plan import Plan, ReplicaPlan
 from sparktier.configs.errors import ContractError
 from sparktier.configs.settings.tiers import HIGHEST_TIER_ID, TierSettings
 
 PREFIX = "sparktier_"
 EPOCH_KEY, VERSION_KEY, TTL_KEY = "sparktier_epoch", "sparktier_plan_version", "sparktier_ttl_ms"
 RUNG_KEY, ROWS_KEY, DEFAULT_TIER_KEY = "sparktier_rung", "sparktier_rows", "sparktier_default_tier"
+SEATS_KEY = "sparktier_seats"
 LATCH_KEY = "sparktier_latch"
 """No part of a plan, and sent by itself: 1 holds rung 0 whatever plans say, 0 lets plans decide again."""
 _REQUIRED = (EPOCH_KEY, VERSION_KEY, RUNG_KEY, DEFAULT_TIER_KEY)
 # The least that each may be; those of tiers below.
-_LEAST = {EPOCH_KEY: 1, VERSION_KEY: 1, TTL_KEY: 1, RUNG_KEY: 0, ROWS_KEY: 0, DEFAULT_TIER_KEY: 0}
+_LEAST = {EPOCH_KEY: 1, VERSION_KEY: 1, TTL_KEY: 1, RUNG_KEY: 0, ROWS_KEY: 0, DEFAULT_TIER_KEY: 0, SEATS_KEY: 1}
 _TIER_KEY = re.compile(r"sparktier_tier(\d+)_(promise|weight|cap)")
 TIER_PARAM = "sparktier_tier"
 """The key of a request's `custom_params` that names its tier."""
@@ -29,6 +30,8 @@ REQUEST_PARAM = "sparktier_request"
 """The key of a request's `custom_params` that has the gateway's id of it."""
 TRACE_PARAM = "sparktier_trace"
 """The key of a request's `custom_params` that has the span it belongs to, as in the header `traceparent`."""
+YIELDING_PRIORITY, PROMISED_PRIORITY = 0, 1
+"""Priorities of requests in the engine, where a tier yields: of those of such a tier, and of all others."""
 MAX_TIERS = HIGHEST_TIER_ID + 1
 
 
@@ -59,7 +62,8 @@ def terms_of(tier: TierSettings) -> TierTerms:
 class EnginePlan:
     """A plan as a rank applies it. `rows` bounds the rows of one step over all requests (0: no bound).
 
-    (`epoch`, `version`) is (0, 0) for what a rank starts with. `ttl_ms` None holds until the next plan.
+    (`epoch`, `version`) is (0, 0) for what a rank starts with. `ttl_ms` None holds until the next plan. `seats` are the
+    most requests that run at once where a tier yields: a promised request takes the seat of one that yields.
     """
 
     epoch: int = 0
@@ -67,6 +71,7 @@ class EnginePlan:
     ttl_ms: int | None = None
     rung: Rung = Rung.CHAIN
     rows: int = 0
+    seats: int | None = None
     default_tier: int = 0
     tiers: Mapping[int, TierTerms] = field(default_factory=lambda: {0: TierTerms()})
 
@@ -74,7 +79,14 @@ class EnginePlan:
         """Return everything in force as plain values, for messages."""
         tiers = {str(tier): asdict(terms) for tier, terms in sorted(self.tiers.items())}
         head = {"epoch": self.epoch, "plan_version": self.version, "ttl_ms": self.ttl_ms}
-        return {**head, "rung": int(self.rung), "rows": self.rows, "default_tier": self.default_tier, "tiers": tiers}
+        return {
+            **head,
+            "rung": int(self.rung),
+            "rows": self.rows,
+            "seats": self.seats,
+            "default_tier": self.default_tier,
+            "tiers": tiers,
+        }
 
 
 def engine_plan(plan: Plan, replica_id: str) -> EnginePlan:
@@ -96,12 +108,20 @@ def engine_plan(plan: Plan, replica_id: str) -> EnginePlan:
         ttl_ms=plan.ttl_ms,
         rung=Rung(replica.rung),
         rows=replica.rows,
+        seats=_seats(plan, replica),
         default_tier=plan.default_tier,
         tiers={
             tier: TierTerms(promise.promise_tok_s, promise.weight, caps.get(tier))
             for tier, promise in plan.tiers.items()
         },
     )
+
+
+def _seats(plan: Plan, replica: ReplicaPlan) -> int | None:
+    caps = [replica.tiers[tier].cap_users if tier in replica.tiers else None for tier in plan.tiers]
+    users = [cap for cap in caps if cap is not None]
+    yields = any(promise.yields for promise in plan.tiers.values())
+    return max(1, sum(users)) if yields and len(users) == len(caps) else None
 
 
 def keys_of(plan: EnginePlan) -> dict[str, float]:
@@ -112,6 +132,7 @@ def keys_of(plan: EnginePlan) -> dict[str, float]:
         TTL_KEY: plan.ttl_ms,
         RUNG_KEY: int(plan.rung),
         ROWS_KEY: plan.rows,
+        SEATS_KEY: plan.seats,
         DEFAULT_TIER_KEY: plan.default_tier,
     }
     for tier, terms in plan.tiers.items():
@@ -126,13 +147,14 @@ def keys_of(plan: EnginePlan) -> dict[str, float]:
 
 def plan_of(keys: Mapping[str, float]) -> EnginePlan:
     """Return the plan that `keys` (all valid: see `refusals`) say."""
-    ttl_ms = keys.get(TTL_KEY)
+    ttl_ms, seats = keys.get(TTL_KEY), keys.get(SEATS_KEY)
     return EnginePlan(
         epoch=int(keys[EPOCH_KEY]),
         version=int(keys[VERSION_KEY]),
         ttl_ms=None if ttl_ms is None else int(ttl_ms),
         rung=Rung(int(keys[RUNG_KEY])),
         rows=int(keys.get(ROWS_KEY, 0)),
+        seats=None if seats is None else int(seats),
         default_tier=int(keys[DEFAULT_TIER_KEY]),
         tiers={tier: _terms(parts) for tier, parts in _by_tier(keys).items()},
     )

@@ -97,11 +97,25 @@ def _who_yields_has_no_promise(settings: Settings) -> Iterator[Problem]:
             )
 
 
+def _who_yields_can_be_put_back(settings: Settings) -> Iterator[Problem]:
+    """Answers that go on after it were compared with undisturbed ones for these methods and one attention group."""
+    method, groups = settings.speculation.method, settings.replicas.attention_data_parallel
+    for tier_id, tier in settings.tiers.items():
+        path = f"tiers.{tier_id}.yields"
+        if tier.yields and method in ("standalone", "dspark_native"):
+            rule = f"must be false with speculation.method: {method}, whose requests are not put back into the queue"
+            yield Problem(path, rule, "true", "Remove it, or set speculation.method to none, chain or tree.")
+        if tier.yields and groups > 1:
+            rule = "must be false with several attention groups, each of which would count seats by itself"
+            yield Problem(path, rule, "true", "Remove it, or set replicas.attention_data_parallel: 1.")
+
+
 RULES = (
     Rule(("tiers",), _one_default_tier),
     Rule(("tiers",), _tier_names_differ),
     Rule(("tiers",), _downgrade_has_a_target),
     Rule(("tiers",), _downgrades_promise_less),
     Rule(("tiers",), _who_yields_has_no_promise),
+    Rule(("tiers", "speculation.method", "replicas.attention_data_parallel"), _who_yields_can_be_put_back),
     Rule(("tiers", "speculation"), _stalls_need_step_times),
 )

@@ -5,7 +5,7 @@ Pure. A test compares every name used here with the installed `ServerArgs`.
 
 from typing import Any
 
-from sparktier.configs.plan_keys import terms_of
+from sparktier.configs.plan_keys import PROMISED_PRIORITY, terms_of
 from sparktier.configs.rules.layout import kv_tokens_of_longest
 from sparktier.configs.settings.settings import Settings, SpeculationSettings, TrainingSettings
 from sparktier.configs.settings.speculation import LADDERS
@@ -13,6 +13,7 @@ from sparktier.serving.deployment.planner import planner_options, prefill_chunk_
 from sparktier.serving.deployment.resolved import Resolved
 from sparktier.serving.engine.rank_options import (
     ALGORITHM,
+    DEFAULT_RUNNING_REQUESTS,
     KEYED_SAMPLER,
     FeatureOptions,
     LadderOptions,
@@ -51,6 +52,7 @@ def engine_kwargs(resolved: Resolved, *, replica: int) -> dict[str, Any]:
         **_model(resolved),
         **_layout(settings),
         **_speculation(resolved),
+        **_yielding(settings),
         **settings.replicas.sglang_args,
         **(_cpu(settings) if resolved.device == "cpu" else {}),
     }
@@ -82,6 +84,7 @@ def rank_options_of(resolved: Resolved) -> RankOptions:
     return RankOptions(
         tiers={tier_id: terms_of(tier) for tier_id, tier in settings.tiers.items()},
         default_tier=settings.default_tier,
+        seats=_seats(settings),
         safe_rung=settings.speculation.safe_rung,
         ladder=_ladder_options(settings.speculation) if ladder else None,
         planner=planner_options(resolved),
@@ -121,6 +124,28 @@ def _layout(settings: Settings) -> dict[str, Any]:
         "attention_backend": replicas.attention_backend,
         "moe_a2a_backend": replicas.moe_all_to_all,
     }
+
+
+def _yielding(settings: Settings) -> dict[str, Any]:
+    """Have a promised request take the seat of the youngest one that yields, which SGLang then queues again."""
+    if not any(tier.yields for tier in settings.tiers.values()):
+        return {}
+    return {
+        "enable_priority_scheduling": True,
+        "priority_scheduling_preemption_threshold": 0,
+        "default_priority_value": PROMISED_PRIORITY,
+        # Requests in a batch at most; a plan sets it anew.
+        "pp_max_micro_batch_size": _seats(settings),
+    }
+
+
+def _seats(settings: Settings) -> int | None:
+    """Return the most requests that run at once where a tier yields and all have caps; None is SGLang's own bound."""
+    running = settings.replicas.max_running_requests or DEFAULT_RUNNING_REQUESTS
+    caps = [tier.most_users(running) for tier in settings.tiers.values()]
+    users = [cap for cap in caps if cap is not None]
+    yields = any(tier.yields for tier in settings.tiers.values())
+    return min(running, max(1, sum(users))) if yields and len(users) == len(caps) else None
 
 
 def _speculation(resolved: Resolved) -> dict[str, Any]:

@@ -85,11 +85,13 @@ class RankOptions(_Options):
     """Everything a rank is told. `ladder`: without it our worker doesn't run; `features`: nothing is captured,
     `planner`: each request verifies all rows that rung, caps and row budget allow.
 
-    `tiers`, by id, are those in force until the first plan; `safe_rung` is the ceiling when a plan's time is over.
+    `tiers`, by id, and `seats` are those in force until the first plan; `safe_rung` is the ceiling when a plan's time
+    is over.
     """
 
     tiers: Mapping[int, TierTerms] = {0: TierTerms()}
     default_tier: int = 0
+    seats: int | None = None
     safe_rung: int = 1
     ladder: LadderOptions | None = None
     planner: PlannerOptions | None = None

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from sparktier.cluster.admission.gate import Terms
+from sparktier.configs.plan_keys import PROMISED_PRIORITY, YIELDING_PRIORITY
 from sparktier.configs.settings.gateway import GatewaySettings
 from sparktier.configs.settings.tiers import TierSettings
 from sparktier.serving.gateway.refused import Refused
@@ -64,6 +65,12 @@ class TierTable:
     def everything(self) -> Entitlement:
         """Return what a client may use where no keys are configured."""
         return Entitlement(frozenset(self.names), self.default)
+
+    def priority(self, tier: int) -> dict[str, int]:
+        """Return the field by which the engine knows requests that yield from others; nothing where no tier yields."""
+        if not any(terms.yields for terms in self.terms.values()):
+            return {}
+        return {"priority": YIELDING_PRIORITY if self.terms[tier].yields else PROMISED_PRIORITY}
 
     def _terms(self, tier: TierSettings) -> Terms:
         return Terms(

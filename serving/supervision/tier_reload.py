@@ -16,18 +16,27 @@ class TierBook:
 
     tiers: Tiers
     names: Mapping[int, str]
+    may_yield: bool
 
     @classmethod
     def of(cls, tiers: Tiers) -> "TierBook":
-        """Return the book of a deployment that starts with `tiers`."""
-        return cls(tiers, {tier_id: tier.name for tier_id, tier in tiers.items()})
+        """Return the book of a deployment that starts with `tiers`; engines are told at their start if one yields."""
+        names = {tier_id: tier.name for tier_id, tier in tiers.items()}
+        return cls(tiers, names, any(tier.yields for tier in tiers.values()))
 
     def reloaded(self, tiers: Tiers) -> "TierBook":
         """Return the book with `tiers` in force. Raises ConfigError for what may not change while it runs."""
-        problems = list(self._other_names(tiers))
+        problems = [*self._other_names(tiers), *self._new_yields(tiers)]
         if problems:
             raise ConfigError(problems)
-        return TierBook(tiers, {**self.names, **{tier_id: tier.name for tier_id, tier in tiers.items()}})
+        names = {**self.names, **{tier_id: tier.name for tier_id, tier in tiers.items()}}
+        return TierBook(tiers, names, self.may_yield)
+
+    def _new_yields(self, tiers: Tiers) -> Iterator[Problem]:
+        for tier_id, tier in tiers.items():
+            if tier.yields and not self.may_yield:
+                rule = "must be false in a deployment that has started without a tier that yields"
+                yield Problem(f"tiers.{tier_id}.yields", rule, "true", "Start the deployment anew with it.")
 
     def _other_names(self, tiers: Tiers) -> Iterator[Problem]:
         for tier_id, tier in tiers.items():

@@ -190,3 +190,16 @@ def test_a_replica_takes_its_own_part_of_a_plan() -> None:
 def test_a_plan_that_is_not_for_a_replica_is_refused(change: dict[str, Any], word: str) -> None:
     with pytest.raises(ContractError, match=word):
         engine_plan(cluster_plan(**change), "replica-1")
+
+
+@pytest.mark.parametrize(
+    ("yields", "caps", "seats"), [(True, (3, 2), 5), (True, (0, 0), 1), (True, (3, None), None), (False, (3, 2), None)]
+)
+def test_seats_are_the_sum_of_the_caps_where_a_tier_yields(
+    yields: bool, caps: tuple[int | None, int | None], seats: int | None
+) -> None:
+    tiers = {0: TierPromise(name="slow", yields=yields), 1: TierPromise(name="fast", promise_tok_s=120.0)}
+    plan = cluster_plan(tiers={tier: TierCaps(cap_users=cap) for tier, cap in enumerate(caps)})
+    found = engine_plan(plan.model_copy(update={"tiers": tiers}), "replica-1")
+    assert found.seats == seats
+    assert plan_of(keys_of(found)) == found

@@ -10,8 +10,15 @@ from sparktier.serving.bench.tiers.stepped import started
 from sparktier.serving.engine.stepping import Place, SteppedEngine
 
 
-def stepped_settings(model: Path, speculation: Mapping[str, Any], *, chunk_tokens: int, ranks: int) -> Settings:
-    """Settings of `model` in float32 on so many ranks, prefilling in chunks."""
+def stepped_settings(
+    model: Path,
+    speculation: Mapping[str, Any],
+    *,
+    chunk_tokens: int,
+    ranks: int,
+    tiers: Mapping[int, Mapping[str, Any]] | None = None,
+) -> Settings:
+    """Settings of `model` in float32 on so many ranks, prefilling in chunks; without `tiers` there is one."""
     return settings_from(
         {
             "model": {"path": str(model), "dtype": "float32", "context_tokens": 1024},
@@ -24,13 +31,21 @@ def stepped_settings(model: Path, speculation: Mapping[str, Any], *, chunk_token
                 "chunked_prefill_tokens": chunk_tokens,
             },
             "speculation": dict(speculation),
+            **({} if tiers is None else {"tiers": tiers}),
         }
     )
 
 
 def stepped(
-    model: Path, draft: Path, *, chunk_tokens: int, tree_rows: int, place: Place, accept_rule: str = "match"
+    model: Path,
+    draft: Path,
+    *,
+    chunk_tokens: int,
+    tree_rows: int,
+    place: Place,
+    accept_rule: str = "match",
+    tiers: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> SteppedEngine:
     """A rank that decodes `model` with trees of `draft`."""
     tree = {"method": "tree", "draft_path": str(draft), "tree_rows": tree_rows, "accept_rule": accept_rule}
-    return started(stepped_settings(model, tree, chunk_tokens=chunk_tokens, ranks=place.ranks), place)
+    return started(stepped_settings(model, tree, chunk_tokens=chunk_tokens, ranks=place.ranks, tiers=tiers), place)

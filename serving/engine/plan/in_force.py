@@ -105,7 +105,7 @@ class PlanInForce:
 
 def start_plan(options: RankOptions, *, highest: Rung) -> EnginePlan:
     """Return the plan of a rank that has been sent none: the whole ladder, and the tiers that it was started with."""
-    return EnginePlan(rung=highest, default_tier=options.default_tier, tiers=options.tiers)
+    return EnginePlan(rung=highest, seats=options.seats, default_tier=options.default_tier, tiers=options.tiers)
 
 
 def plan_in_force(scheduler: Any) -> PlanInForce:

@@ -12,6 +12,8 @@ from sparktier.configs.plan_keys import LATCH_KEY, PREFIX
 from sparktier.serving.engine.plan.in_force import LatchSet, PlanExpired, PlanInForce, plan_in_force
 
 logger = logging.getLogger(__name__)
+# SGLang's bound on requests in a batch; from there on a request of more priority takes a place in it.
+_SEATS = "pp_max_micro_batch_size"
 _LOSSY = "speculative_accept_threshold_"
 _BY_ORDER = "an operator ordered it"
 
@@ -26,7 +28,7 @@ def install() -> None:
     def set_internal_state(self: Any, recv_req: Any) -> Any:
         keys, scheduler = recv_req.server_args, self.scheduler
         plan = plan_in_force(scheduler)
-        is_plan = any(key.startswith(PREFIX) for key in keys)
+        is_plan, seats = any(key.startswith(PREFIX) for key in keys), plan.plan.seats
         refused = _refused(keys, scheduler.draft_worker)
         if refused is not None:
             plan.refused = refused
@@ -40,6 +42,10 @@ def install() -> None:
         if not is_plan:
             return stock_set(self, recv_req)
         _apply(plan, scheduler)
+        if plan.plan.seats != seats:
+            most = scheduler.max_running_requests
+            wanted = {_SEATS: most if plan.plan.seats is None else min(most, plan.plan.seats)}
+            stock_set(self, internal_state.SetInternalStateReq(server_args=wanted))
         return internal_state.SetInternalStateReqOutput(updated=True)
 
     def add_speculative(self: Any, state: dict[str, Any]) -> None:

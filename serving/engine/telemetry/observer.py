@@ -26,7 +26,8 @@ STATES = "sparktier_ranks"
 class Observer:
     """Collects the load and step times of one rank; `clock` returns monotonic seconds.
 
-    `unknown_tier_requests` counts requests that were served as the default tier because their tier is unknown.
+    `unknown_tier_requests` counts requests that were served as the default tier because their tier is unknown, and
+    `retractions` by tier how often requests that have ended were put back into the queue.
     """
 
     def __init__(self, scheduler: Any, *, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -38,6 +39,7 @@ class Observer:
         self._arrivals = Arrivals(clock())
         self._promises = KeptPromises()
         self.unknown_tier_requests = 0
+        self.retractions: dict[int, int] = {}
 
     def install(self) -> None:
         """Hook the scheduler after each step, while idle, and when it is asked for its state."""
@@ -107,6 +109,7 @@ class Observer:
             decode_ms=self.times.decode_ms,
             speeds=self.speeds(running),
             unknown_tier_requests=self.unknown_tier_requests,
+            retractions=self.retractions,
             max_running=self._scheduler.max_running_requests,
             kv_tokens=self._scheduler.max_total_num_tokens,
             prefill_ms_per_token=self.times.prefill_ms_per_token,
@@ -163,6 +166,8 @@ class Observer:
         first_s = request.__dict__.pop("sparktier_first_token_s", None)
         if first_s is not None:
             terms, tokens = admitted(request, self._plan.plan), len(request.output_ids)
+            times = getattr(request, "retraction_count", 0)
+            self.retractions[terms.tier] = self.retractions.get(terms.tier, 0) + times
             self._speeds.ended(now_s, tier=terms.tier, tokens=tokens, first_token_s=first_s)
             self._promises.ended(
                 tier=terms.tier, promise_tok_s=terms.promise_tok_s, tokens=tokens, lasted_s=now_s - first_s

@@ -19,7 +19,8 @@ class RankState:
 
     `plan` is what the rank applies, taken `plan_age_ms` ago; `refused` is why it refused another since.
     `running`, `queued`, `queue_age_ms` (of the oldest), `arrivals_s`, `speeds` (tokens per second of each user),
-    `accepted_tokens` (a step of each user) and `met` (promises met, requests judged) are by tier id, `step_ms` by rung.
+    `accepted_tokens` (a step of each user) `met` (promises met, requests judged) and
+    `retractions` (of requests that have ended) are by tier id, `step_ms` by rung.
     `latched` is why rung 0 holds whatever plans say. `drift_frac` is measured over predicted step time, where there is
     a table to predict by.
     """
@@ -48,6 +49,7 @@ class RankState:
     arrivals_s: Mapping[int, float]
     accepted_tokens: Mapping[int, list[float]]
     met: Mapping[int, tuple[int, int]]
+    retractions: Mapping[int, int] = field(default_factory=dict)
     latched: str | None = None
     drift_frac: float | None = None
     spec_stats: SpeculationStats = field(default_factory=lambda: SpeculationStats(block_tokens=0))

@@ -128,7 +128,7 @@ class Gateway:
                 permit.settle(0, now_s=time.monotonic())
                 raise
             held.callback(place.close)
-            body |= engine_fields(body, place.tier, ask.tenant)
+            body |= engine_fields(body, place.tier, ask.tenant) | self._access.tiers.priority(place.tier)
             self._in_flight += 1
             held.callback(self._leave)
             name = self._access.tiers.names[place.tier]

@@ -170,3 +170,14 @@ def test_standalone_gives_sglang_all_three_chain_lengths_or_none(block: int | No
     kwargs = kwargs_of({"model": {"path": "org/big"}, "speculation": speculation})
     lengths = [kwargs.get(f"speculative_{name}") for name in ("num_steps", "eagle_topk", "num_draft_tokens")]
     assert lengths == ([None] * 3 if block is None else [4, 1, 5])
+
+
+def test_a_tier_that_yields_gives_its_seats_to_promised_requests() -> None:
+    strict = {"name": "strict", "default": True, "promise_tok_s": 9.0, "cap_users": 3}
+    tiers: dict[int, Any] = {0: strict, 1: {"name": "batch", "yields": True, "cap_users": 2}}
+    found = kwargs_of({"model": {"path": "/m"}, "tiers": tiers})
+    assert (found["enable_priority_scheduling"], found["priority_scheduling_preemption_threshold"]) == (True, 0)
+    assert found["pp_max_micro_batch_size"] == 5
+    tiers[1] = {"name": "batch", "yields": True}
+    assert "pp_max_micro_batch_size" not in kwargs_of({"model": {"path": "/m"}, "tiers": tiers})
+    assert "enable_priority_scheduling" not in kwargs_of({"model": {"path": "/m"}, "tiers": {0: strict}})

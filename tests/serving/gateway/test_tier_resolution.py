@@ -67,3 +67,10 @@ def test_the_slowest_tier_that_is_fast_enough_serves(tpot_ms: float, promises: l
             table.resolve(TierAsk(tpot_ms=tpot_ms), table.everything)
     else:
         assert promises[table.resolve(TierAsk(tpot_ms=tpot_ms), table.everything)] == min(enough)
+
+
+def test_the_engine_knows_who_yields() -> None:
+    tiers = {0: TierSettings(name="strict", default=True, promise_tok_s=9.0), 1: TierSettings(name="b", yields=True)}
+    table = TierTable(tiers, GatewaySettings())
+    assert (table.priority(0), table.priority(1)) == ({"priority": 1}, {"priority": 0})
+    assert TierTable({0: tiers[0]}, GatewaySettings()).priority(0) == {}

@@ -52,6 +52,15 @@ def test_an_id_that_named_a_tier_names_no_other_even_when_that_is_gone() -> None
     assert book.reloaded(FIRST.tiers).tiers == FIRST.tiers
 
 
+def test_a_tier_may_begin_to_yield_only_where_one_did_at_the_start() -> None:
+    """Engines are started for it."""
+    yielding = settings({0: STANDARD, 2: {"name": "batch", "yields": True}}).tiers
+    with pytest.raises(ConfigError, match=r"tiers.2.yields: must be false"):
+        TierBook.of(FIRST.tiers).reloaded(yielding)
+    more = settings({0: STANDARD, 2: {"name": "batch", "yields": True}, 3: {"name": "more", "yields": True}}).tiers
+    assert TierBook.of(yielding).reloaded(more).tiers == more
+
+
 def test_other_sections_wait_for_a_restart() -> None:
     other = settings({0: STANDARD}, replicas={"count": 2}, server={"port": 81})
     assert waiting_sections(FIRST, other) == ["replicas", "server"]

@@ -191,6 +191,12 @@ MALFORMED = {
         MODEL + "tiers: {1: {name: a, default: true, promise_tok_s: 80, yields: true}}\n",
         ["tiers.1.yields"],
     ),
+    "requests that can't be put back": (
+        MODEL
+        + "replicas: {tensor_parallel: 2, expert_parallel: 2, attention_data_parallel: 2}\n"
+        + "tiers: {1: {name: a, default: true, yields: true}}\n",
+        ["tiers.1.yields"],
+    ),
     "shares, weights and caps out of range": (
         MODEL
         + "tiers: {1: {name: a, default: true, promise_tok_s: 0}, 2: {name: b, share_frac: 1.01},"
