@@ -20,6 +20,7 @@ _BY_ORDER = "an operator ordered it"
 
 def install() -> None:
     """Hook SGLang's internal-state controller in this process."""
+    from sglang.srt.managers.io_struct import SetInternalStateReq
     from sglang.srt.managers.scheduler_components import internal_state
 
     controller = internal_state.SchedulerInternalStateController
@@ -45,7 +46,7 @@ def install() -> None:
         if plan.plan.seats != seats:
             most = scheduler.max_running_requests
             wanted = {_SEATS: most if plan.plan.seats is None else min(most, plan.plan.seats)}
-            stock_set(self, internal_state.SetInternalStateReq(server_args=wanted))
+            stock_set(self, SetInternalStateReq(server_args=wanted))
         return internal_state.SetInternalStateReqOutput(updated=True)
 
     def add_speculative(self: Any, state: dict[str, Any]) -> None:

@@ -50,7 +50,9 @@ class _Snapshot(Collector):
         for name, about, field in _LOAD:
             yield _gauge(name, about, ["dp_rank"], self._each(field))
         put_back = self._keyed(lambda state: state.retractions)
-        yield _counter("sparktier_retractions", "Times that requests were put back into the queue.", by_tier, put_back)
+        yield _counter(
+            "sparktier_put_back_requests", "Times that requests were put back into the queue.", by_tier, put_back
+        )
         yield _counter("sparktier_unknown_tier_requests", "Served as the default tier.", ["dp_rank"], unknown)
 
     def _speed(self) -> Iterator[Metric]:

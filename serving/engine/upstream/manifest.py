@@ -158,6 +158,8 @@ USES: tuple[Use, ...] = (
         "sglang.srt.managers.scheduler_components.internal_state:SetInternalStateReqOutput",
         "answers whether a plan was taken",
     ),
+    Use("sglang.srt.managers.schedule_policy:PrefillAdder.preempt_to_schedule", "puts back the youngest who yields"),
+    Use("sglang.srt.managers.scheduler:Scheduler.get_num_allocatable_reqs", "seats are pp_max_micro_batch_size there"),
     Use("sglang.srt.managers.scheduler_components.internal_state:logger", "says why a plan was refused"),
     # Attention groups under Ray and on CPUs
     Use("sglang.srt.ray.engine:RayEngine._launch_dp_scheduler_processes", "declares the ranks' address too late"),

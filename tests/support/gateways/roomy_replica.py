@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,9 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sparktier.configs.contracts.message import RunState
 from sparktier.configs.contracts.plan import Plan, ReplicaPlan, TierCaps, TierPromise
 from sparktier.configs.settings.settings import GatewaySettings, ServerSettings, TierSettings
 from sparktier.serving.clients.replica import AsyncReplicaClient
@@ -40,6 +42,7 @@ class RoomyReplica:
     asked: int = 0
     tells: bool = True
     url: str = ""
+    door: "_Door" = field(init=False)
 
     async def completions(self, request: Request) -> Response:
         """Answer whole, or as a stream of one token."""
@@ -65,18 +68,50 @@ class RoomyReplica:
             self.running[tier] -= users
 
     async def follow(self, request: Request) -> Response:
-        """Tell the room, unless it is told not to."""
-        return StreamingResponse(self.room.messages()) if self.tells else Response(status_code=404)
+        """Tell the room, unless it is told not to; the stream of a process that is gone breaks off."""
+        return StreamingResponse(self._messages(self.room)) if self.tells else Response(status_code=404)
+
+    async def _messages(self, room: RoomKeeper) -> AsyncIterator[bytes]:
+        async for line in room.messages():
+            if room is not self.room:
+                return
+            yield line
+
+    def start_anew(self, caps: dict[int, int | None]) -> None:
+        """Be another process, which has nothing."""
+        gone, self.room = self.room, RoomKeeper(StartingRoom(caps, STANDARD))
+        self.door.room = self.room
+        gone.release(gone.take(STANDARD, 1) or 0, 1)
 
     def drain(self) -> None:
         """Take the plan of a controller that drains it."""
-        caps = {tier: TierCaps(cap_users=users) for tier, users in self.room.caps.items()}
-        part = ReplicaPlan(replica_id="r", url="http://h:1", state="draining", rung=0, rows=0, tiers=caps)
+        self.take_plan(self.room.caps, state="draining")
+
+    def take_plan(self, caps: Mapping[int, int], *, state: RunState = "serving", ttl_ms: int | None = None) -> None:
+        """Take a controller's plan."""
+        bounds = {tier: TierCaps(cap_users=users) for tier, users in caps.items()}
+        part = ReplicaPlan(replica_id="r", url="http://h:1", state=state, rung=0, rows=0, tiers=bounds)
         tiers = {tier: TierPromise(name=str(tier)) for tier in (STANDARD, GOLD)}
-        self.room.put(
-            Plan(epoch=2, version=1, issued_at_ms=1, ttl_ms=None, default_tier=STANDARD, tiers=tiers, replicas=(part,)),
-            "r",
+        plan = Plan(
+            epoch=2,
+            version=1,
+            issued_at_ms=1,
+            ttl_ms=ttl_ms,
+            default_tier=STANDARD,
+            tiers=tiers,
+            replicas=(part,),
         )
+        self.room.put(plan, "r")
+
+
+class _Door:
+    """The engine's door, before the room of the process that runs now."""
+
+    def __init__(self, app: ASGIApp, room: RoomKeeper) -> None:
+        self._app, self.room = app, room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await RoomDoor(self._app, room=self.room)(scope, receive, send)
 
 
 def _event(message: dict[str, Any]) -> bytes:
@@ -91,7 +126,8 @@ async def roomy_replica(caps: dict[int, int | None]) -> AsyncIterator[RoomyRepli
         Route("/v1/completions", replica.completions, methods=["POST"]),
         Route("/sparktier/room", replica.follow),
     ]
-    async with listening(RoomDoor(Starlette(routes=routes), room=replica.room)) as (url, _):
+    replica.door = _Door(Starlette(routes=routes), replica.room)
+    async with listening(replica.door) as (url, _):
         replica.url = url
         yield replica
 

@@ -139,6 +139,31 @@ async def test_without_messages_the_last_caps_hold(monkeypatch: pytest.MonkeyPat
         assert {(await answer).status_code for answer in asking} == {200}
 
 
+async def test_after_a_plan_s_time_its_caps_hold() -> None:
+    """The controller is gone for good."""
+    async with roomy_replica({STANDARD: 5, GOLD: 1}) as replica, following_front(replica) as front:
+        replica.take_plan({STANDARD: 1, GOLD: 1}, ttl_ms=1)
+        await until(lambda: front.gateway.table.replicas[0].room.caps == {STANDARD: 1, GOLD: 1})
+        asking = [asyncio.create_task(post(front)) for _ in range(3)]
+        await until(lambda: front.gateway.admission._gate.waiting == {STANDARD: 2})
+        replica.may_answer.set()
+        assert {(await answer).status_code for answer in asking} == {200}
+        assert replica.most == {STANDARD: 1}
+
+
+async def test_a_replica_that_starts_anew_is_followed_anew() -> None:
+    """The new process counts its messages from 0, and has other caps."""
+    async with roomy_replica({STANDARD: 5, GOLD: 1}) as replica, following_front(replica) as front:
+        view = front.gateway.table.replicas[0].room
+        for _ in range(50):
+            replica.room.release(replica.room.take(GOLD, 1) or 0, 1)
+        await until(lambda: view.seq >= 100)
+        replica.start_anew({STANDARD: 2, GOLD: 2})
+        await until(lambda: view.caps == {STANDARD: 2, GOLD: 2})
+        replica.may_answer.set()
+        assert (await post(front, n=2)).status_code == 200
+
+
 @pytest.mark.parametrize("line", [b"{}\n", b'{"schema_version":1}\n', b"\xff\n"])
 async def test_a_replica_of_another_version_is_served_without_bounds(line: bytes, monkeypatch: Any) -> None:
     async def others(self: Any) -> AsyncIterator[bytes]:
