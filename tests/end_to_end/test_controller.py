@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 
 from sparktier.configs.contracts.message import read_message
 from sparktier.configs.contracts.plan import Plan
+from sparktier.configs.contracts.room import Room
 from sparktier.configs.contracts.signals import Signals
 from sparktier.serving.clients.replica_keys import bearer
 from support import replica_http
-from support.deployment import ROOT, THREE_TIERS, Deployment, deployed, wait_until, write_tiers
+from support.deployment import MODEL, ROOT, SHOWN, THREE_TIERS, Deployment, deployed, wait_until, write_tiers
 from support.generation import generate_all, random_prompts
 
 pytestmark = pytest.mark.engine
@@ -98,6 +100,32 @@ def test_what_it_decides_is_in_force_on_the_rank(steered: Deployment) -> None:
     assert {"start", "decision", "state"} <= set(kinds)
     [first] = [line["decision"] for line in lines(steered) if line["kind"] == "decision"][:1]
     assert "without step times" in first["reason"]
+
+
+def test_no_more_users_run_than_the_plan_has_caps_for(steered: Deployment) -> None:
+    """Three run and the others wait in the gateway: the replica's own room says so."""
+    url = f"{steered.replica_url()}/sparktier/room"
+    fields = {"model": MODEL, "prompt": "ba be", "max_tokens": 100, "ignore_eos": True, "temperature": 0}
+    headers = {**SHOWN, "x-sparktier-tier": "gold"}
+
+    def ask(place: int) -> int:
+        return httpx.post(f"{steered.url}/v1/completions", json=fields, headers=headers, timeout=300.0).status_code
+
+    most, least_room = 0, 3
+    with (
+        ThreadPoolExecutor(9) as pool,
+        httpx.stream("GET", url, headers=bearer(steered.keys.admin), timeout=300.0) as told_room,
+    ):
+        asking = [pool.submit(ask, place) for place in range(8)]
+        for line in told_room.iter_lines():
+            room = read_message(Room, line)
+            least_room = min(least_room, room.room[GOLD])
+            most = max(most, signals(steered).ranks[0].running.get(GOLD, 0))
+            if all(each.done() for each in asking):
+                break
+    assert [each.result() for each in asking] == [200] * 8
+    assert most <= 3
+    assert least_room == 0
 
 
 def test_its_routes_ask_for_the_admin_key(steered: Deployment) -> None:

@@ -35,6 +35,12 @@ class GatewayMetrics:
             ["route", "status", "tier"],
             registry=self._registry,
         )
+        self._downgraded = Counter(
+            "sparktier_gateway_downgraded_requests",
+            "Requests that another tier served than the one they asked for.",
+            ["asked_tier", "tier"],
+            registry=self._registry,
+        )
         self._in_flight = Gauge(
             "sparktier_gateway_in_flight_requests", "Requests in the gateway.", registry=self._registry
         )
@@ -59,12 +65,21 @@ class GatewayMetrics:
         self._in_flight.inc()
 
     def ended(
-        self, *, route: str, status: int, tier: str, first_token_ms: float | None, user_tok_s: float | None
+        self,
+        *,
+        route: str,
+        status: int,
+        tier: str,
+        first_token_ms: float | None,
+        user_tok_s: float | None,
+        asked_tier: str | None = None,
     ) -> None:
-        """Count a request that is over; `tier` is "" where none was resolved."""
+        """Count a request that is over; `tier` is "" where none was resolved. `asked_tier` is another it asked for."""
         self._in_flight.dec()
         known = status if status in _STATUSES else status // 100 * 100
         self._requests.labels(route, str(known), tier).inc()
+        if asked_tier is not None:
+            self._downgraded.labels(asked_tier, tier).inc()
         if first_token_ms is not None:
             self._first_token_ms.labels(tier).observe(first_token_ms)
         if user_tok_s is not None:

@@ -66,6 +66,7 @@ class RequestWatch:
             tier=outcome.tier,
             first_token_ms=first_token_ms,
             user_tok_s=tok_s,
+            asked_tier=outcome.asked_tier,
         )
         facts: dict[str, str | int | float | None] = {
             "request_id": self._ask.request_id,
