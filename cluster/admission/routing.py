@@ -53,7 +53,8 @@ def choose(
     candidates: Collection[Candidate], *, users: int, avoid: Collection[int] = (), holder: int | None = None
 ) -> Candidate | None:
     """Return the replica for a request of `users`, or None if none has room for it now."""
-    usable = [each for each in candidates if each.number not in avoid]
+    # Where all others have gone meanwhile, one that failed may have come back.
+    usable = [each for each in candidates if each.number not in avoid] or list(candidates)
     # A sick replica is not waited for while another serves, even a full one.
     usable = [each for each in usable if each.healthy] or usable
     roomy = [each for each in usable if each.free is None or each.free >= users]

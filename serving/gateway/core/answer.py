@@ -15,11 +15,11 @@ from sparktier.configs.contracts.room import NO_ROOM, ROOM_HEADER, TIER_HEADER, 
 from sparktier.configs.errors import ReplicaLost
 from sparktier.configs.plan_keys import REQUEST_PARAM, TRACE_PARAM
 from sparktier.serving.clients.replica import AsyncReplicaClient, OpenAnswer
-from sparktier.serving.gateway.core.admission import Place
 from sparktier.serving.gateway.core.ask import Ask
 from sparktier.serving.gateway.core.events import Message, Restatement, batches
 from sparktier.serving.gateway.core.meter import Ended, Meter, Started
 from sparktier.serving.gateway.core.observer import Outcome, Phase, Watch
+from sparktier.serving.gateway.core.place import Place
 from sparktier.serving.gateway.engine_errors import from_engine
 from sparktier.serving.gateway.refused import Refused
 from sparktier.serving.gateway.routing import Replica

@@ -15,7 +15,7 @@ def test_a_request_goes_only_where_there_is_room(
     candidates: list[Candidate], users: int, avoid: set[int], holder: int | None
 ) -> None:
     found = choose(candidates, users=users, avoid=avoid, holder=holder)
-    left = [each for each in candidates if each.number not in avoid]
+    left = [each for each in candidates if each.number not in avoid] or candidates
     left = [each for each in left if each.healthy] or left
     roomy = [each for each in left if each.free is None or each.free >= users]
     if found is None:

@@ -85,7 +85,7 @@ async def gateway_of(script: Script, seen: Seen, **settings: Any) -> AsyncIterat
 def ask(gateway: Gateway, **fields: Any) -> Ask:
     body = {"prompt": "Hello", **fields}
     deadline_s = asyncio.get_running_loop().time() + 20
-    return Ask(Kind.COMPLETION, body, TierAsk(), gateway.authenticate(None), "mine", deadline_s, None)
+    return Ask(Kind.COMPLETION, body, TierAsk(), ACCESS.authenticate(None), "mine", deadline_s, None)
 
 
 async def streamed(gateway: Gateway) -> list[dict[str, Any]]:
