@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sparktier.cluster.simulator.recorded_text import read_recorded
 from sparktier.serving.bench.tiers import command, grid
 from sparktier.serving.bench.tiers.settings import TiersSettings, load_tiers_settings
 from sparktier.serving.bench.tiers.worth import worth
@@ -101,3 +103,15 @@ def test_a_wrong_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
     path.write_text(SMALL.replace("turns: 1", "turns: 0"))
     assert main(["bench", "tiers", str(path)]) == 2
     assert "tables.production.turns: must be at least 1 (found 0)" in capsys.readouterr().err
+
+
+def test_the_recorded_file_has_the_answers_of_the_cpu_table() -> None:
+    table = load_tiers_settings(MEASURED.with_name("avx2.yaml")).tables["avx2"]
+    assert table.recorded is not None
+    for kind, nodes in (("chain5", 5), ("tree12", 11)):
+        answers = read_recorded(table.recorded, kind).answers
+        assert len(answers) >= 130
+        for answer in answers:
+            assert answer.ids is not None
+            assert answer.survival.shape == (len(answer.ids.answer) - 1, nodes)
+            assert (np.diff(answer.survival, axis=1) <= 0).all()
