@@ -31,10 +31,15 @@ _WAIT_FRAC = 0.5
 
 @dataclass(frozen=True)
 class Place:
-    """Where a replica is, and what its supervisor or operator wants of it."""
+    """Where a replica is, and what its supervisor or operator wants of it.
+
+    `held_rung` is the rung that an operator holds it on, and `order` says who ordered what.
+    """
 
     url: str
     asked: RunState = "serving"
+    held_rung: int | None = None
+    order: str | None = None
 
 
 class ReplicaAdmin(Protocol):
@@ -232,6 +237,8 @@ class Controller:
                 age_ms=max(0, now_ms - contact.heard_ms),
                 url=contact.url,
                 asked=places[name].asked,
+                held_rung=places[name].held_rung,
+                order=places[name].order,
             )
             for name, contact in self._contacts.items()
             if name in places

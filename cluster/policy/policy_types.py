@@ -10,7 +10,16 @@ from pydantic import Field
 
 from sparktier.cluster.feasibility import TierTarget
 from sparktier.configs.contracts.decision import Depth
-from sparktier.configs.contracts.message import Count, Fraction, Millis, Part, Positive, ReplicaId, RunState
+from sparktier.configs.contracts.message import (
+    Count,
+    Fraction,
+    Millis,
+    Part,
+    Positive,
+    ReplicaId,
+    RungNumber,
+    RunState,
+)
 from sparktier.configs.contracts.signals import Signals
 from sparktier.configs.settings import tiers
 from sparktier.configs.settings.tiers import TierId
@@ -74,13 +83,16 @@ class PolicyConfig(Part):
 class Received(Part):
     """Signals of a replica, and how long ago they came by the receiver's own clock.
 
-    `asked` is what the operator or the supervisor wants of the replica.
+    `asked` is what the operator or the supervisor wants of the replica, `held_rung` the rung that an operator holds it
+    on, and `order` says who ordered what.
     """
 
     signals: Signals | None
     age_ms: Millis
     url: str
     asked: RunState = "serving"
+    held_rung: RungNumber | None = None
+    order: str | None = None
 
 
 class ReplicaMemory(Part):

@@ -43,7 +43,9 @@ def decide_replica(
         return _decided(given, config, _stopped(memory), f"signals are not believed: {reason}")
     is_new = memory is None or signals.seq != memory.seq
     memory = _noted(memory or _first(signals, config, given.now_ms), signals, given.now_ms)
-    latch = _latched(signals)
+    latch, held = _latched(signals), given.received.held_rung
+    if latch is None and held is not None:
+        memory = _moved(_stopped(memory), min(held, config.highest_rung), given.now_ms)
     if latch is not None:
         memory, reason = _moved(memory, OFF, given.now_ms), latch
     elif given.wanted is None or not is_new:
@@ -52,8 +54,9 @@ def decide_replica(
         memory, reason = _by_model(given, memory, signals, config, times, judge)
     else:
         memory, reason = _without_model(given, memory, config)
-    memory, probe = _probed(memory, signals, config, given.now_ms, may=latch is None and is_new)
-    return _decided(given, config, memory, probe or reason)
+    memory, probe = _probed(memory, signals, config, given.now_ms, may=latch is None and held is None and is_new)
+    ordered = f"{given.received.order}; " if given.received.order else ""
+    return _decided(given, config, memory, ordered + (probe or reason))
 
 
 def _decided(given: ReplicaInputs, config: PolicyConfig, memory: ReplicaMemory, reason: str) -> Decided:
@@ -80,7 +83,7 @@ def _by_model(
     context_tokens = _context_tokens(signals)
     reasons = []
     # 1. The rung, for those who run.
-    if running:
+    if running and given.received.held_rung is None:
         total = sum(count for _, count in running)
         values = judge.rung(RungQuestion(running, total * context_tokens, texts), times.table).values
         memory, reason = _best_rung(memory, values, texts, config, given.now_ms)
@@ -119,7 +122,8 @@ def _best_rung(
 def _without_model(given: ReplicaInputs, memory: ReplicaMemory, config: PolicyConfig) -> tuple[ReplicaMemory, str]:
     memory = memory.model_copy(update={"caps": None, "rows": 0, "considered_ms": given.now_ms})
     why = "without step times the rung is the highest, caps are the operator's"
-    if memory.rung != config.highest_rung and given.now_ms - memory.moved_ms >= config.hold_ms:
+    is_held = given.received.held_rung is not None
+    if not is_held and memory.rung != config.highest_rung and given.now_ms - memory.moved_ms >= config.hold_ms:
         memory = _moved(memory, config.highest_rung, given.now_ms)
     return memory, why
 

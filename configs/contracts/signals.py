@@ -41,11 +41,20 @@ class TierInForce(Part):
 
 
 class CanaryReport(Part):
-    """What the losslessness canary has found: tokens scored, and how often they differed beyond the noise floor."""
+    """What the losslessness canary has found since the start.
+
+    Tokens scored, those of them far from the target's choice, and how near the evidence is to the next alarm. Steps
+    that scored, of all `steps`. `acceptance` is whether drafts are accepted absurdly often or seldom.
+    """
 
     state: Literal["off", "watching", "alarmed"]
     scored_tokens: Count
     alarms: Count
+    far_tokens: Count = 0
+    level_frac: Fraction = 0.0
+    score_steps: Count = 0
+    steps: Count = 0
+    acceptance: Literal["usual", "high", "low"] = "usual"
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -21,6 +21,12 @@ class GatewaySettings(Section):
         description="File of the secret that keys are hashed with, for its owner alone to read; null takes it from the"
         " environment variable `SPARKTIER_PEPPER`.",
     )
+    controller_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/\s]+$",
+        description="Address of the controller, for the [console](console.md) of a gateway that runs by itself;"
+        " `sparktier up` knows that of its own.",
+    )
     priority_tier: TierName | None = Field(
         default=None, description="Tier of requests with `service_tier: priority`; null refuses them."
     )

@@ -56,6 +56,11 @@ class SpeculationSettings(Section):
         le=3,
         description="Highest rung once a plan's time is over without another: 0 off, 1 short chain, 2 chain, 3 tree.",
     )
+    canary: Literal["latch", "watch", "off"] = Field(
+        default="latch",
+        description="Scores emitted tokens of `chain` and `tree` by plain prefill ([canary](canary.md)): `latch`"
+        " switches a replica's speculation off when tokens are wrong too often, `watch` only tells.",
+    )
     verification: Literal["static", "compact"] = Field(
         default="static",
         description="`static` verifies every drafted token; `compact` lets the step's budget trim them.",

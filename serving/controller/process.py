@@ -25,6 +25,7 @@ from sparktier.serving.clients.replica_list import read_replicas
 from sparktier.serving.controller.decision_log import DecisionLog
 from sparktier.serving.controller.file_lease import FileLease
 from sparktier.serving.controller.kubernetes_lease import KubernetesLease
+from sparktier.serving.controller.orders import Orders
 from sparktier.serving.controller.policy_setup import policy_config, step_times
 from sparktier.serving.controller.routes import routes
 
@@ -37,8 +38,8 @@ class Setup:
     What can't be read leaves what was there before, and is logged.
     """
 
-    def __init__(self, settings: Settings, replicas_file: Path, load: Callable[[], Settings]) -> None:
-        self._replicas_file, self._load = replicas_file, load
+    def __init__(self, settings: Settings, replicas_file: Path, load: Callable[[], Settings], orders: Orders) -> None:
+        self._replicas_file, self._load, self._orders = replicas_file, load, orders
         self._config: PolicyConfig = policy_config(settings)
         self._times: StepTimeModel | None = step_times(settings)
         self._places: Mapping[str, Place] = {}
@@ -58,7 +59,7 @@ class Setup:
             self._places = {name: Place(each.url, each.state) for name, each in listed.items()}
         except ArtifactError as error:
             logger.warning("%s", error)
-        return self._places
+        return self._orders.applied(self._places)
 
     def policy(self) -> tuple[PolicyConfig, Mapping[str, StepTimeModel]]:
         """Return the operator's choices, and each replica's step times."""
@@ -78,12 +79,13 @@ def run(settings: Settings, *, replicas_file: Path, port: int | None, load: Call
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     read_replicas(replicas_file)
     keys = keys_of(os.environ)
-    setup = Setup(settings, replicas_file, load)
     controller, folder = settings.controller, replicas_file.parent
+    orders = Orders(folder / "orders.json")
+    setup = Setup(settings, replicas_file, load, orders)
     log = DecisionLog(Path(controller.log_path or folder / "decisions.jsonl"), file_bytes=controller.log_bytes)
     try:
         with _listener(controller.host, port or controller.port or 0) as listener:
-            asyncio.run(_serve(settings, setup, log, folder, keys, listener))
+            asyncio.run(_serve(settings, setup, log, orders, folder, keys, listener))
     finally:
         log.close()
     return 0
@@ -120,7 +122,13 @@ async def _lease(controller: ControllerSettings, folder: Path) -> AsyncIterator[
 
 
 async def _serve(
-    settings: Settings, setup: Setup, log: DecisionLog, folder: Path, keys: Keys, listener: socket.socket
+    settings: Settings,
+    setup: Setup,
+    log: DecisionLog,
+    orders: Orders,
+    folder: Path,
+    keys: Keys,
+    listener: socket.socket,
 ) -> None:
     stopping, loop = asyncio.Event(), asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, setup.reload)
@@ -138,7 +146,7 @@ async def _serve(
         )
         server = _Server(
             uvicorn.Config(
-                routes(controller, log, admin_key=keys.admin),
+                routes(controller, log, orders, admin_key=keys.admin),
                 log_level="warning",
                 lifespan="off",
                 timeout_graceful_shutdown=1,

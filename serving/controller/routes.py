@@ -1,4 +1,6 @@
-"""The controller's own routes, behind the admin key: the plan for gateways, states, decisions, metrics."""
+"""The controller's own routes, behind the admin key: plan, states, decisions, metrics, and operators' orders."""
+
+import time
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 from starlette.applications import Starlette
@@ -8,13 +10,17 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from sparktier.cluster.controller import Controller
+from sparktier.configs.contracts.message import read_message
+from sparktier.configs.contracts.order import ReplicaOrder
+from sparktier.configs.errors import ArtifactError, ContractError
 from sparktier.serving.controller.decision_log import DecisionLog
+from sparktier.serving.controller.orders import Orders
 from sparktier.serving.engine.key_guard import KeyGuard
 
 _NO_PLAN = "No plan is in force here: this controller is in standby, fenced, or has heard of no replica yet."
 
 
-def routes(controller: Controller, log: DecisionLog, *, admin_key: str) -> ASGIApp:
+def routes(controller: Controller, log: DecisionLog, orders: Orders, *, admin_key: str) -> ASGIApp:
     """Return the application."""
 
     async def health(request: Request) -> Response:
@@ -26,7 +32,23 @@ def routes(controller: Controller, log: DecisionLog, *, admin_key: str) -> ASGIA
         return Response(controller.plan.model_dump_json(), media_type="application/json")
 
     async def state(request: Request) -> Response:
-        return JSONResponse({"epoch": controller.epoch, "lease": controller.standing, "replicas": controller.states})
+        standing = {name: each.model_dump(mode="json") for name, each in orders.standing.items()}
+        found = {"epoch": controller.epoch, "lease": controller.standing, "replicas": controller.states}
+        return JSONResponse({**found, "orders": standing})
+
+    async def give_order(request: Request) -> Response:
+        try:
+            order = read_message(ReplicaOrder, await request.body())
+            if order.replica_id not in controller.states:
+                raise ContractError(f"ReplicaOrder: no replica {order.replica_id} (found {list(controller.states)}).")
+            orders.give(order)
+        except ContractError as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+        except ArtifactError as error:
+            return JSONResponse({"error": str(error)}, status_code=503)
+        rung = "" if order.rung is None else f" rung {order.rung}"
+        log.state(round(time.time() * 1000), order.replica_id, "ordered", f"{order.actor}: {order.action}{rung}")
+        return JSONResponse({"replica_id": order.replica_id, "action": order.action})
 
     async def decisions(request: Request) -> Response:
         text = request.query_params.get("after", "0")
@@ -43,6 +65,7 @@ def routes(controller: Controller, log: DecisionLog, *, admin_key: str) -> ASGIA
             Route("/health", health),
             Route("/sparktier/plan", plan),
             Route("/sparktier/state", state),
+            Route("/sparktier/orders", give_order, methods=["POST"]),
             Route("/sparktier/decisions", decisions),
             Route("/metrics", metrics),
         ]

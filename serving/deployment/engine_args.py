@@ -89,6 +89,7 @@ def rank_options_of(resolved: Resolved) -> RankOptions:
         ladder=_ladder_options(settings.speculation) if ladder else None,
         planner=planner_options(resolved),
         features=_feature_options(settings.training),
+        canary=settings.speculation.canary if ladder else "off",
     )
 
 

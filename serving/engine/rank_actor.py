@@ -36,6 +36,7 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
         from sglang.srt.plugins import load_plugins
 
         from sparktier.serving.engine import plugin
+        from sparktier.serving.engine.canary import watch
         from sparktier.serving.engine.speculation import control
         from sparktier.serving.engine.telemetry.observer import Observer
 
@@ -51,6 +52,7 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
         self._on_cpu = on_cpu
         control.watch_plan(self.scheduler)
         Observer(self.scheduler).install()
+        watch.watch(self.scheduler)
 
     def run_event_loop(self) -> None:
         """Serve until shutdown. SGLang's own version selects a CUDA device first, which a CPU rank has not."""

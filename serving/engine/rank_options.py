@@ -22,6 +22,7 @@ KEYED_SAMPLER = "pytorch"
 DEFAULT_RUNNING_REQUESTS = 48
 """Requests that run at once where the settings leave it open: SGLang's own number for its methods of speculation."""
 AcceptRule = Literal["match", "ratio"]
+CanaryMode = Literal["latch", "watch", "off"]
 
 
 class _Options(BaseModel):
@@ -85,6 +86,8 @@ class RankOptions(_Options):
     """Everything a rank is told. `ladder`: without it our worker doesn't run; `features`: nothing is captured,
     `planner`: each request verifies all rows that rung, caps and row budget allow.
 
+    `canary`: whether an alarm of it latches, is only told of, or nothing is scored.
+
     `tiers`, by id, and `seats` are those in force until the first plan; `safe_rung` is the ceiling when a plan's time
     is over.
     """
@@ -95,6 +98,7 @@ class RankOptions(_Options):
     safe_rung: int = 1
     ladder: LadderOptions | None = None
     planner: PlannerOptions | None = None
+    canary: CanaryMode = "off"
     features: FeatureOptions | None = None
 
     def environment(self) -> dict[str, str]:

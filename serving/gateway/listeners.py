@@ -51,7 +51,8 @@ def addresses(server: ServerSettings) -> str:
     http, grpc = http_url(server.host, server.port), host_port(server.host, server.grpc)
     if server.tls_cert_file is not None:
         http = http.replace("http:", "https:", 1)
-    return f"http={http} grpc={grpc} internal={http_url(server.internal_host, server.internal)}"
+    internal = http_url(server.internal_host, server.internal)
+    return f"http={http} grpc={grpc} internal={internal} console={internal}/console"
 
 
 async def serve(gateway: Gateway, internal: ASGIApp, sockets: Sockets, stopping: asyncio.Event) -> None:

@@ -53,6 +53,7 @@ class TierTable:
     """The tiers of the settings, what they promise requests that wait, and the resolution of requests to them."""
 
     def __init__(self, tiers: Mapping[int, TierSettings], gateway: GatewaySettings) -> None:
+        self.settings = tiers
         self.names: Mapping[int, str] = {tier_id: tier.name for tier_id, tier in tiers.items()}
         self.ids: Mapping[str, int] = {name: tier_id for tier_id, name in self.names.items()}
         self.default = next(tier_id for tier_id, tier in tiers.items() if tier.default)

@@ -27,7 +27,10 @@ _STATES: Mapping[State, RunState] = {State.SERVING: "serving", State.DRAINING: "
 
 
 class ControllerKeeper:
-    """Runs the controller of the replicas in `table` until cancelled; files go into `folder`."""
+    """Runs the controller of the replicas in `table` until cancelled; files go into `folder`.
+
+    `url` is where its routes are, once one was started.
+    """
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class ControllerKeeper:
         self._written: dict[str, Listed] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._restarts = Restarts(settings.supervision)
+        self.url: str | None = None
 
     @property
     def pid(self) -> int | None:
@@ -80,7 +84,8 @@ class ControllerKeeper:
             command = [sys.executable, "-m", "sparktier.serving.cli.main", "controller", str(self._settings_file)]
             command += ["--replicas", str(self._replicas_file), "--port", str(port)]
             self._process = spawn(command, log_file=self._log_file, env=self._env)
-            self._log(f"controller on {http_url(controller.host, port)}")
+            self.url = http_url(controller.host, port)
+            self._log(f"controller on {self.url}")
             while self._process.poll() is None:
                 self._write()
                 await asyncio.sleep(_POLL_S)

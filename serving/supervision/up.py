@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import uvloop
 import yaml
+from starlette.routing import BaseRoute
 
 from sparktier.configs.settings.settings import Settings
 from sparktier.serving.clients.replica import AsyncReplicaClient
@@ -20,6 +21,9 @@ from sparktier.serving.deployment.planner import planner_options, require_possib
 from sparktier.serving.deployment.resolved import Resolved, resolve
 from sparktier.serving.gateway import listeners
 from sparktier.serving.gateway.access import Access, access_of
+from sparktier.serving.gateway.console.guard import Guard
+from sparktier.serving.gateway.console.routes import console_routes
+from sparktier.serving.gateway.console.sources import Sources
 from sparktier.serving.gateway.core.gateway import Gateway
 from sparktier.serving.gateway.http.internal import internal_app
 from sparktier.serving.gateway.replica_life import State
@@ -99,7 +103,8 @@ class _Deployment:
             failed = self._access.failed_reloads
             instruments = Instruments(self._settings, self._journal, self._table, admin_client, failed)
             gateway = self._gateway(client, instruments)
-            internal = internal_app(self._table, client, instruments.metrics)
+            console = self._console(admin_client, instruments, admin_key=keys.admin)
+            internal = internal_app(self._table, client, instruments.metrics, console)
             _handle_signals(stopping, tiers)
             _log(f"logs in {self._deployment_dir.path}")
             _log(f"keys of the replicas' own ports in {self._keys_file}")
@@ -169,6 +174,17 @@ class _Deployment:
             meter=instruments.meter,
             observer=instruments.observer,
         )
+
+    def _console(self, client: AsyncReplicaClient, instruments: Instruments, *, admin_key: str) -> Sequence[BaseRoute]:
+        keeper = self._controller
+        sources = Sources(
+            self._table,
+            client,
+            tiers=lambda: self._access.tiers.settings,
+            controller=lambda: None if keeper is None else keeper.url,
+            requests=instruments.observer.requests,
+        )
+        return console_routes(sources, Guard(self._settings.server.internal_host, admin_key))
 
     def _tiers(self, client: AsyncReplicaClient) -> TierPlans:
         return TierPlans(

@@ -219,6 +219,30 @@ def test_a_latch_and_an_alarm_take_a_replica_off_at_once(latch: dict[str, Any]) 
     assert rungs(found) == [2, 2, 2, 0, 0, 0]
 
 
+@pytest.mark.parametrize("times", [TIMES, None], ids=["table", "no table"])
+@pytest.mark.parametrize(("held", "found"), [(0, 0), (1, 1), (3, 3), (9, 3)])
+def test_an_operator_holds_a_rung_with_a_reason_and_lets_it_go(
+    held: int, found: int, times: StepTimeModel | None
+) -> None:
+    def said(number: int) -> Received:
+        given = heard(number, {STANDARD: 1})
+        ordered = {"held_rung": held, "order": "ann ordered to hold it"}
+        return given.model_copy(update=ordered) if 3 <= number < 200 else given
+
+    outcomes = one(said, 260, times=times)
+    assert rungs(outcomes)[3:200] == [found] * 197, "no probe and no better rung ends it"
+    assert rungs(outcomes)[-1] > 0, "what was let go drafts again"
+    ordered = [decision.reason for outcome in outcomes[3:200] for decision in outcome.decisions]
+    assert all(reason.startswith("ann ordered to hold it; ") for reason in ordered)
+    assert ordered or rungs(outcomes)[2] == found
+
+
+def test_a_latch_outranks_a_held_rung() -> None:
+    held = {"held_rung": 3, "order": "ann ordered to hold it"}
+    found = one(lambda number: heard(number, {STANDARD: 1}, latched=True).model_copy(update=held), 4)
+    assert rungs(found) == [0] * 4
+
+
 def test_without_step_times_the_rung_is_the_highest_and_caps_are_the_operators() -> None:
     config = policy_config()
     config = config.model_copy(

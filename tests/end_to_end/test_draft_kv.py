@@ -1,7 +1,9 @@
 """In mid-run, target and draft hold what a fresh prefill of the same tokens gives. Exact tokens can't show this: with a
 hole in its context a draft only guesses worse."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,10 +17,23 @@ KV_HEADS = 2  # of the tiny model
 
 
 @pytest.fixture(scope="module")
-def runs(predictable: Path, bigrams: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pairs]:
-    """Snapshots of one rank alone: of a whole run, and of one without each part that a mistake could leave out."""
+def folder(predictable: Path, bigrams: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one rank alone left what it held, and what its canary found, whole and without each of its parts."""
     folder = tmp_path_factory.mktemp("draft-kv") / "pairs"
-    [found] = probed(predictable, bigrams, folder, "injection", "compaction", "flush")
+    probed(predictable, bigrams, folder, "injection", "compaction", "flush")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> dict[str, Pairs]:
+    """Snapshots of one rank alone: of a whole run, and of one without each part that a mistake could leave out."""
+    return read_pairs(folder / "0")
+
+
+@pytest.fixture(scope="module")
+def canary(folder: Path) -> dict[str, Any]:
+    """What the canary of that rank found, whole and with accepted rows left where they were verified."""
+    found: dict[str, Any] = json.loads((folder / "0.canary.json").read_text())
     return found
 
 
@@ -68,3 +83,19 @@ def test_rows_that_were_not_injected_are_seen(runs: dict[str, Pairs], broken: st
 
 def test_accepted_rows_left_where_they_were_verified_are_seen(runs: dict[str, Pairs]) -> None:
     assert furthest(runs["compaction"], "target") > 100 * TOLERANCE
+
+
+def test_the_canary_finds_kv_that_was_left_where_it_was_verified_and_nothing_else(canary: dict[str, Any]) -> None:
+    whole, fault = canary["whole"], canary["fault"]
+    assert whole["scored_tokens"] >= 1000
+    assert (whole["state"], whole["far_tokens"], whole["alarms"]) == ("watching", 0, 0)
+    assert (fault["state"], fault["alarms"]) == ("alarmed", 1)
+    assert fault["scored_tokens"] - whole["scored_tokens"] <= 2000
+
+
+def test_an_alarm_latches_by_the_end_of_the_second_step_and_new_plans_end_nothing(canary: dict[str, Any]) -> None:
+    rungs = canary["rungs_from_alarm"]
+    assert len(rungs) > 5
+    assert set(rungs[2:]) == {0}, rungs
+    assert canary["rung_under_new_plans"] == 0
+    assert canary["rung_after_resume"] == 3

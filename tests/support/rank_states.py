@@ -49,6 +49,7 @@ def rank_state(**changes: Any) -> RankState:
         "accepted_tokens": {0: [2.0, 3.0]},
         "met": {5: (3, 4)},
         "retractions": {5: 2},
+        "drift_frac": 1.25,
         "spec_stats": stats_of((0, 2, 1), (0, 2, 2), (5, 1, 0)),
     }
     return RankState(**(fields | changes))

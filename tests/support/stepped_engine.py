@@ -17,16 +17,18 @@ def stepped_settings(
     chunk_tokens: int,
     ranks: int,
     tiers: Mapping[int, Mapping[str, Any]] | None = None,
+    dtype: str = "float32",
+    users: int = 8,
 ) -> Settings:
-    """Settings of `model` in float32 on so many ranks, prefilling in chunks; without `tiers` there is one."""
+    """Settings of `model` on so many ranks, prefilling in chunks; without `tiers` there is one."""
     return settings_from(
         {
-            "model": {"path": str(model), "dtype": "float32", "context_tokens": 1024},
+            "model": {"path": str(model), "dtype": dtype, "context_tokens": 1024},
             "replicas": {
                 "device": "cpu",
                 "tensor_parallel": ranks,
                 "expert_parallel": ranks,
-                "max_running_requests": 8,
+                "max_running_requests": users,
                 "kv_tokens": 8192,
                 "chunked_prefill_tokens": chunk_tokens,
             },
@@ -45,7 +47,12 @@ def stepped(
     place: Place,
     accept_rule: str = "match",
     tiers: Mapping[int, Mapping[str, Any]] | None = None,
+    dtype: str = "float32",
+    users: int = 8,
 ) -> SteppedEngine:
     """A rank that decodes `model` with trees of `draft`."""
     tree = {"method": "tree", "draft_path": str(draft), "tree_rows": tree_rows, "accept_rule": accept_rule}
-    return started(stepped_settings(model, tree, chunk_tokens=chunk_tokens, ranks=place.ranks, tiers=tiers), place)
+    settings = stepped_settings(
+        model, tree, chunk_tokens=chunk_tokens, ranks=place.ranks, tiers=tiers, dtype=dtype, users=users
+    )
+    return started(settings, place)

@@ -31,7 +31,8 @@ class PlanInForce:
     """The last plan that this rank took, the time it has left, and why the last refused one was refused.
 
     `highest` ends the engine's ladder; `safe` is the ceiling of the rung once a plan's time is over. `clock` returns
-    monotonic seconds. `latched` is why rung 0 holds whatever plans say; no plan ends that, `resume` does.
+    monotonic seconds. `latched` is why rung 0 holds whatever plans say; no plan ends that, `resume` does,
+    which `resumes` counts.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class PlanInForce:
         self.expired = False
         self.refused: str | None = None
         self.latched: str | None = None
+        self.resumes = 0
 
     @property
     def plan(self) -> EnginePlan:
@@ -79,6 +81,7 @@ class PlanInForce:
     def resume(self) -> None:
         """Let plans decide again."""
         self.latched = self._to_latch = None
+        self.resumes += 1
 
     def time_is_over(self) -> PlanExpired | None:
         """Return what all ranks are to be told now, unless the plan has time left or they know."""

@@ -16,6 +16,7 @@ from sglang.srt.speculative.dspark_components.dspark_worker_v2 import DSparkWork
 from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
 
 from sparktier.configs.plan_keys import EnginePlan, Rung
+from sparktier.serving.engine.canary.scoring import Scorer
 from sparktier.serving.engine.plan.in_force import start_plan
 from sparktier.serving.engine.rank_options import ladder_options, rank_options
 from sparktier.serving.engine.requests.request_faults import is_marked, mark
@@ -59,6 +60,7 @@ class LadderWorker(DSparkWorkerV2):
         edges = read_edges(draft_folder(kwargs["server_args"]), device=torch.device(self.device))
         self.calibration = edges.calibration
         self.pacer = pacer_of(rank_options())
+        self.scorer = Scorer(self.model_runner.model, measures=self._target_tp_rank == 0)
         needs_trees = self.options.tree is not None or self.options.accept_rule == "ratio" or self.pacer is not None
         self._drafter = DraftStep(self, edges, needs_trees=needs_trees)
         self.highest_rung = Rung.CHAIN if self.options.tree is None else Rung.TREE
@@ -127,7 +129,7 @@ class LadderWorker(DSparkWorkerV2):
         if not batch.forward_mode.is_idle():
             self.slots.add_requests(batch.reqs, batch.req_pool_indices, plan=self.plan)
             self.penalties.add_requests(batch.reqs, batch.req_pool_indices.tolist())
-        with self.penalties.in_prefill(batch):
+        with self.penalties.in_prefill(batch), self.scorer.in_prefill(batch):
             result = super()._forward_prefill(batch, on_publish, pp_proxy_tensors)
         if is_marked(result.logits_output):
             silent = self.model_runner.sampler.silent.long()

@@ -37,9 +37,12 @@ class _Snapshot(Collector):
         ranks = [((state.tp_rank,), state) for state in self._states]
         for name, about, field in _PLAN:
             yield _gauge(name, about, ["tp_rank"], [(rank, getattr(state.plan, field)) for rank, state in ranks])
+        latches = [(rank, float(state.latched is not None)) for rank, state in ranks]
+        yield _gauge("sparktier_latched", "1 while rung 0 holds whatever plans say.", ["tp_rank"], latches)
         yield from self._load()
         yield from self._speed()
         yield from self._speculation()
+        yield from self._canary()
 
     def _load(self) -> Iterator[Metric]:
         by_tier = ["dp_rank", "tier"]
@@ -68,6 +71,12 @@ class _Snapshot(Collector):
             "sparktier_prefill_frac", "Part of recent time in prefill.", ["dp_rank"], self._each("prefill_frac")
         )
         yield _gauge("sparktier_user_tok_s", "Tokens per second of users.", ["dp_rank", "tier", "quantile"], users)
+        met = self._keyed(lambda state: {tier: kept for tier, (kept, _) in state.met.items()})
+        judged = self._keyed(lambda state: {tier: ended for tier, (_, ended) in state.met.items()})
+        yield _counter("sparktier_met_requests", "Requests that met their promise.", ["dp_rank", "tier"], met)
+        yield _counter("sparktier_judged_requests", "Requests with tokens to tell.", ["dp_rank", "tier"], judged)
+        drifts = [((group.dp_rank,), group.drift_frac) for group in self._groups if group.drift_frac is not None]
+        yield _gauge("sparktier_drift_frac", "Measured over predicted step time.", ["dp_rank"], drifts)
 
     def _speculation(self) -> Iterator[Metric]:
         by_tier = ["dp_rank", "tier"]
@@ -84,6 +93,19 @@ class _Snapshot(Collector):
         yield _counter("sparktier_decode_steps", "Decode steps.", ["dp_rank"], self._each("decode_steps"))
         yield _counter(
             "sparktier_decode_ms", "Time of decode steps, by part.", ["dp_rank", "part"], self._keyed(_parts)
+        )
+
+    def _canary(self) -> Iterator[Metric]:
+        reports = [((group.dp_rank,), group.canary) for group in self._groups if group.canary.state != "off"]
+        for name, about, field in _CANARY_TOTALS:
+            yield _counter(name, about, ["dp_rank"], [(key, getattr(report, field)) for key, report in reports])
+        alarmed = [(key, float(report.state == "alarmed")) for key, report in reports]
+        level = [(key, report.level_frac) for key, report in reports]
+        extreme = [(key, float(_EXTREMES[report.acceptance])) for key, report in reports]
+        yield _gauge("sparktier_canary_alarmed", "1 from an alarm until speculation is resumed.", ["dp_rank"], alarmed)
+        yield _gauge("sparktier_canary_level_frac", "Evidence for wrong tokens; 1 alarms.", ["dp_rank"], level)
+        yield _gauge(
+            "sparktier_canary_acceptance_extreme", "1 absurdly high, -1 absurdly low, else 0.", ["dp_rank"], extreme
         )
 
     def _each(self, field: str) -> Samples:
@@ -110,6 +132,12 @@ _LOAD = (
     ("sparktier_kv_used_frac", "Part of the KV cache in use.", "kv_used_frac"),
     ("sparktier_context_tokens_p50", "Median length of running requests.", "context_tokens_p50"),
 )
+_CANARY_TOTALS = (
+    ("sparktier_canary_scored_tokens", "Emitted tokens that were scored.", "scored_tokens"),
+    ("sparktier_canary_far_tokens", "Scored tokens far from the target's choice.", "far_tokens"),
+    ("sparktier_canary_score_steps", "Steps that scored tokens.", "score_steps"),
+)
+_EXTREMES = {"usual": 0, "high": 1, "low": -1}
 _TOTALS: tuple[tuple[str, str, Callable[[TierStats], float]], ...] = (
     ("sparktier_rounds", "Steps of each request, summed.", lambda stats: stats.rounds),
     ("sparktier_rows_verified", "Rows that the target verified.", lambda stats: stats.rows),

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from sparktier.configs.contracts.signals import CanaryReport
 from sparktier.serving.engine.plan.in_force import PlanInForce, plan_in_force
 from sparktier.serving.engine.plan.request_tier import admitted, is_unknown, tier_of
-from sparktier.serving.engine.telemetry.rank_state import RankState, dump
+from sparktier.serving.engine.telemetry.rank_state import NO_CANARY, RankState, dump
 from sparktier.serving.engine.telemetry.recent_users import Arrivals, KeptPromises, RecentValues
 from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
 from sparktier.serving.engine.telemetry.step_times import LEAST_TOKENS, StepTimes, UserSpeeds, speed
@@ -75,11 +76,11 @@ class Observer:
                 self._pacer.took(took_ms, batch.reqs, rung=record.rung, rows=rows)
         elif batch.forward_mode.is_extend():
             self.times.prefilled(now_s, tokens=getattr(batch, "extend_num_tokens", None) or 0)
-            for request in batch.reqs:
+            for request in _of_clients(batch.reqs):
                 self._note_first_token(request, now_s)
         else:
             self.times.idle(now_s)
-        for request in batch.reqs:
+        for request in _of_clients(batch.reqs):
             if request.finished():
                 self._note_end(request, now_s)
 
@@ -99,6 +100,7 @@ class Observer:
             expired=in_force.expired,
             refused=in_force.refused,
             latched=in_force.latched,
+            canary=self._canary,
             running=self._by_tier(running),
             queued=self._by_tier(self._queued()),
             kv_used_frac=self._kv_used_frac(),
@@ -148,6 +150,15 @@ class Observer:
         return getattr(self._scheduler.draft_worker, "pacer", None)
 
     @property
+    def _canary(self) -> CanaryReport:
+        """What the canary of this rank says."""
+        canary = getattr(self._scheduler, "sparktier_canary", None)
+        if canary is None:
+            return NO_CANARY
+        found: CanaryReport = canary.report(*self._spec_stats.first_drafts())
+        return found
+
+    @property
     def _plan(self) -> PlanInForce:
         return plan_in_force(self._scheduler)
 
@@ -183,10 +194,11 @@ class Observer:
         if scheduler.chunked_req is not None:
             found[scheduler.chunked_req.rid] = scheduler.chunked_req
         waiting = {request.rid for request in self._queued()}
-        return (request for request in found.values() if not request.finished() and request.rid not in waiting)
+        running = (each for each in found.values() if not each.finished() and each.rid not in waiting)
+        return _of_clients(running)
 
     def _queued(self) -> list[Any]:
-        return [*self._scheduler.waiting_queue, *self._scheduler.grammar_manager.grammar_queue]
+        return _of_clients([*self._scheduler.waiting_queue, *self._scheduler.grammar_manager.grammar_queue])
 
     def _by_tier(self, requests: Iterable[Any]) -> Counter[int]:
         plan = self._plan.plan
@@ -206,6 +218,13 @@ class Observer:
 
 
 _NO_STATS = SpeculationStats(block_tokens=0)
+
+
+def _of_clients(requests: Iterable[Any]) -> list[Any]:
+    """Return those of SGLang's `requests` that are no probes, of its own or of the canary."""
+    from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+
+    return [request for request in requests if not request.rid.startswith(HEALTH_CHECK_RID_PREFIX)]
 
 
 def _arrived_s(request: Any, default_s: float) -> float:

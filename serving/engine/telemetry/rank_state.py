@@ -6,9 +6,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from sparktier.configs.contracts.signals import CanaryReport
 from sparktier.configs.plan_keys import EnginePlan
 from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
 
+NO_CANARY = CanaryReport(state="off", scored_tokens=0, alarms=0)
 RankReport = dict[str, Any]
 """A rank's report at its start: its node, model and experts."""
 
@@ -51,6 +53,7 @@ class RankState:
     met: Mapping[int, tuple[int, int]]
     retractions: Mapping[int, int] = field(default_factory=dict)
     latched: str | None = None
+    canary: CanaryReport = NO_CANARY
     drift_frac: float | None = None
     spec_stats: SpeculationStats = field(default_factory=lambda: SpeculationStats(block_tokens=0))
 

@@ -13,8 +13,8 @@ from sparktier.configs.plan_keys import EnginePlan
 from sparktier.serving.engine.telemetry.rank_state import RankState
 from sparktier.serving.engine.telemetry.spec_stats import TierStats, acceptance, predicted_tokens
 
+_CANARY_COUNTS = ("scored_tokens", "alarms", "far_tokens", "score_steps", "steps")
 Number = TypeVar("Number", int, float)
-_NO_CANARY = CanaryReport(state="off", scored_tokens=0, alarms=0)
 
 
 def signals_of(states: Sequence[RankState], *, replica_id: str, seq: int, at_ms: int) -> Signals:
@@ -58,7 +58,7 @@ def signals_of(states: Sequence[RankState], *, replica_id: str, seq: int, at_ms:
         prefill_frac=max(state.prefill_frac for state in groups),
         accept_by_position={tier: tuple(acceptance(stats)) for tier, stats in by_tier(groups).items()},
         tok_s_per_user=_spreads([state.speeds for state in groups]),
-        canary=_NO_CANARY,
+        canary=_canary(groups),
     )
 
 
@@ -98,6 +98,17 @@ def _load(state: RankState) -> RankLoad:
         queued=state.queued,
         kv_used_frac=state.kv_used_frac,
         context_tokens_p50=state.context_tokens_p50,
+    )
+
+
+def _canary(groups: Sequence[RankState]) -> CanaryReport:
+    """Return what the canaries of all groups found: their counts together, and the worst state."""
+    reports = [state.canary for state in groups]
+    return CanaryReport(
+        state=max((each.state for each in reports), key=("off", "watching", "alarmed").index),
+        acceptance=max((each.acceptance for each in reports), key=("usual", "low", "high").index),
+        level_frac=max(each.level_frac for each in reports),
+        **{name: sum(getattr(each, name) for each in reports) for name in _CANARY_COUNTS},
     )
 
 

@@ -104,6 +104,11 @@ class SpeculationStats:
             for tier, tokens in zip(tiers, expected, strict=True):
                 self.stats_for(tier).predict(1.0 + tokens)
 
+    def first_drafts(self) -> tuple[float, float]:
+        """Return how many first drafts of a block were verified lately, and how many of them accepted."""
+        tiers = [tier for tier in self.by_tier.values() if tier.verified]
+        return sum(tier.verified[0] for tier in tiers), sum(tier.accepted[0] for tier in tiers)
+
     def stats_for(self, tier: int) -> TierStats:
         """Return the statistics of `tier`, new ones where nothing of it was counted yet."""
         if tier not in self.by_tier:

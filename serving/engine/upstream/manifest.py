@@ -205,6 +205,12 @@ USES: tuple[Use, ...] = (
         "sglang.srt.sampling.penaltylib.min_new_tokens:BatchedMinNewTokensPenalizer",
         "bars early ends; a grammar that allows its end alone wins over it",
     ),
+    # The canary
+    Use("sglang.srt.layers.logits_processor:LogitsProcessor._get_logits", "logits of those rows, on all ranks"),
+    Use("sglang.srt.layers.logits_processor:LogitsMetadata", "what that wants to know of a pass"),
+    Use("sglang.srt.model_executor.forward_batch_info:ForwardBatch", "what a model hands the processor instead"),
+    Use("sglang.srt.managers.scheduler:Scheduler.handle_generate_request", "queues it on every rank"),
+    Use("sglang.srt.managers.utils:is_health_check_generate_req", "requests named like it are counted nowhere"),
     # Features for a trainer
     Use("sglang.srt.managers.tp_worker:TpModelWorker", "after its forward pass rank 0 sends what was captured"),
     Use("sglang.srt.managers.io_struct:GenerateReqInput", "asks for the prefill of a sequence"),

@@ -17,6 +17,9 @@ from sparktier.serving.clients.replica_keys import Keys, bearer, keys_of
 from sparktier.serving.clients.replica_list import read_replicas
 from sparktier.serving.gateway import listeners
 from sparktier.serving.gateway.access import Access, access_of
+from sparktier.serving.gateway.console.guard import Guard
+from sparktier.serving.gateway.console.routes import console_routes
+from sparktier.serving.gateway.console.sources import Sources
 from sparktier.serving.gateway.core.gateway import Gateway
 from sparktier.serving.gateway.http.internal import internal_app
 from sparktier.serving.gateway.replica_life import State
@@ -70,7 +73,15 @@ async def _serve(
             meter=instruments.meter,
             observer=instruments.observer,
         )
-        internal = internal_app(table, client, instruments.metrics)
+        sources = Sources(
+            table,
+            admin_client,
+            tiers=lambda: access.tiers.settings,
+            controller=lambda: settings.gateway.controller_url,
+            requests=instruments.observer.requests,
+        )
+        console = console_routes(sources, Guard(settings.server.internal_host, keys.admin))
+        internal = internal_app(table, client, instruments.metrics, console)
         listed = ListedReplicas(replicas_file, settings.supervision, client, table)
         rooms = RoomFollowing(table, admin_client, gateway.admission.look)
         tasks = [listed.run(), rooms.run(), instruments.run(), _announce(settings, table)]

@@ -9,6 +9,7 @@ from sparktier.serving.gateway.core.ask import Ask
 from sparktier.serving.gateway.core.observer import Outcome, Phase
 from sparktier.serving.gateway.engine_times import EngineTimes
 from sparktier.serving.gateway.telemetry.metrics import GatewayMetrics
+from sparktier.serving.gateway.telemetry.open_requests import OpenRequests
 from sparktier.serving.gateway.telemetry.spans import RequestSpans, Stage
 
 _NS_OF_MS = 1_000_000
@@ -25,20 +26,27 @@ class Telemetry:
         self._metrics = metrics
         self._spans = spans
         self._now_ns = now_ns
+        self.requests = OpenRequests()
 
     def watch(self, ask: Ask) -> "RequestWatch":
         """Return the watch of a request that begins now."""
         self._metrics.began()
-        return RequestWatch(ask, self._metrics, self._spans, self._now_ns)
+        return RequestWatch(ask, self._metrics, self._spans, self._now_ns, self.requests)
 
 
 class RequestWatch:
     """Sees one request through."""
 
     def __init__(
-        self, ask: Ask, metrics: GatewayMetrics, spans: RequestSpans | None, now_ns: Callable[[], int]
+        self,
+        ask: Ask,
+        metrics: GatewayMetrics,
+        spans: RequestSpans | None,
+        now_ns: Callable[[], int],
+        requests: OpenRequests,
     ) -> None:
         self._ask = ask
+        self._requests, self._open = requests, requests.began(ask)
         self._metrics = metrics
         self._now_ns = now_ns
         self._begun_ns = now_ns()
@@ -53,9 +61,11 @@ class RequestWatch:
     def reached(self, phase: Phase) -> None:
         """Note that the request has reached `phase`; of a request that was sent twice the last time counts."""
         self._reached_ns[phase] = self._now_ns()
+        self._requests.reached(self._open, phase)
 
     def ended(self, outcome: Outcome) -> None:
         """Tell how it ended."""
+        self._requests.ended(self._open, outcome)
         ended_ns = self._now_ns()
         first_token_ms = self._first_token_ms(outcome.times)
         tok_s = None if outcome.times is None else outcome.times.attained_tok_s

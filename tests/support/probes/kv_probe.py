@@ -6,6 +6,7 @@ whether it would be noticed.
 """
 
 import contextlib
+import json
 import random
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor
 from sparktier.serving.engine.speculation.deferred_injection import MOST_STEPS
 from sparktier.serving.engine.stepping import Place, SteppedEngine
 from support.generation import random_prompts
+from support.probes.canary_probe import watched
 from support.stepped_engine import stepped
 
 WHOLE = "whole"
@@ -165,6 +167,9 @@ def main() -> None:
             again = fresh(engine, probe, run, snapshots)
         found[run] = [(vars(mid), vars(new)) for mid, new in zip(snapshots, again, strict=True)]
     torch.save(found, out)
+    if "compaction" in broken:
+        canary = watched(engine, left_out(engine.worker, "compaction"))
+        Path(f"{out}.canary.json").write_text(json.dumps(canary))
 
 
 if __name__ == "__main__":

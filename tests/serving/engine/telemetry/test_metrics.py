@@ -7,6 +7,7 @@ from pathlib import Path
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from sparktier.configs.contracts.signals import CanaryReport
 from sparktier.configs.plan_keys import EnginePlan, Rung, TierTerms
 from sparktier.serving.engine.telemetry.metrics import exposition
 from support.rank_states import PLAN, rank_state, stats_of
@@ -18,7 +19,11 @@ _ELSEWHERE = ("sparktier_gateway_", "sparktier_controller_")
 
 
 def exported() -> list[Metric]:
-    states = [rank_state(), rank_state(tp_rank=1, is_group_leader=False, plan=replace(PLAN, rung=Rung.TREE))]
+    watching = CanaryReport(state="alarmed", scored_tokens=40, alarms=1, far_tokens=2, acceptance="low")
+    states = [
+        rank_state(latched="wrong tokens", canary=watching),
+        rank_state(tp_rank=1, is_group_leader=False, plan=replace(PLAN, rung=Rung.TREE)),
+    ]
     return list(text_string_to_metric_families(exposition(states).decode()))
 
 
@@ -39,7 +44,7 @@ def test_the_document_lists_what_is_exported() -> None:
 
 
 def test_names_end_in_a_unit_or_say_what_is_counted() -> None:
-    units = "ms|frac|tokens|tok_s|tokens_p50|requests|rounds|verified|steps|version|rung|rows"
+    units = "ms|frac|tokens|tok_s|tokens_p50|requests|rounds|verified|steps|version|rung|rows|latched|alarmed|extreme"
     for family in exported():
         assert re.fullmatch(rf"sparktier_(\w+_)?({units})", family.name), family.name
 
@@ -58,6 +63,11 @@ def test_values_are_those_of_the_ranks() -> None:
     assert value("sparktier_accepted_length_tokens", dp_rank="0", tier="0") == 2.5
     assert value("sparktier_acceptance_frac", dp_rank="0", tier="0", position="1") == 0.5
     assert value("sparktier_decode_steps_total", dp_rank="0") == 3
+    assert (value("sparktier_latched", tp_rank="0"), value("sparktier_latched", tp_rank="1")) == (1, 0)
+    assert value("sparktier_canary_scored_tokens_total", dp_rank="0") == 40
+    assert value("sparktier_canary_far_tokens_total", dp_rank="0") == 2
+    assert value("sparktier_canary_alarmed", dp_rank="0") == 1
+    assert value("sparktier_canary_acceptance_extreme", dp_rank="0") == -1
     assert value("sparktier_decode_ms_total", dp_rank="0", part="verify") == 15.0
     assert value("sparktier_decode_ms_total", dp_rank="0", part="overhead") == 30.0 - 3 * 8.0
 

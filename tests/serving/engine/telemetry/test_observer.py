@@ -30,7 +30,7 @@ class Clock:
 
 def request(tokens: int, *, tier: int = 1, ended: bool = False) -> Any:
     params = SimpleNamespace(custom_params={"sparktier_tier": tier})
-    return SimpleNamespace(output_ids=[0] * tokens, sampling_params=params, finished=lambda: ended)
+    return SimpleNamespace(rid="r", output_ids=[0] * tokens, sampling_params=params, finished=lambda: ended)
 
 
 def batch(kind: str, *requests: Any) -> Any:
@@ -60,6 +60,18 @@ def test_a_request_seen_twice_after_its_end_counts_once() -> None:
     clock.now_s = 3.0
     watch.stepped(batch("decode", one), None)
     assert watch.speeds([]) == {1: [10.0]}
+
+
+def test_the_canary_s_own_requests_are_no_load() -> None:
+    watch, clock = observer()
+    probe, one = request(1), request(1)
+    probe.rid = "HEALTH_CHECK_canary_1"
+    watch.stepped(batch("prefill", probe, one), None)
+    clock.now_s = 1.0
+    queues = SimpleNamespace(grammar_queue=[])
+    watch._scheduler.waiting_queue, watch._scheduler.grammar_manager = [probe], queues
+    assert watch._users([])["arrivals_s"] == {1: 1.0}
+    assert watch._users([])["queue_age_ms"] == {}
 
 
 def test_a_request_that_comes_back_keeps_its_first_token_and_is_counted_once() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sparktier.configs.contracts.signals import Signals
+from sparktier.configs.contracts.signals import CanaryReport, Signals
 from sparktier.configs.errors import ReplicaError
 from sparktier.configs.plan_keys import Rung, TierTerms
 from sparktier.serving.engine.telemetry.rank_state import RankState, dump, load
@@ -41,8 +41,8 @@ def test_one_rank_is_the_whole_replica() -> None:
     assert (found.max_running, found.kv_tokens, found.prefill_ms_per_token) == (8, 4096, 1.5)
     assert (found.queue_age_ms, found.arrivals_s, found.met) == ({5: 250}, {0: 0.5, 5: 1.5}, {5: (3, 4)})
     assert found.accepted_tokens[0].p50 == 2.5
-    assert (found.latched, found.drift_frac, found.predicted_tokens) == (False, None, {})
-    assert found.canary.model_dump() == {"state": "off", "scored_tokens": 0, "alarms": 0}
+    assert (found.latched, found.drift_frac, found.predicted_tokens) == (False, 1.25, {})
+    assert (found.canary.state, found.canary.scored_tokens, found.canary.alarms) == ("off", 0, 0)
 
 
 def test_the_message_is_the_contract_s_own_json() -> None:
@@ -128,3 +128,11 @@ def test_states_travel_as_they_are() -> None:
 def test_a_latched_rank_latches_its_replica() -> None:
     found = signals(rank_state(latched="wrong tokens"))
     assert (found.latched, found.latch_cause) == (True, "wrong tokens")
+
+
+def test_the_canaries_of_all_groups_count_together_and_the_worst_state_wins() -> None:
+    one = CanaryReport(state="watching", scored_tokens=100, alarms=0, far_tokens=1, steps=900, level_frac=0.5)
+    two = CanaryReport(state="alarmed", scored_tokens=50, alarms=1, far_tokens=9, steps=800, acceptance="high")
+    found = signals(rank_state(canary=one), rank_state(tp_rank=1, dp_rank=1, canary=two)).canary
+    assert (found.state, found.acceptance, found.level_frac) == ("alarmed", "high", 0.5)
+    assert (found.scored_tokens, found.alarms, found.far_tokens, found.steps) == (150, 1, 10, 1700)

@@ -1,0 +1,1 @@
+"""The losslessness canary: scores emitted tokens by a plain prefill, and latches where they are wrong too often."""
