@@ -118,6 +118,7 @@ def test_everything_in_force_is_read_back() -> None:
         "ttl_ms": None,
         "rung": 2,
         "rows": 9,
+        "seats": None,
         "default_tier": 0,
         "tiers": {
             "0": {"promise_tok_s": None, "weight": 1.0, "cap_tokens": None},
