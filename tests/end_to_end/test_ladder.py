@@ -250,6 +250,7 @@ def test_the_plan_is_read_back_and_leaves_nothing_of_the_one_before(engines: Eng
         "ttl_ms": None,
         "rung": SHORT,
         "rows": 12,
+        "seats": None,
         "default_tier": 0,
         "expired": False,
         "refused": None,
