@@ -93,9 +93,6 @@ def bad_tokens() -> dict[str, tuple[str, str]]:
     }
 
 
-BAD = bad_tokens()
-
-
 @contextlib.asynccontextmanager
 async def opened(issuer: Issuer, **tokens: Any) -> AsyncIterator[Access]:
     async with replying(issuer.reply) as url:
@@ -135,10 +132,11 @@ async def transports(access: Access) -> AsyncIterator[dict[str, Asked]]:
 
 
 async def test_bad_tokens_are_refused_over_both_transports() -> None:
+    bad = bad_tokens()
     async with opened(ISSUER) as access, transports(access) as asked:
         for ask in asked.values():
             assert (await ask(ISSUER.token()))[0] == 200
-            for name, (token, said) in BAD.items():
+            for name, (token, said) in bad.items():
                 status, text = await ask(token)
                 assert (status, said in text, text.startswith("invalid_token ")) == (401, True, True), (name, text)
                 assert token not in text
