@@ -68,7 +68,9 @@ def fitting(settings: Settings, config: Path) -> list[str]:
     tiers = [tier_id for tier_id, tier in settings.tiers.items() if tier.promise_tok_s is not None]
     chosen = [f"--set=tiers.{tier_id}.promise_tok_s={promised:g}" for tier_id in tiers]
     for tier_id in tiers:
-        _console.print(f"Tier {settings.tiers[tier_id].name} promises {promised:g} tok/s, by {path}")
+        _console.print(
+            f"Tier {settings.tiers[tier_id].name} promises {promised:g} tok/s, by {path} (delete it to measure anew)"
+        )
     return [f"--set=speculation.step_times_path={path}", *chosen]
 
 
