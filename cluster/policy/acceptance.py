@@ -9,7 +9,7 @@ from sparktier.cluster.feasibility import TierText
 
 USUAL_ACCEPT_FRAC = 0.6
 """What each drafted position of a tier is taken for of which nothing is known."""
-_HARD_TOKENS_FRAC = 0.8
+HARD_TOKENS_FRAC = 0.8
 _LEAST_HARD_FRAC = 0.3
 _NODE_FALL, _ONE_CHILD_FRAC = 0.8, 0.8
 _GRAIN = 0.02
@@ -74,7 +74,7 @@ def forgiven(accept: Mapping[int, Sequence[float]], present: Mapping[int, int]) 
 
 def _harder(survival: Floats, hard_frac: float | None) -> Floats:
     """Survivals that fall by one more factor at each position, so that a step yields `hard_frac` of the tokens."""
-    frac = min(1.0, max(_LEAST_HARD_FRAC, _HARD_TOKENS_FRAC if hard_frac is None else hard_frac))
+    frac = min(1.0, max(_LEAST_HARD_FRAC, HARD_TOKENS_FRAC if hard_frac is None else hard_frac))
     wanted = max(0.0, frac * (1.0 + float(survival.sum())) - 1.0)
     powers = np.arange(1, len(survival) + 1)
     low, high = 0.0, 1.0

@@ -69,6 +69,7 @@ class PolicyConfig(Part):
     most_users: Annotated[int, Field(ge=1)] = 48
     hold_ms: Millis = 15_000
     margin_frac: Fraction = 0.05
+    caution_frac: Fraction = 0.0
     stale_ms: Millis = 5_000
     skew_ms: Millis = 60_000
     ttl_ms: Annotated[int, Field(ge=1)] | None = 10_000

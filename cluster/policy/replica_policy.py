@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from sparktier.cluster.policy.acceptance import forgiven, rounded
+from sparktier.cluster.policy.acceptance import HARD_TOKENS_FRAC, forgiven, rounded
 from sparktier.cluster.policy.judgement import BoxQuestion, Judge, Pairs, RungQuestion, Texts
 from sparktier.cluster.policy.policy_types import OFF, TREE, PolicyConfig, ReplicaInputs, ReplicaMemory
 from sparktier.cluster.policy.signal_trust import doubt
@@ -78,7 +78,7 @@ def _by_model(
 ) -> tuple[ReplicaMemory, str]:
     present = users_of(signals)
     chain, tree = (rounded(forgiven(of, present)) for of in (memory.chain_accept, memory.tree_accept))
-    texts = Texts(chain, tree, _hard_fracs(signals))
+    texts = Texts(chain, tree, _hard_fracs(signals, config))
     running = _known(running_of(signals), config)
     context_tokens = _context_tokens(signals)
     reasons = []
@@ -238,10 +238,12 @@ def _rounded_drift(drift_frac: float) -> float:
     return math.exp(_DRIFT_GRAIN * math.ceil(math.log(bounded) / _DRIFT_GRAIN - 1e-9))
 
 
-def _hard_fracs(signals: Signals) -> tuple[tuple[int, float], ...]:
-    """By tier, tokens a step of the 5th percentile user over the median's, in steps of 0.05."""
-    spreads = {tier: spread for tier, spread in sorted(signals.accepted_tokens.items()) if spread.p50 > 0}
-    return tuple((tier, round(20 * spread.p5 / spread.p50) / 20) for tier, spread in spreads.items())
+def _hard_fracs(signals: Signals, config: PolicyConfig) -> tuple[tuple[int, float], ...]:
+    """By tier, tokens a step of the user whom caps are judged by over the median's, in steps of 0.05."""
+    spreads = {tier: spread for tier, spread in signals.accepted_tokens.items() if spread.p50 > 0}
+    hardest = {tier: spread.p5 / spread.p50 for tier, spread in spreads.items()}
+    fracs = {tier: 1 - config.caution_frac * (1 - hardest.get(tier, HARD_TOKENS_FRAC)) for tier in config.tiers}
+    return tuple((tier, round(20 * frac) / 20) for tier, frac in sorted(fracs.items()))
 
 
 def _context_tokens(signals: Signals) -> int:

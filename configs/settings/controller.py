@@ -23,6 +23,12 @@ class ControllerSettings(Section):
         lt=1,
         description="How much better another rung must be, and how far above its promise a tier is planned.",
     )
+    caution_frac: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Whose text caps of users are judged by: 0 is the tier's median user, 1 its 5th percentile.",
+    )
     stale_ms: int = Field(default=5000, ge=100, description="Age at which a replica's signals count no more.")
     skew_ms: int = Field(
         default=60_000, ge=0, description="How far ahead of the controller's a replica's clock may be."

@@ -29,6 +29,7 @@ def policy_config(settings: Settings) -> PolicyConfig:
         most_users=settings.replicas.max_running_requests or DEFAULT_RUNNING_REQUESTS,
         hold_ms=controller.hold_ms,
         margin_frac=controller.margin_frac,
+        caution_frac=controller.caution_frac,
         stale_ms=controller.stale_ms,
         skew_ms=controller.skew_ms,
         ttl_ms=controller.ttl_ms,

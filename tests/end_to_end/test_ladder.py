@@ -254,6 +254,7 @@ def test_the_plan_is_read_back_and_leaves_nothing_of_the_one_before(engines: Eng
         "default_tier": 0,
         "expired": False,
         "refused": None,
+        "latched": None,
     }
 
 

@@ -76,6 +76,7 @@ def spec_of(settings: SimulateSettings) -> FleetSpec:
         most_users=profile.max_running,
         hold_ms=steering.hold_ms,
         margin_frac=steering.margin_frac,
+        caution_frac=steering.caution_frac,
         stale_ms=steering.stale_ms,
     )
     return FleetSpec(

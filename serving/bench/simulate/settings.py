@@ -78,6 +78,7 @@ class SteeringSettings(Section):
     tick_ms: Annotated[int, Field(ge=1)] = 1000
     hold_ms: Annotated[int, Field(ge=0)] = 15_000
     margin_frac: Frac = 0.05
+    caution_frac: Frac = 0.0
     stale_ms: Annotated[int, Field(ge=1)] = 5000
 
 

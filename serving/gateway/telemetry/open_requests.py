@@ -43,13 +43,13 @@ class OpenRequests:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._open: set[OpenRequest] = set()
+        self._open: dict[OpenRequest, None] = {}  # in the order in which they began
         self._failed: deque[dict[str, Any]] = deque(maxlen=_MOST_FAILED)
 
     def began(self, ask: Ask) -> OpenRequest:
         """Note a request that begins now."""
         one = OpenRequest(ask, self._clock())
-        self._open.add(one)
+        self._open[one] = None
         return one
 
     def reached(self, one: OpenRequest, phase: Phase) -> None:
@@ -58,7 +58,7 @@ class OpenRequests:
 
     def ended(self, one: OpenRequest, outcome: Outcome) -> None:
         """Note how it ended."""
-        self._open.discard(one)
+        self._open.pop(one, None)
         if outcome.status >= _FAILED or outcome.status in (_LIMITED, _HUNG_UP):
             now_s = self._clock()
             row = self._row(one, now_s, trouble=f"ended with {outcome.status} {outcome.code}".strip())
@@ -69,7 +69,6 @@ class OpenRequests:
         now_s = self._clock()
         found = [(one, trouble) for one in self._open if (trouble := one.trouble(now_s)) is not None]
         rows = [self._row(one, now_s, trouble=trouble) for one, trouble in found]
-        rows.sort(key=lambda row: -row["age_s"])
         failed = [
             {
                 **{key: value for key, value in row.items() if key != "ended_s"},
