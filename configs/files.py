@@ -28,6 +28,15 @@ def sha256_of(path: Path) -> str:
         raise ArtifactError(f"{path}: must be readable (found {error.strerror}). Check the path.") from None
 
 
+def file_mark(path: Path) -> tuple[int, int, int, int] | None:
+    """Return what tells this file from the one before; links are followed, as a ConfigMap changes by one of them."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Read a JSON object.
 

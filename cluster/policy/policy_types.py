@@ -42,6 +42,11 @@ class TierRule(Part):
     share_frac: Fraction | None = None
     yields: bool = False
 
+    @classmethod
+    def of(cls, tier: tiers.TierSettings) -> "TierRule":
+        """Return what the policy goes by of a tier of the settings."""
+        return cls(**{name: getattr(tier, name) for name in cls.model_fields})
+
     def target(self, most_users: int) -> TierTarget:
         """Return what the tier is to get on a replica of `most_users`."""
         return TierTarget(

@@ -1,7 +1,7 @@
 """Signals, plans and latches of replicas, over their own ports."""
 
 from sparktier.configs.contracts.latch import LatchOrder
-from sparktier.configs.contracts.message import read_message
+from sparktier.configs.contracts.message import Message, read_message
 from sparktier.configs.contracts.plan import Plan
 from sparktier.configs.contracts.signals import Signals
 from sparktier.configs.errors import ReplicaError
@@ -36,13 +36,7 @@ class ReplicaAdmin:
         Raises:
             ReplicaError: it doesn't answer, or a rank is late.
         """
-        body = plan.model_dump(mode="json")
-        answer = await self._client.ask("POST", f"{url}/sparktier/plan", timeout_s=_TIMEOUT_S, json=body)
-        if answer.status == OK:
-            return None
-        if answer.status in _REFUSED:
-            return f"{answer.text:.500}"
-        raise ReplicaError(f"A replica must take or refuse a plan (found {answer.status}: {answer.text:.300}).")
+        return await self._post(f"{url}/sparktier/plan", plan, "a plan")
 
     async def latch(self, url: str, order: LatchOrder) -> str | None:
         """Have the replica at `url` take `order`; return why it refused it, or None.
@@ -50,10 +44,12 @@ class ReplicaAdmin:
         Raises:
             ReplicaError: it doesn't answer, or a rank is late.
         """
-        body = order.model_dump(mode="json")
-        answer = await self._client.ask("POST", f"{url}/sparktier/latch", timeout_s=_TIMEOUT_S, json=body)
+        return await self._post(f"{url}/sparktier/latch", order, "an order")
+
+    async def _post(self, url: str, message: Message, what: str) -> str | None:
+        answer = await self._client.ask("POST", url, timeout_s=_TIMEOUT_S, json=message.model_dump(mode="json"))
         if answer.status == OK:
             return None
         if answer.status in _REFUSED:
             return f"{answer.text:.500}"
-        raise ReplicaError(f"A replica must take or refuse an order (found {answer.status}: {answer.text:.300}).")
+        raise ReplicaError(f"A replica must take or refuse {what} (found {answer.status}: {answer.text:.300}).")

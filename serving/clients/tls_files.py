@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparktier.configs.errors import ConfigError, Problem
+from sparktier.configs.files import file_mark
 
 POLL_INTERVAL_S = 1.0
 _log = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ class TlsFiles:
         connection.context = self.context
 
     def _marks(self) -> Mark:
-        return tuple(_mark(path) for path in (self._names.cert, self._names.key, self._names.ca))
+        paths = (self._names.cert, self._names.key, self._names.ca)
+        return tuple(None if path is None else file_mark(Path(path)) for path in paths)
 
     def _read(self) -> Certificates:
         names = self._names
@@ -160,14 +162,3 @@ def _content(key: str, path: str | None) -> bytes:
     if not content.strip():
         raise ConfigError([Problem(key, "must be a PEM file", f"{path}: nothing in it", "Write it anew.")])
     return content
-
-
-def _mark(path: str | None) -> object:
-    """Return what tells this file from the one before; links are followed, as a ConfigMap changes by one of them."""
-    if path is None:
-        return None
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

@@ -8,7 +8,6 @@ from sparktier.configs.errors import ArtifactError
 from sparktier.configs.plan_keys import Rung
 from sparktier.configs.settings.settings import Settings
 from sparktier.configs.settings.speculation import HIGHEST_RUNG
-from sparktier.configs.settings.tiers import TierSettings
 from sparktier.configs.step_times import read_table
 from sparktier.serving.deployment.planner import draft_block, prefill_chunk_tokens
 from sparktier.serving.engine.rank_options import DEFAULT_RUNNING_REQUESTS
@@ -21,7 +20,7 @@ def policy_config(settings: Settings) -> PolicyConfig:
     """Return the operator's choices in `settings`, those of the weights' own block length included."""
     controller = settings.controller
     return PolicyConfig(
-        tiers={tier_id: _rule(tier) for tier_id, tier in settings.tiers.items()},
+        tiers={tier_id: TierRule.of(tier) for tier_id, tier in settings.tiers.items()},
         default_tier=settings.default_tier,
         drafted=_drafted(settings),
         tree_nodes=settings.speculation.tree_rows - 1,
@@ -45,20 +44,6 @@ def step_times(settings: Settings) -> StepTimeModel | None:
     """
     path = settings.speculation.step_times_path
     return None if path is None else StepTimeModel(read_table(Path(path)))
-
-
-def _rule(tier: TierSettings) -> TierRule:
-    return TierRule(
-        name=tier.name,
-        promise_tok_s=tier.promise_tok_s,
-        weight=tier.weight,
-        ttft_ms=tier.ttft_ms,
-        max_stall_ms=tier.max_stall_ms,
-        cap_tokens=tier.cap_tokens,
-        cap_users=tier.cap_users,
-        share_frac=tier.share_frac,
-        yields=tier.yields,
-    )
 
 
 def _drafted(settings: Settings) -> dict[int, int]:

@@ -1,6 +1,5 @@
 """Alerts and dashboards ask only for metrics that there are, with labels that they have."""
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +8,8 @@ import promql_parser
 import pytest
 
 from sparktier.serving.gateway.telemetry.metrics import _TOK_S
-from support.charts.rendered import CHART, EXAMPLES, ROOT, documents, values_of
+from support.charts.prometheus import dashboard_queries, rules_of
+from support.charts.rendered import EXAMPLES, ROOT, values_of
 
 _ROW = re.compile(r"^\| `(sparktier_\w+)` \| (\w+) \| ([^|]*)\|", re.MULTILINE)
 # What Prometheus and the gateway's page of all replicas add.
@@ -28,15 +28,11 @@ def metrics() -> dict[str, set[str]]:
 def queries() -> Iterator[tuple[str, str]]:
     """Yield every expression of the rules of the examples, and of the dashboards."""
     for example in EXAMPLES:
-        values = values_of(example) | {"monitoring": {"rules": True, "labels": {}}}
-        for document in documents(values):
-            if document["kind"] == "PrometheusRule":
-                for rule in (rule for group in document["spec"]["groups"] for rule in group["rules"]):
-                    yield f"{example.stem} {rule['alert']}", rule["expr"]
-    for file in (CHART / "dashboards").glob("*.json"):
-        for panel in json.loads(file.read_text())["panels"]:
-            for target in panel["targets"]:
-                yield f"{file.stem} {panel['title']}", target["expr"]
+        for group in rules_of(values_of(example))["groups"]:
+            for rule in group["rules"]:
+                yield f"{example.stem} {rule['alert']}", rule["expr"]
+    for title, query in dashboard_queries().items():
+        yield f"sparktier {title}", query
 
 
 QUERIES = list(queries())

@@ -163,7 +163,7 @@ class Fleet:
         self._heard.pop(replica.name, None)
         for number in cut:
             self.results[number].fate = "failed"
-        # Nobody has seen a token of the others: they go on elsewhere.
+        # No client has seen a token of the others: they go on elsewhere.
         for number in unborn:
             self._place_or_queue(number)
         self._at(self.now_ms + failure.for_ms + self.spec.replica.starts_ms, partial(self._start, replica))

@@ -16,11 +16,11 @@ from sparktier.cluster.traffic.requests import Requests
 from sparktier.cluster.traffic.trace_files import read_trace
 from sparktier.configs.files import sha256_of
 from sparktier.configs.report import untimed_meta, write_report
+from sparktier.serving.bench.kept_rows import KeptRows
 from sparktier.serving.bench.simulate.comparison import compared
 from sparktier.serving.bench.simulate.plot import write_plot
 from sparktier.serving.bench.simulate.scenario import REFUSED_BY_ENGINE, Cell, cell_rows, offered_of, spec_of
 from sparktier.serving.bench.simulate.settings import SimulateSettings
-from sparktier.serving.bench.tiers.command import known_rows
 from sparktier.serving.drafting.progress_bar import progress_bar
 
 Rows = list[dict[str, Any]]
@@ -52,17 +52,10 @@ def run(settings: SimulateSettings, *, trace: Path, report: Path | None, plot: P
         ArtifactError: the trace, a text or table is unusable, or a file can't be written.
     """
     console = Console(stderr=True)
-    kept = None if report is None else report.with_name(report.name + ".part")
-    known = known_rows(kept)
+    kept = KeptRows(report)
     rows: Rows = []
-
-    def keep(key: str, found: Rows) -> None:
-        if kept is not None:
-            with kept.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([key, found]) + "\n")
-
     with progress_bar("runs", len(cells(settings)), console) as (bar, task):
-        for cell, found in simulated_cells(settings, trace, known=known, keep=keep):
+        for cell, found in simulated_cells(settings, trace, known=kept.known, keep=kept.keep):
             rows += found
             bar.advance(task)
             if not console.is_terminal:
@@ -71,8 +64,7 @@ def run(settings: SimulateSettings, *, trace: Path, report: Path | None, plot: P
         write_report(report, untimed_meta("simulate"), rows)
     if plot is not None:
         write_plot(rows, plot)
-    if kept is not None:
-        kept.unlink(missing_ok=True)
+    kept.forget()
     _print(rows)
     return 0
 

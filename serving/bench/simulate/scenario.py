@@ -29,7 +29,6 @@ from sparktier.cluster.step_time import StepTimeModel
 from sparktier.cluster.traffic.arrivals import Share, arrivals
 from sparktier.cluster.traffic.attainment import Promise, Result, kept, tier_row
 from sparktier.cluster.traffic.requests import Requests, scaled, superposed, window
-from sparktier.configs.settings.tiers import TierSettings
 from sparktier.configs.step_times import read_table, reference_table
 from sparktier.serving.bench.simulate.settings import ProfileSettings, SimulateSettings
 
@@ -69,7 +68,7 @@ def spec_of(settings: SimulateSettings) -> FleetSpec:
         starts_ms=profile.starts_ms,
     )
     config = PolicyConfig(
-        tiers={tier: _rule(each) for tier, each in settings.tiers.items()},
+        tiers={tier: TierRule.of(each) for tier, each in settings.tiers.items()},
         default_tier=settings.default_tier,
         drafted={OFF: 0, CHAIN: profile.drafted_tokens},
         chunk_tokens=profile.chunk_tokens if profile.prefills else None,
@@ -204,11 +203,6 @@ def _texts(texts: str, drafts: str, nodes: int, off_frac: float) -> FleetTexts:
 @lru_cache(maxsize=8)
 def _times(name: str) -> StepTimeModel:
     return StepTimeModel(read_table(Path(name)) if name.endswith(".json") else reference_table(name))
-
-
-def _rule(tier: TierSettings) -> TierRule:
-    names = ("name", "promise_tok_s", "weight", "ttft_ms", "max_stall_ms", "cap_tokens", "cap_users", "share_frac")
-    return TierRule(**{name: getattr(tier, name) for name in names})
 
 
 def _failures(settings: SimulateSettings) -> tuple[Failure, ...]:

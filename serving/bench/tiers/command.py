@@ -1,6 +1,5 @@
 """Runs `sparktier bench tiers`: cells one after another, kept as they are done, then a report, a plot and a table."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparktier.configs.report import untimed_meta, write_report
+from sparktier.serving.bench.kept_rows import KeptRows
 from sparktier.serving.bench.tiers.grid import Engines, Rows, measured, simulated, units
 from sparktier.serving.bench.tiers.plot import write_plot
 from sparktier.serving.bench.tiers.settings import TiersSettings
@@ -41,18 +41,11 @@ def run(settings: TiersSettings, *, real: bool = False, report: Path | None, plo
         ArtifactError: a text or table is damaged, or a file can't be written.
     """
     console = Console(stderr=True)
-    kept = None if report is None else report.with_name(report.name + ".part")
-    known = known_rows(kept)
+    kept = KeptRows(report)
     rows: Rows = []
-
-    def keep(key: str, found: Rows) -> None:
-        if kept is not None:
-            with kept.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([key, found]) + "\n")
-
     engines = real_engines(settings) if real else simulated
     with progress_bar("cells", len(units(settings)), console) as (bar, task):
-        for unit, found in measured(settings, engines=engines, known=known, keep=keep):
+        for unit, found in measured(settings, engines=engines, known=kept.known, keep=kept.keep):
             rows += found
             bar.advance(task)
             if not console.is_terminal:
@@ -62,8 +55,7 @@ def run(settings: TiersSettings, *, real: bool = False, report: Path | None, plo
         write_report(report, untimed_meta("bench tiers --engine" if real else "bench tiers"), rows)
     if plot is not None:
         write_plot(compared, plot)
-    if kept is not None:
-        kept.unlink(missing_ok=True)
+    kept.forget()
     _print(compared)
     return 0
 
@@ -74,20 +66,6 @@ def real_engines(settings: TiersSettings) -> Engines:
     from sparktier.serving.bench.tiers.real_engines import RealEngines
 
     return RealEngines(settings)
-
-
-def known_rows(kept: Path | None) -> dict[str, Rows]:
-    """Return the rows of an interrupted run by key. Its last line may be torn."""
-    found: dict[str, Rows] = {}
-    if kept is None or not kept.exists():
-        return found
-    for line in kept.read_text(encoding="utf-8").splitlines():
-        try:
-            key, rows = json.loads(line)
-        except ValueError:
-            continue
-        found[key] = rows
-    return found
 
 
 def _print(compared: Sequence[dict[str, object]]) -> None:

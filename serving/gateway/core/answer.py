@@ -165,7 +165,7 @@ class Answer:
         number = None if replica is None else replica.number
         _log.warning("request %s (%s in the engine): replica %s was lost: %s", *ids, number, error)
 
-    async def _begin(self) -> "_Begun":
+    async def _begin(self) -> _Begun:
         """Return the first that a replica answers: where one has no room, or is lost before, another is asked."""
         place, streams = self._admitted.place, self._admitted.ask.streams
         while True:
@@ -185,7 +185,7 @@ class Answer:
                 self.lost(error)
                 place.go_on()
 
-    async def _attempt(self, replica: Replica, *, streams: bool) -> "_Begun":
+    async def _attempt(self, replica: Replica, *, streams: bool) -> _Begun:
         admitted = self._admitted
         content = to_json(asking(admitted.body) | self._ids())
         upstream = await self._client.open(replica.url + admitted.ask.kind, content, self._headers())

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sparktier.configs.errors import ConfigError, Problem
+from sparktier.configs.files import file_mark
 from sparktier.configs.loading.explain import explain
 from sparktier.configs.loading.yaml_source import read_yaml
 from sparktier.configs.settings.tenants import TenantsFile
@@ -20,7 +21,6 @@ POLL_INTERVAL_S = 1.0
 # A value may be a key that was written where its hash belongs.
 _HIDDEN = "a value that is not shown"
 
-Mark = tuple[int, int, int, int] | None
 Build = Callable[[TenantsFile], Directory]
 
 
@@ -32,7 +32,7 @@ class KeysFile:
         self._failed: Counter[str] = Counter() if failed is None else failed
         self._path = path
         self._build = build
-        self._mark = _mark(path)
+        self._mark = file_mark(path)
         self.directory = self._read(self._build)
 
     def rebuild(self, build: Build) -> None:
@@ -42,7 +42,7 @@ class KeysFile:
 
     def poll(self) -> None:
         """Read the file if it is another one than before; say in the log what came of it."""
-        mark = _mark(self._path)
+        mark = file_mark(self._path)
         if mark == self._mark:
             return
         self._mark = mark
@@ -88,12 +88,3 @@ def load_keys_file(path: Path, build: Build, failed: Counter[str]) -> KeysFile:
 
 def _inside(path: Path, problem: Problem) -> Problem:
     return replace(problem, path=f"gateway.keys_file: {path}: {problem.path}")
-
-
-def _mark(path: Path) -> Mark:
-    """Return what tells this file from the one before; links are followed, as a ConfigMap changes by one of them."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

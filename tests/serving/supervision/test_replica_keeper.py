@@ -21,21 +21,9 @@ from sparktier.serving.gateway.routing import Replica, ReplicaTable
 from sparktier.serving.supervision import processes, replica_keeper
 from sparktier.serving.supervision.deployment_dir import new_deployment_dir
 from sparktier.serving.supervision.replica_keeper import ReplicaEnvironment, ReplicaKeeper
+from support.gateways import rank_report
 
-RANK = {
-    "rank": 0,
-    "pid": 7,
-    "node": "10.0.0.1",
-    "plugin_active": True,
-    "platform": "cpu",
-    "threads": 1,
-    "vocab_size": 512,
-    "context_tokens": 256,
-    "token_characters": 12,
-    "moe_layers": 2,
-    "experts": 8,
-    "local_experts": [0, 7],
-}
+RANK = rank_report.RANK | {"plugin_active": True}
 SLEEPS, ENDS = "import time; time.sleep(600)", "raise RuntimeError('no weights')"
 Answer = Callable[[httpx.Request], httpx.Response]
 

@@ -7,21 +7,10 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from support.gateways.rank_report import RANK
+
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 FLOOD_INTERVAL_S = 0.05
-RANK = {
-    "rank": 0,
-    "pid": 7,
-    "node": "10.0.0.1",
-    "platform": "cpu",
-    "threads": 1,
-    "vocab_size": 512,
-    "context_tokens": 256,
-    "token_characters": 12,
-    "moe_layers": 2,
-    "experts": 8,
-    "local_experts": [0, 7],
-}
 
 
 class ProbedReplica:

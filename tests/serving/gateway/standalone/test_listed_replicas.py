@@ -16,21 +16,8 @@ from sparktier.serving.gateway.replica_life import State
 from sparktier.serving.gateway.routing import ReplicaTable
 from sparktier.serving.gateway.standalone import listed_replicas
 from sparktier.serving.gateway.standalone.listed_replicas import ListedReplicas
+from support.gateways.rank_report import RANK
 from support.gateways.replying_replica import replying
-
-RANK = {
-    "rank": 0,
-    "pid": 7,
-    "node": "10.0.0.1",
-    "platform": "cpu",
-    "threads": 1,
-    "vocab_size": 512,
-    "context_tokens": 256,
-    "token_characters": 12,
-    "moe_layers": 2,
-    "experts": 8,
-    "local_experts": [0, 7],
-}
 
 
 class Engine:
