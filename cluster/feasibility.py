@@ -12,7 +12,7 @@ import numpy as np
 
 from sparktier.cluster.arrays import Flags, Floats, Ints
 from sparktier.cluster.step_time import StepTimeModel
-from sparktier.cluster.verify_planner import LEAST_SURVIVAL, Offers, PaceRules, best_total
+from sparktier.cluster.verify_planner import LEAST_SURVIVAL, PaceRules, best_total_of
 
 Mix = Mapping[int, int]
 """Users by tier."""
@@ -129,9 +129,9 @@ class Region:
         promised = (self._promised > 0) & (users > 0)
         if not np.any(promised):
             return 0.0
-        targets = [self._targets[tier] for tier in self._tiers]
         for level in _SETTLED_LEVELS:
-            share = _share_at(self._facts, targets, self._tiers, users, _missing(level, self._rules))
+            kinds = _kinds_of(self._facts, self._targets, self._tiers, _missing(level, self._rules))
+            share = _share_at(self._facts, kinds, users)
             self.evaluations += 1
             rows = share.rows[None], share.hard_rows[None]
             typical = self._speeds(users, *rows, share.tokens[None])[0]
@@ -178,6 +178,10 @@ class Region:
     def _speeds(self, users: Ints, rows: Floats, hard_rows: Floats, least_tokens: Floats) -> Floats:
         """[shares, tiers] tokens a second of the slower users of each tier."""
         step_ms = self._step_ms(users, rows, hard_rows)
+        return self._speeds_in(step_ms, least_tokens)
+
+    def _speeds_in(self, step_ms: Floats, least_tokens: Floats) -> Floats:
+        """[shares, tiers] tokens a second where steps take `step_ms` [shares]."""
         speeds: Floats = 1000.0 * least_tokens * (1.0 - self._facts.prefill_frac) / step_ms[:, None]
         return speeds
 
@@ -186,10 +190,10 @@ class Region:
         facts = self._facts
         if not users.any():
             return np.ones(len(self._rows), dtype=np.bool_)
-        speeds = self._speeds(users, self._rows, self._hard_rows, self._least_tokens)
+        step_ms = self._step_ms(users, self._rows, self._hard_rows)
+        speeds = self._speeds_in(step_ms, self._least_tokens)
         kept = np.all((speeds >= (1.0 + self.margin_frac) * self._promised) | (users == 0), axis=1)
-        first_ms = self._step_ms(users, self._rows, self._hard_rows)
-        first_ms = first_ms + facts.times.prefill_ms(facts.prompt_tokens) / max(1.0 - facts.prefill_frac, 1e-3)
+        first_ms = step_ms + facts.times.prefill_ms(facts.prompt_tokens) / max(1.0 - facts.prefill_frac, 1e-3)
         budgets = [self._targets[tier].ttft_ms for tier, count in zip(self._tiers, users, strict=True) if count]
         limit_ms = min((budget for budget in budgets if budget is not None), default=np.inf)
         in_time: Flags = kept & (first_ms <= limit_ms)
@@ -254,10 +258,11 @@ def _shares(facts: ReplicaFacts, targets: Mapping[int, TierTarget], toward: Mix,
     tiers = sorted(targets)
     wanted = np.array([max(0, toward.get(tier, 0)) for tier in tiers], dtype=np.int64)
     wanted = wanted if wanted.sum() else np.ones(len(tiers), dtype=np.int64)
+    kinds = {level: _kinds_of(facts, targets, tiers, _missing(level, rules)) for level in _LEVELS}
     for load in _loads(facts.most_users):
         users = _proportional(wanted, load)
         for level in _LEVELS:
-            yield _share_at(facts, [targets[tier] for tier in tiers], tiers, users, _missing(level, rules))
+            yield _share_at(facts, kinds[level], users)
 
 
 def _missing(level: float, rules: PaceRules) -> tuple[float, float]:
@@ -265,47 +270,66 @@ def _missing(level: float, rules: PaceRules) -> tuple[float, float]:
     return 1.0 + rules.gain * rules.most * level, 1.0 + rules.gain * rules.most
 
 
-def _share_at(
-    facts: ReplicaFacts, targets: list[TierTarget], tiers: list[int], users: Ints, factors: tuple[float, float]
-) -> _Share:
-    """The nodes that are worth at least as much as the last one that the planner verifies for `users`."""
+class _Kinds(NamedTuple):
+    """Users of typical and of hard text of each tier, in turn: [kinds, nodes] survivals and what each node is worth."""
+
+    survival: Floats
+    values: Floats
+    """-1: never verified."""
+    weight: Floats
+    """[kinds]."""
+
+
+def _kinds_of(
+    facts: ReplicaFacts, targets: Mapping[int, TierTarget], tiers: list[int], factors: tuple[float, float]
+) -> _Kinds:
     kinds = []
-    for tier, target in zip(tiers, targets, strict=True):
-        text = facts.texts[tier]
+    for tier in tiers:
+        text, target = facts.texts[tier], targets[tier]
         raised = factors if target.promise_tok_s else (1.0, 1.0)
         kinds.append((text.survival, target.weight * raised[0], target.cap_tokens))
         kinds.append((text.hard_survival, target.weight * raised[1], target.cap_tokens))
     survival = np.array([each for each, _, _ in kinds])
     weight = np.array([each for _, each, _ in kinds])
-    most_rows = np.array([1 + (survival.shape[1] if cap is None else cap) for _, _, cap in kinds], dtype=np.int64)
+    nodes = survival.shape[1]
+    most_nodes = np.array([nodes if cap is None else cap for _, _, cap in kinds], dtype=np.int64)
+    allowed = (survival >= LEAST_SURVIVAL) & (np.arange(nodes) < most_nodes[:, None])
+    return _Kinds(survival, np.where(allowed, survival * weight[:, None], -1.0), weight)
+
+
+def _share_at(facts: ReplicaFacts, kinds: _Kinds, users: Ints) -> _Share:
+    """The nodes that are worth at least as much as the last one that the planner verifies for `users` [tiers]."""
     hard = -(-users // _USERS_TO_ONE_HARD)
     counts = np.column_stack((users - hard, hard)).ravel()
-    offers = Offers(*(np.repeat(each, counts, axis=0) for each in (survival, most_rows, weight)))
-    total = best_total(offers, facts.times, rung=facts.rung, context_tokens=int(users.sum()) * facts.context_tokens)
-    values = _values(survival, most_rows, weight)  # [kinds, nodes]
-    verified = _verified(values, counts, total - int(users.sum()))
+    # 1. The value of every node of all users, falling: nodes of a kind are worth the same.
+    values = kinds.values.ravel()
+    order = np.argsort(-values, kind="stable")
+    falling = np.repeat(np.maximum(values[order], 0.0), np.repeat(counts, kinds.values.shape[1])[order])
+    total_users = int(users.sum())
+    total = best_total_of(
+        falling,
+        np.repeat(kinds.weight, counts),
+        facts.times,
+        rung=facts.rung,
+        context_tokens=total_users * facts.context_tokens,
+    )
+    # 2. How often each is verified.
+    verified = _verified(kinds.values, counts, falling, total - total_users)
     rows = 1.0 + verified.sum(axis=1)
-    tokens = 1.0 + (verified * survival).sum(axis=1)
+    tokens = 1.0 + (verified * kinds.survival).sum(axis=1)
     return _Share(rows[0::2], rows[1::2], tokens[0::2], np.minimum(tokens[0::2], tokens[1::2]))
 
 
-def _values(survival: Floats, most_rows: Ints, weight: Floats) -> Floats:
-    allowed = (survival >= LEAST_SURVIVAL) & (np.arange(survival.shape[1]) < (most_rows - 1)[:, None])
-    values: Floats = np.where(allowed, survival * weight[:, None], -1.0)
-    return values
-
-
-def _verified(values: Floats, counts: Ints, drafted: int) -> Floats:
-    """[kinds, nodes] how often each node of a kind's users is verified, where the `drafted` most valuable ones are.
+def _verified(values: Floats, counts: Ints, falling: Floats, drafted: int) -> Floats:
+    """[kinds, nodes] how often each node of a kind's users is verified, where the `drafted` first of `falling` are.
 
     Nodes as valuable as the last one take turns: leads of their users differ a little from step to step.
     """
-    flat: Floats = np.repeat(values, counts, axis=0).ravel()
     if drafted <= 0:
         return np.zeros_like(values)
-    last = float(np.partition(flat, flat.size - drafted)[flat.size - drafted])
-    equals = np.count_nonzero(flat == last)
-    turns = (drafted - np.count_nonzero(flat > last)) / equals
+    last = falling[drafted - 1]
+    more, equals = (int((counts @ found).sum()) for found in (values > last, values == last))
+    turns = (drafted - more) / equals
     often: Floats = np.where(values > last, 1.0, np.where(values == last, turns, 0.0))
     return often
 

@@ -7,6 +7,7 @@ draft of each rung and context added and with times that go on rising beyond wha
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -31,9 +32,9 @@ class StepTimeModel:
 
     def filled(self, rows: Ints) -> Ints:
         """Return the rows that the engine runs for passes of `rows` [n]: the next bucket; beyond the last, as many."""
-        buckets = np.array(self.table.key.row_buckets, dtype=np.int64)
-        if not len(buckets):
+        if not self.table.key.row_buckets:
             return rows
+        buckets = np.array(self.table.key.row_buckets, dtype=np.int64)
         place = np.searchsorted(buckets, rows)
         return np.where(place < len(buckets), buckets[np.minimum(place, len(buckets) - 1)], rows)
 
@@ -43,8 +44,10 @@ class StepTimeModel:
         Other totals cost as much as the bucket they are filled up to. `requests` is the least total: a row for each.
         """
         most_rows = max(requests, most_rows)
+        if not self.table.key.row_buckets:
+            return np.arange(requests, most_rows + 1)
         buckets = np.array(self.table.key.row_buckets, dtype=np.int64)
-        last = min(int(buckets[-1]) if len(buckets) else 0, most_rows)
+        last = min(int(buckets[-1]), most_rows)
         inside = buckets[np.searchsorted(buckets, requests) : np.searchsorted(buckets, last)]
         return np.concatenate((inside, np.arange(max(requests, last), most_rows + 1)))
 
@@ -113,10 +116,16 @@ class StepTimeModel:
 
 def _curve_ms(curve: Curve, counts: Ints) -> Floats:
     """`curve_ms` at each of `counts` [n]."""
-    at, ms = np.array(curve).T
-    slope = max(0.0, (ms[-1] - ms[-2]) / (at[-1] - at[-2])) if len(at) > 1 else 0.0
+    at, ms, slope = _line(curve)
     times: Floats = np.interp(counts, at, ms) + slope * np.maximum(counts - at[-1], 0.0)
     return times
+
+
+@lru_cache(maxsize=64)
+def _line(curve: Curve) -> tuple[Floats, Floats, float]:
+    """A curve's counts and times [points], and how steep it is beyond the last: asked for at every step."""
+    at, ms = np.array(curve).T.copy()
+    return at, ms, max(0.0, (ms[-1] - ms[-2]) / (at[-1] - at[-2])) if len(at) > 1 else 0.0
 
 
 def _probes(counts: list[int], most: int) -> list[int]:

@@ -29,6 +29,7 @@ class TierCurves:
         """Move each tier's curve towards the mean of its requests' `survival` [requests, nodes]."""
         own = np.array(tiers)
         for tier in set(tiers):
-            mean = survival[own == tier].mean(axis=0)
+            seen = survival[own == tier]
+            mean = np.add.reduce(seen, axis=0) / len(seen)
             before = self._curves.get((tier, rung), mean)
             self._curves[tier, rung] = before + CURVE_GAIN * (mean - before)

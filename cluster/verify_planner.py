@@ -91,18 +91,34 @@ def best_total(
 
     Of totals that are as good it is the least. Arguments are those of `planned_rows`.
     """
-    requests = len(offers.weight)
+    values = np.sort(_values(offers).ravel())[::-1]
+    return best_total_of(values, offers.weight, times, rung=rung, context_tokens=context_tokens, row_budget=row_budget)
+
+
+def best_total_of(
+    values: Floats,
+    weight: Floats,
+    times: StepTimeModel,
+    *,
+    rung: int,
+    context_tokens: int = 0,
+    row_budget: int | None = None,
+) -> int:
+    """Return what `best_total` returns, of the `values` [nodes of all requests] of rows, falling, 0 where none may be
+    verified, and the `weight` [requests] of anchors.
+    """
+    requests = len(weight)
     if requests == 0:
         return 0
     # 1. The value of the k most valuable drafted rows, for every k.
-    values = np.sort(_values(offers).ravel())[::-1]
     drafted = int(np.count_nonzero(values))
-    gained = np.concatenate(([0.0], np.cumsum(values[:drafted])))  # [k]
+    gained = np.zeros(drafted + 1)  # [k]
+    np.cumsum(values[:drafted], out=gained[1:])
     # 2. Totals worth comparing, within the budget: every request has its anchor's row.
     most_rows = requests + drafted if row_budget is None else min(requests + drafted, row_budget)
     totals = times.totals(requests=requests, most_rows=most_rows)  # [n], rising
     # 3. Value over time. An anchor yields one token for certain.
-    value = offers.weight.sum() + gained[totals - requests]
+    value = weight.sum() + gained[totals - requests]
     step_ms = times.step_ms(rung=rung, requests=requests, rows=totals, context_tokens=context_tokens)
     return int(totals[np.argmax(value / step_ms)])
 
@@ -158,7 +174,7 @@ def weights(
     # 2. The lead to keep: an answer's end may fall into a bad stretch.
     keep = np.maximum(rules.lead_tokens, rules.lead_s * promise_tok_s)
     # 3. What is missing of it, in leads.
-    missing = np.clip((keep - lead) / keep, 0.0, rules.most)
+    missing = np.minimum(np.maximum((keep - lead) / keep, 0.0), rules.most)
     paced = tier_weight * (1.0 + rules.gain * missing)
     return np.where(promised & np.isfinite(paced), paced, tier_weight)
 
@@ -175,6 +191,8 @@ def usable_survival(*, seen: Floats, age_steps: Ints, most_age_steps: int, curve
         curve: [requests, nodes] what the request's tier was accepted at each node of late; NaN: unknown.
     """
     fresh = (age_steps >= 0) & (age_steps <= most_age_steps) & _chances(seen)
+    if fresh.all():
+        return np.minimum.accumulate(seen, axis=1)
     known = np.where(_chances(curve)[:, None], curve, 1.0)
     survival: Floats = np.minimum.accumulate(np.where(fresh[:, None], seen, known), axis=1)
     return survival

@@ -149,6 +149,11 @@ class SimEngine:
         return self._slots.requests
 
     @property
+    def tiers(self) -> Ints:
+        """Their tiers [requests]."""
+        return self._slots.tier
+
+    @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self._waiting and not len(self._slots)
@@ -183,11 +188,12 @@ class SimEngine:
 
     def _decode(self, now_ms: float) -> SimStep:
         slots = self._slots
-        live = slots.survival()
+        live, accepted = slots.drafts()
         view = self._view(live, now_ms)
         # Rows without a node to verify are left over.
-        rows = np.minimum(self._policy.rows(view, self._times, self._rung), 1 + np.count_nonzero(live > 0, axis=1))
-        tokens, whole = 1 + slots.accepted(rows), 1 + slots.accepted(slots.most_rows)
+        rows = np.minimum(self._policy.rows(view, self._times, self._rung), 1 + np.add.reduce(live > 0, axis=1))
+        each = np.arange(len(slots))
+        tokens, whole = 1 + accepted[each, rows - 1], 1 + accepted[each, view.most_rows - 1]
         total = np.array([rows.sum()], dtype=np.int64)
         requests, context = len(slots), view.context_tokens
         took_ms = float(
@@ -200,12 +206,11 @@ class SimEngine:
 
     def _view(self, live: Floats, now_ms: float) -> StepView:
         slots = self._slots
-        lagged = usable_survival(
-            seen=slots.seen,
-            age_steps=slots.age_steps,
-            most_age_steps=1,
-            curve=self._curves.of(slots.tier.tolist(), self._rung, nodes=self._limits.nodes),
-        )
+        # Where all have a draft of their own, curves stand in for none.
+        curve = slots.seen
+        if (slots.age_steps < 0).any():
+            curve = self._curves.of(slots.tier.tolist(), self._rung, nodes=self._limits.nodes)
+        lagged = usable_survival(seen=slots.seen, age_steps=slots.age_steps, most_age_steps=1, curve=curve)
         return StepView(
             lagged=lagged,
             live=live if self._limits.live_shares else lagged,

@@ -59,13 +59,12 @@ class Slots:
         self.seen = np.concatenate((self.seen, np.full((1, self._nodes), np.nan)))
         self.age_steps = np.append(self.age_steps, -1)
 
-    def survival(self) -> Floats:
-        """Survivals of each request's draft at its present place."""
-        return self._texts.survival[self._place]
-
-    def accepted(self, rows: Ints) -> Ints:
-        """Drafted tokens accepted if `rows` of each request are verified."""
-        return self._texts.accepted[self._place, rows - 1]
+    def drafts(self) -> tuple[Floats, Ints]:
+        """Of each request's draft at its present place: survivals [requests, nodes], and tokens accepted
+        [requests, nodes + 1] if so many of its nodes are verified.
+        """
+        place = self._first_place + self.delivered - 1
+        return self._texts.survival[place], self._texts.accepted[place]
 
     def advance(self, survival: Floats, tokens: Ints) -> None:
         """Move each request on by `tokens`; its draft had `survival`."""
@@ -89,11 +88,6 @@ class Slots:
         self._is_chain, self.promise_tok_s = self._is_chain[running], self.promise_tok_s[running]
         self.first_ms, self.seen, self.age_steps = self.first_ms[running], self.seen[running], self.age_steps[running]
         return gone
-
-    @property
-    def _place(self) -> Ints:
-        places: Ints = self._first_place + self.delivered - 1
-        return places
 
 
 class _Places:

@@ -1,19 +1,32 @@
 """Policies of a simulated cluster: what decides rows in an engine, and whether a controller bounds its users."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from sparktier.cluster.arrays import Ints
-from sparktier.cluster.policy.policy_types import CHAIN, OFF, SHORT, PolicyConfig, TierRule
+from sparktier.cluster.arrays import Floats, Ints
+from sparktier.cluster.policy.policy_types import CHAIN, OFF, SHORT, PolicyConfig
 from sparktier.cluster.simulator.policies import StepView, policy_of
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.cluster.verify_planner import Offers, PaceRules, best_total, share_out, weights
 from sparktier.configs.errors import ConfigError, Problem
 
-FleetRows = Callable[[StepView, StepTimeModel, int, Sequence[TierRule], int], Ints]
-"""(a step, what steps cost, rung, the tier of each request, row budget or 0) -> rows [requests], anchors included."""
+
+class StepTerms(NamedTuple):
+    """What configuration and plan say of a step's requests."""
+
+    weight: Floats
+    """[requests] of each one's tier."""
+    cap_tokens: Ints
+    """[requests] drafted tokens at most."""
+    row_budget: int
+    """0: none."""
+
+
+FleetRows = Callable[[StepView, StepTimeModel, int, StepTerms], Ints]
+"""(a step, what steps cost, rung, its terms) -> rows [requests], anchors included."""
 _RULES = PaceRules()
 
 
@@ -50,43 +63,44 @@ def fixed_rung(rung: int) -> FleetPolicy:
 def _plain(name: str) -> FleetRows:
     policy = policy_of(name, _RULES, strict_weight=1.0)
 
-    def rows(view: StepView, times: StepTimeModel, rung: int, tiers: Sequence[TierRule], budget: int) -> Ints:
+    def rows(view: StepView, times: StepTimeModel, rung: int, terms: StepTerms) -> Ints:
         return policy.rows(view, times, rung)
 
     return rows
 
 
-def _mtp1(view: StepView, times: StepTimeModel, rung: int, tiers: Sequence[TierRule], budget: int) -> Ints:
+def _mtp1(view: StepView, times: StepTimeModel, rung: int, terms: StepTerms) -> Ints:
     rows: Ints = np.minimum(view.most_rows, 2)
     return rows
 
 
-def _tiered(view: StepView, times: StepTimeModel, rung: int, tiers: Sequence[TierRule], budget: int) -> Ints:
+def _tiered(view: StepView, times: StepTimeModel, rung: int, terms: StepTerms) -> Ints:
     """The ranks' planner: weights by tier and by what each request is behind, within the plan's rows."""
     paced = weights(
-        tier_weight=np.array([tier.weight for tier in tiers]),
+        tier_weight=terms.weight,
         promise_tok_s=view.promise_tok_s,
         since_first_s=view.since_first_s,
         delivered_tokens=view.delivered_tokens,
         rules=_RULES,
     )
-    caps = np.array([view.lagged.shape[1] if tier.cap_tokens is None else tier.cap_tokens for tier in tiers])
-    most_rows = np.ones_like(view.most_rows) if rung == OFF else np.minimum(view.most_rows, 1 + caps)
+    most_rows = np.ones_like(view.most_rows) if rung == OFF else np.minimum(view.most_rows, 1 + terms.cap_tokens)
     lagged, live = (Offers(of, most_rows, paced) for of in (view.lagged, view.live))
-    total = best_total(lagged, times, rung=rung, context_tokens=view.context_tokens, row_budget=budget or None)
+    budget = terms.row_budget or None
+    total = best_total(lagged, times, rung=rung, context_tokens=view.context_tokens, row_budget=budget)
     return share_out(live, total)
 
 
-def _knowing(view: StepView, times: StepTimeModel, rung: int, tiers: Sequence[TierRule], budget: int) -> Ints:
-    return _tiered(replace(view, lagged=view.live), times, rung, tiers, budget)
+def _knowing(view: StepView, times: StepTimeModel, rung: int, terms: StepTerms) -> Ints:
+    return _tiered(replace(view, lagged=view.live), times, rung, terms)
 
 
-def _blind_within(view: StepView, times: StepTimeModel, rung: int, tiers: Sequence[TierRule], budget: int) -> Ints:
+def _blind_within(view: StepView, times: StepTimeModel, rung: int, terms: StepTerms) -> Ints:
     if rung == OFF:
         return np.ones_like(view.most_rows)
     equal = np.ones(len(view.most_rows))
     lagged, live = (Offers(of, view.most_rows, equal) for of in (view.lagged, view.live))
-    total = best_total(lagged, times, rung=rung, context_tokens=view.context_tokens, row_budget=budget or None)
+    budget = terms.row_budget or None
+    total = best_total(lagged, times, rung=rung, context_tokens=view.context_tokens, row_budget=budget)
     return share_out(live, total)
 
 

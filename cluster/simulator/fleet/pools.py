@@ -16,6 +16,7 @@ from sparktier.configs.contracts.plan import ReplicaPlan, TierCaps
 
 _URL = "http://10.0.0.1:30000"
 _SAMPLES, _SAMPLE_TOKENS = 200, 128
+# The user whom full caution goes by, as in the controller's signals.
 _HARD_QUANTILE = 0.05
 
 
@@ -28,7 +29,7 @@ def pooled_plans(
     promise is as fast as a full replica. Of splits as good, the one with most room left is taken.
     """
     tiers = sorted(spec.config.tiers)
-    text = _text_of(texts, spec.replica.nodes)
+    text = _text_of(texts, spec.replica.nodes, spec.config.caution_frac)
     caps = [_cap(spec, tier, text, offered) for tier in tiers]
     users = [_users(spec, tier, offered, span_ms) for tier in tiers]
     best = max(_splits(spec.replicas, len(tiers)), key=lambda split: _worth(split, spec, tiers, caps, users))
@@ -75,12 +76,15 @@ def _cap(spec: FleetSpec, tier: int, text: TierText, offered: Sequence[Offered])
     return box_of(facts, targets, wanted, rules=PaceRules(), margin_frac=spec.config.margin_frac).caps[tier]
 
 
-def _text_of(texts: FleetTexts, nodes: int) -> TierText:
-    """The mean survivals of drawn answers, and those of the answer at the 5th percentile."""
+def _text_of(texts: FleetTexts, nodes: int, caution_frac: float) -> TierText:
+    """The mean survivals of drawn answers, and those that pools are sized by: as far as the controller's caution goes
+    from the mean to the answer at the 5th percentile.
+    """
     answers = [texts.answer(np.random.default_rng([17, each]), _SAMPLE_TOKENS) for each in range(_SAMPLES)]
     means = np.array([answer.survival[: -nodes or None].mean(axis=0) for answer in answers])
     order = np.argsort(means.sum(axis=1), kind="stable")
-    return TierText(means.mean(axis=0), means[order[int(_HARD_QUANTILE * len(order))]])
+    typical, hard = means.mean(axis=0), means[order[int(_HARD_QUANTILE * len(order))]]
+    return TierText(typical, typical + caution_frac * (hard - typical))
 
 
 def _plan(place: int, tier: int, cap: int, tiers: Sequence[int]) -> ReplicaPlan:

@@ -9,7 +9,7 @@ from sparktier.cluster.admission.box import Box
 from sparktier.cluster.arrays import Ints
 from sparktier.cluster.policy.policy_types import PolicyConfig
 from sparktier.cluster.simulator.answers import Answer
-from sparktier.cluster.simulator.fleet.fleet_policies import FleetPolicy
+from sparktier.cluster.simulator.fleet.fleet_policies import FleetPolicy, StepTerms
 from sparktier.cluster.simulator.fleet.fleet_types import Offered, ReplicaSpec
 from sparktier.cluster.simulator.fleet.telling import Teller
 from sparktier.cluster.simulator.policies import Policy, StepView
@@ -35,6 +35,11 @@ class SimReplica:
         self.generation = 0
         self.up = True
         self.busy = False
+        rules = config.tiers
+        self._weights, self._caps = np.zeros(max(rules) + 1), np.zeros(max(rules) + 1, dtype=np.int64)
+        for tier, rule in rules.items():
+            self._weights[tier] = rule.weight
+            self._caps[tier] = spec.nodes if rule.cap_tokens is None else rule.cap_tokens
         self._start()
 
     def _start(self) -> None:
@@ -96,7 +101,8 @@ class SimReplica:
         rung = self.engine.rung
         step = self.engine.step(now_ms=now_ms)
         self.begun.update(step.keys)
-        self.teller.note(now_ms, step, rung, self.users)
+        if self._policy.steered:
+            self.teller.note(now_ms, step, rung, self.users)
         return step
 
     def leave(self, key: tuple[int, ...], now_ms: float) -> None:
@@ -131,8 +137,9 @@ class SimReplica:
 
     def _rows(self, view: StepView, times: StepTimeModel, rung: int) -> Ints:
         """The planner's rows under the plan in force: its rung bounds nodes, its tiers give weights and caps."""
-        tiers = [self._config.tiers[request.tier] for request in self.engine.running]
-        return self._policy.rows(view, times, rung, tiers, self.plan.rows if self.plan else 0)
+        tiers = self.engine.tiers
+        terms = StepTerms(self._weights[tiers], self._caps[tiers], self.plan.rows if self.plan else 0)
+        return self._policy.rows(view, times, rung, terms)
 
     def _keep(self, prefix: tuple[int, ...]) -> None:
         for block in prefix:

@@ -56,16 +56,21 @@ class Teller:
             self._ended.append((now_ms, tier, tokens / rounds))
 
     def _note_tiers(self, tiers: Ints, drafted: Ints, accepted: Ints) -> None:
-        depth = np.arange(self.nodes)
-        for tier in np.unique(tiers).tolist():
-            own = tiers == tier
+        # A node was judged if all before it were accepted.
+        judged, gone_on = self._deeper(tiers, np.minimum(drafted, accepted + 1)), self._deeper(tiers, accepted)
+        for tier in set(tiers.tolist()):
             verified, passed = (of.setdefault(tier, np.zeros(self.nodes)) for of in (self._verified, self._accepted))
-            # A node was judged if all before it were accepted.
-            verified += (depth < np.minimum(drafted, accepted + 1)[own, None]).sum(axis=0)
-            passed += (depth < accepted[own, None]).sum(axis=0)
+            verified += judged[tier]
+            passed += gone_on[tier]
             if verified.max() > _WINDOW:
                 verified /= 2
                 passed /= 2
+
+    def _deeper(self, tiers: Ints, depths: Ints) -> Ints:
+        """[tiers, nodes] how many of a tier's requests have a depth of more than so many nodes."""
+        counts = np.bincount(tiers * (self.nodes + 1) + depths, minlength=(tiers.max() + 1) * (self.nodes + 1))
+        deeper: Ints = counts.reshape(-1, self.nodes + 1)[:, :0:-1].cumsum(axis=1)[:, ::-1]
+        return deeper
 
     def tell(
         self,
