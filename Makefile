@@ -2,6 +2,7 @@
 PY := .venv/bin/python
 
 .PHONY: help env lock demo demo-drafter test prove check chart-check bench conformance gpu-check check-upstream
+.PHONY: site sbom scan dist tools-lock
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -46,6 +47,30 @@ conformance: env ## official OpenAI clients, generated gRPC clients and SGLang's
 
 gpu-check: env ## kernels, exactness and speed on a GPU node: CONFIG=my.yaml PROMPTS=prompts.jsonl
 	PYTHONPATH=tests $(PY) tests/bench/gpu_check.py $(if $(CONFIG),--config $(CONFIG)) $(if $(PROMPTS),--prompts $(PROMPTS))
+
+TOOLS := out/tools/bin
+out/tools/.complete: .ci/tools.lock
+	rm -rf out/tools && python3 -m venv out/tools && $(TOOLS)/pip install -q --require-hashes -r $< && touch $@
+
+site: out/tools/.complete ## the documents as a site in out/site, its links checked; needs no network once its tools are there
+	rm -rf out/pages out/site && mkdir -p out/pages
+	git ls-files -z docs LICENSE '*.md' '*.svg' '*.png' | xargs -0 cp --parents -t out/pages
+	$(TOOLS)/zensical build --strict
+	PYTHONPATH=tests $(TOOLS)/python -m support.documents.site_links out/site
+
+sbom: out/tools/.complete ## what the locked environment consists of, as CycloneDX in out/sbom.json
+	$(TOOLS)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible -o out/sbom.json
+
+scan: out/tools/.complete ## secrets in tracked files, and weak spots of the workflows
+	git ls-files -z ':!*.lock' ':!*.json' ':!*/vendor/*' | xargs -0 $(TOOLS)/detect-secrets-hook --exclude-lines 'def test_' \
+	  --disable-plugin HexHighEntropyString --disable-plugin KeywordDetector
+	$(TOOLS)/zizmor --offline --quiet .github/workflows
+
+dist: env ## wheel and sdist in out/dist
+	$(PY) -m build --no-isolation -o out/dist .
+
+tools-lock: env ## resolve .ci/tools.lock anew from .ci/tools.in
+	$$(sed 's/ .*//' .venv/.stamp)/bin/uv pip compile -q --upgrade --generate-hashes --python-version 3.11 --no-header --no-annotate .ci/tools.in -o .ci/tools.lock
 
 check-upstream: env ## what of SGLang's internals changed in VERSION=x
 	$(PY) -m sparktier.serving.engine.upstream.check $(VERSION)

@@ -17,13 +17,13 @@ from sparktier.configs.settings.settings import Settings
 
 _HEAD = """# Configuration file
 
-One YAML file describes a deployment: `sparktier up CONFIG`. Ready ones are in [configs/](../configs) and
-[configs/deployments/](../configs/deployments). A wrong file is refused with all of its problems at once, each with
-where it is, the rule, what was found and the cure. `--set replicas.count=2` replaces one value.
+One YAML file describes a deployment: `sparktier up CONFIG`. Ready ones are in `configs/` and `configs/deployments/`. A
+wrong file is refused with all of its problems at once, each with where it is, the rule, what was found and the cure.
+`--set replicas.count=2` replaces one value.
 
 `sparktier doctor CONFIG` checks this machine for a file. `sparktier doctor --plan CONFIG` shows what it would do,
-without a GPU; for models whose sizes are not in [configs/architectures/](../configs/architectures), give their
-`config.json` with `--model-config`.
+without a GPU; for models whose sizes are not in `configs/architectures/`, give their `config.json` with
+`--model-config`.
 
 This page is written by `python -m sparktier.configs.loading.reference > docs/configuration.md`.
 """

@@ -38,7 +38,7 @@ def broken_links(file: Path) -> Iterator[str]:
             continue
         name, _, anchor = link.partition("#")
         target = file.parent / name if name else file
-        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+        if not target.is_file() or (anchor and anchor not in anchors(target.read_text())):
             yield link
 
 
@@ -52,8 +52,16 @@ def test_a_broken_link_is_seen(tmp_path: Path) -> None:
     good = "# One thing, said\n[b](#one-thing-said) [c](a.md) [d](https://x.y/z)\n```\n[e](none.md)\n```\n"
     file.write_text(good)
     assert not list(broken_links(file))
-    file.write_text(good + "[f](gone.md) [g](a.md#gone) [h](#gone)")
-    assert list(broken_links(file)) == ["gone.md", "a.md#gone", "#gone"]
+    # A folder is no page of the site.
+    file.write_text(good + "[f](gone.md) [g](a.md#gone) [h](#gone) [i](.)")
+    assert list(broken_links(file)) == ["gone.md", "a.md#gone", "#gone", "."]
+
+
+def test_every_decision_is_in_the_list_of_decisions() -> None:
+    listed = (ROOT / "docs" / "decisions" / "README.md").read_text()
+    for file in sorted((ROOT / "docs" / "decisions").glob("0*.md")):
+        title = re.sub(r"^# (\d+: )?", "", file.read_text().splitlines()[0])
+        assert f"]({file.name}): " in listed, f"add the line - [{file.stem[:4]}]({file.name}): {title}"
 
 
 @pytest.mark.parametrize("file", documents(), ids=short)
@@ -89,3 +97,13 @@ def test_every_key_of_every_section_is_described() -> None:
             path = f"{name}.{key}" if model is field.annotation else f"{name}.<id>.{key}"
             assert f"`{path}`" in document
             assert inner.description
+
+
+def test_every_page_of_the_site_can_be_found() -> None:
+    """Each document is in the navigation; decisions are in their own list instead."""
+    nav = set(re.findall(r"([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE))
+    files = {short(file) for file in documents()}
+    assert nav <= files
+    assert {name for name in files - nav if not name.startswith("docs/decisions/0")} == {
+        "serving/gateway/console/static/vendor/SOURCES.md"
+    }
