@@ -26,7 +26,7 @@ class CanaryRules:
     """
 
     far_nats: float = 0.4
-    noise_frac: float = 5e-4
+    noise_frac: float = 1e-3
     wrong_frac: float = 5e-3
     alarm_level: float = 9.0
     tokens_frac: float = 0.002

@@ -16,7 +16,15 @@ _DSPARK_ATTENTION_DP = ("none", "megamoe", "mori")
 def _keys_fit_method(settings: Settings) -> Iterator[Problem]:
     speculation = settings.speculation
     drafting = ("draft_path", "draft_revision", "block_tokens")
-    ladder = ("short_tokens", "accept_rule", "safe_rung", "step_times_path", "live_shares", "canary")
+    ladder = (
+        "short_tokens",
+        "accept_rule",
+        "safe_rung",
+        "step_times_path",
+        "live_shares",
+        "canary",
+        "canary_noise_frac",
+    )
     native = ("verification", "step_cost_path", "calibration_path")
     used = {
         "none": (),

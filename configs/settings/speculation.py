@@ -61,6 +61,13 @@ class SpeculationSettings(Section):
         description="Scores emitted tokens of `chain` and `tree` by plain prefill ([canary](canary.md)): `latch`"
         " switches a replica's speculation off when tokens are wrong too often, `watch` only tells.",
     )
+    canary_noise_frac: float = Field(
+        default=0.001,
+        ge=0.00001,
+        le=0.003,
+        description="Share of scored tokens that a sound engine leaves far from the target's choice in plain prefill:"
+        " routers that round to another expert, mostly. [How to measure it](canary.md#noise).",
+    )
     verification: Literal["static", "compact"] = Field(
         default="static",
         description="`static` verifies every drafted token; `compact` lets the step's budget trim them.",

@@ -90,6 +90,7 @@ def rank_options_of(resolved: Resolved) -> RankOptions:
         planner=planner_options(resolved),
         features=_feature_options(settings.training),
         canary=settings.speculation.canary if ladder else "off",
+        canary_noise_frac=settings.speculation.canary_noise_frac,
     )
 
 

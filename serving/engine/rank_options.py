@@ -86,7 +86,8 @@ class RankOptions(_Options):
     """Everything a rank is told. `ladder`: without it our worker doesn't run; `features`: nothing is captured,
     `planner`: each request verifies all rows that rung, caps and row budget allow.
 
-    `canary`: whether an alarm of it latches, is only told of, or nothing is scored.
+    `canary`: whether an alarm of it latches, is only told of, or nothing is scored; `canary_noise_frac` of the tokens
+    of a sound engine are far from the target's choice.
 
     `tiers`, by id, and `seats` are those in force until the first plan; `safe_rung` is the ceiling when a plan's time
     is over.
@@ -99,6 +100,7 @@ class RankOptions(_Options):
     ladder: LadderOptions | None = None
     planner: PlannerOptions | None = None
     canary: CanaryMode = "off"
+    canary_noise_frac: float = 0.001
     features: FeatureOptions | None = None
 
     def environment(self) -> dict[str, str]:

@@ -63,6 +63,19 @@ def test_enough_is_scored_and_in_no_more_steps_than_allowed(tokens_s: int, steps
     assert budget.scored_tokens >= max(0.001 * budget.emitted_tokens, 200 * 60)
 
 
+def test_the_bound_on_steps_comes_first_where_steps_are_few() -> None:
+    """A step a second, and each score takes one."""
+    budget = ScoreBudget(RULES)
+    for now_s in range(3600):
+        budget.stepped(float(now_s), drafted=True, scored=False)
+        budget.emitted_tokens += 100
+        if budget.takes(50, steps=1):
+            budget.scored_tokens += 50
+            budget.stepped(float(now_s), drafted=False, scored=True)
+    assert 0.009 * budget.steps <= budget.score_steps <= 0.01 * budget.steps
+    assert budget.scored_tokens < 200 * 60
+
+
 def test_a_pause_is_no_traffic() -> None:
     budget = ScoreBudget(RULES)
     for now_s in (0.0, 0.5, 3600.0, 3600.5):
@@ -80,43 +93,81 @@ def test_acceptance_is_absurd_at_both_ends_once_there_is_enough_of_it(drafts: in
 
 
 RECORDED = json.loads((Path(__file__).parent / "recorded_margins.json").read_text())
-RESAMPLES, STREAMS, STREAM_TOKENS = 40, 10, 200_000
+RESAMPLES, STREAM_TOKENS = 60, 20_000_000
 
 
-def answers(dtype: str) -> np.ndarray:
-    """Margins of sound answers, [answers, tokens]; those that are not listed are 0."""
-    found = np.zeros(RECORDED[dtype]["tokens"])
-    for place, nats in RECORDED[dtype]["margins"].items():
+def answers(run: str) -> np.ndarray:
+    """Margins of the answers of a run, [answers, tokens]; those that are not listed are 0."""
+    found = np.zeros(RECORDED[run]["tokens"])
+    for place, nats in RECORDED[run]["margins"].items():
         found[int(place)] = nats
     return found.reshape(-1, RECORDED["answer_tokens"])
 
 
-def mean_run(blocks: np.ndarray, rng: np.random.Generator) -> float:
-    """Scored tokens to a false alarm, with answers drawn from `blocks`; all tokens of all streams without one."""
-    tokens = alarms = 0
-    for _ in range(STREAMS):
-        drawn = blocks[rng.integers(len(blocks), size=STREAM_TOKENS // blocks.shape[1])].ravel()
-        reached = WrongTokenTest(RULES).levels(drawn) >= RULES.alarm_level
-        alarms += bool(reached.any())
-        tokens += int(reached.argmax()) + 1 if reached.any() else len(drawn)
-    return tokens / max(1, alarms)
+def alarms(far: np.ndarray, tokens: int, rules: CanaryRules) -> list[int]:
+    """At which of so many tokens the test alarms, when those at `far` are far; after an alarm it begins anew."""
+    level, last, found = 0.0, -1, []
+    test = WrongTokenTest(rules)
+    up, down = test.levels(np.array([9.0, 0.0]))
+    for place in far.tolist():
+        level = max(0.0, level + (down - up) * (place - last - 1)) + up
+        last = place
+        if level >= rules.alarm_level:
+            found.append(place)
+            level = 0.0
+    return found
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_sound_engine_is_not_alarmed_of_within_a_million_tokens(dtype: str) -> None:
-    """By block bootstrap over the answers of each half: the lower end of 95% of the mean run to a false alarm."""
-    rng, found = np.random.default_rng(5), answers(dtype)
-    for half in (found[::2], found[1::2]):
-        runs = [mean_run(half[rng.integers(len(half), size=len(half))], rng) for _ in range(RESAMPLES)]
+def drawn(blocks: np.ndarray, tokens: int, rng: np.random.Generator) -> np.ndarray:
+    """The places of far tokens among `tokens` of answers drawn from `blocks`."""
+    size = blocks.shape[1]
+    order = rng.integers(len(blocks), size=tokens // size)
+    far = blocks >= RULES.far_nats
+    starts = np.flatnonzero(far.any(axis=1)[order])
+    return np.concatenate([start * size + np.flatnonzero(far[order[start]]) for start in starts.tolist()] or [[]])
+
+
+def noise_of(blocks: np.ndarray) -> float:
+    """What docs/canary.md says to set: the share of far tokens and a half more, within the setting's bounds."""
+    return min(0.003, max(RULES.noise_frac, 1.5 * float((blocks >= RULES.far_nats).mean())))
+
+
+def test_alarms_of_places_are_those_of_the_product_s_test() -> None:
+    rng = np.random.default_rng(4)
+    found = np.where(rng.random(300_000) < 0.004, 1.0, 0.0)
+    reached = WrongTokenTest(RULES).levels(found) >= RULES.alarm_level
+    assert alarms(np.flatnonzero(found), len(found), RULES)[0] == reached.argmax()
+
+
+@pytest.mark.parametrize("run", [name for name in RECORDED if name.endswith("sound")])
+def test_a_sound_engine_is_not_alarmed_of_within_a_million_tokens(run: str) -> None:
+    """Noise is set from one half, the mean run to an alarm is of the other: 95% lower end, bootstrap of answers."""
+    rng, found = np.random.default_rng(5), answers(run)
+    for chosen_on, half in ((found[::2], found[1::2]), (found[1::2], found[::2])):
+        rules = CanaryRules(noise_frac=noise_of(chosen_on))
+        runs = []
+        for _ in range(RESAMPLES if (half >= RULES.far_nats).any() else 1):
+            blocks = half[rng.integers(len(half), size=len(half))]
+            count = len(alarms(drawn(blocks, STREAM_TOKENS, rng), STREAM_TOKENS, rules))
+            runs.append(STREAM_TOKENS / max(1, count))
         assert np.quantile(runs, 0.05) >= 1e6
 
 
-def test_wrong_tokens_among_the_noise_of_bf16_are_found_within_2000() -> None:
+@pytest.mark.parametrize("noise_frac", [RULES.noise_frac, 0.0017])
+def test_one_wrong_token_in_200_of_an_engine_is_found_within_2000(noise_frac: float) -> None:
+    """Tokens that a planted accept rule took in bf16, at least 0.5 nats behind the target's best when verified."""
+    rng, found = np.random.default_rng(6), answers("tiny bfloat16 wrong")
+    rules = CanaryRules(noise_frac=noise_frac)
+    lengths = [alarms(drawn(found, 50_000, rng), 50_000, rules)[0] for _ in range(200)]
+    assert np.median(lengths) <= 2000
+
+
+def test_wrong_tokens_among_the_noise_of_a_dense_model_are_found_within_2000() -> None:
     """Each wrong token is as far as it was for the verify pass, 0.5 nats, less the largest noise that is usual."""
-    rng, found = np.random.default_rng(6), answers("bfloat16")
+    rng, found = np.random.default_rng(6), answers("demo bfloat16 sound")
     lengths = []
     for _ in range(100):
-        drawn = found[rng.integers(len(found), size=60)].ravel()
-        drawn[rng.random(len(drawn)) < 0.005] = 0.5
-        lengths.append(int((WrongTokenTest(RULES).levels(drawn) >= RULES.alarm_level).argmax()) or len(drawn))
+        margins = found[rng.integers(len(found), size=60)].ravel()
+        margins[rng.random(len(margins)) < 0.005] = 0.5
+        lengths.append(int((WrongTokenTest(RULES).levels(margins) >= RULES.alarm_level).argmax()) or len(margins))
     assert np.median(lengths) <= 2000

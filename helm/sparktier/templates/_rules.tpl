@@ -146,7 +146,7 @@ config.replicas.attention_backend: must be flashinfer with speculation.method tr
 {{- $r := default dict .Values.config.replicas }}
 {{- $method := default "none" $s.method }}
 {{- $drafting := list "draft_path" "draft_revision" "block_tokens" }}
-{{- $ladder := concat $drafting (list "short_tokens" "accept_rule" "safe_rung" "step_times_path" "live_shares" "canary") }}
+{{- $ladder := concat $drafting (list "short_tokens" "accept_rule" "safe_rung" "step_times_path" "live_shares" "canary" "canary_noise_frac") }}
 {{- $trees := concat $ladder (list "tree_rows" "tree_parents" "tree_children") }}
 {{- $native := concat $drafting (list "verification" "step_cost_path" "calibration_path" "safe_rung" "step_times_path" "live_shares") }}
 {{- $used := index (dict "none" list "chain" $ladder "tree" $trees "dspark_native" $native "standalone" $drafting) $method }}

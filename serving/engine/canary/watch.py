@@ -41,11 +41,11 @@ class Canary:
         sampled: bool,
         chunk_tokens: int,
         longest_tokens: int,
-        rules: CanaryRules | None = None,
+        rules: CanaryRules,
         clock: Callable[[], float] = time.perf_counter,
         rng: random.Random | None = None,
     ) -> None:
-        self.rules = rules or CanaryRules()
+        self.rules = rules
         self._scorer, self._plan, self._mode, self._sampled = scorer, plan, mode, sampled
         self._chunk_tokens, self._longest_tokens = chunk_tokens, longest_tokens
         self._clock, self._rng = clock, rng or random.Random()
@@ -162,7 +162,7 @@ def watch(scheduler: Any, *, rules: CanaryRules | None = None) -> Canary | None:
         sampled=ladder_options().accept_rule == "match",
         chunk_tokens=scheduler.chunked_prefill_size or scheduler.max_prefill_tokens,
         longest_tokens=scheduler.max_req_input_len - 1,
-        rules=rules,
+        rules=rules or CanaryRules(noise_frac=rank_options().canary_noise_frac),
     )
     process, poll = scheduler.process_batch_result, scheduler._poll_timeout_aborts
 

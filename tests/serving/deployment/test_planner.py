@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from sparktier.cluster.canary import CanaryRules
 from sparktier.configs.errors import ArtifactError, ConfigError
 from sparktier.configs.loading.loader import settings_from
 from sparktier.configs.settings.settings import Settings
 from sparktier.configs.settings.tiers import TierSettings
 from sparktier.configs.step_times import reference_table, write_table
+from sparktier.serving.deployment.engine_args import rank_options_of
 from sparktier.serving.deployment.planner import planner_options, prefill_chunk_tokens, require_possible_promises
 from sparktier.serving.deployment.resolved import Resolved
 from sparktier.serving.deployment.table_key import table_key
@@ -146,3 +148,9 @@ def test_a_stall_that_no_chunk_keeps_is_refused(tmp_path: Path) -> None:
     (problem,) = caught.value.problems
     assert (problem.path, problem.value) == ("tiers.3.max_stall_ms", "120")
     assert "must be at least 159" in problem.rule
+
+
+def test_ranks_are_told_how_many_sound_tokens_are_far(tmp_path: Path) -> None:
+    assert rank_options_of(resolved(tmp_path)).canary_noise_frac == CanaryRules().noise_frac
+    told = rank_options_of(resolved(tmp_path, canary="watch", canary_noise_frac=0.0004))
+    assert (told.canary, told.canary_noise_frac) == ("watch", 0.0004)

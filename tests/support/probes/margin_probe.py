@@ -1,13 +1,16 @@
-"""Records margins of tokens that the demo model emitted under speculation: what the canary sees while nothing is wrong.
+"""Records margins of tokens that a model emitted under speculation: what the canary sees while nothing is wrong.
 
-Run as a program: `python -m support.probes.margin_probe DTYPE TOKENS OUT PORT [WRONG_FRAC | compaction]`. It writes
-arrays `margins` and `answer` (which answer each is of) to OUT. WRONG_FRAC is the share of rows whose draft is accepted
-although the target chose another; `compaction` leaves accepted rows where they were verified.
+Run as a program: `python -m support.probes.margin_probe demo|tiny DTYPE TOKENS OUT PORT [WRONG_FRAC | compaction]`. It
+writes arrays `margins` and `answer` (which answer each is of) to OUT. `tiny` is the MoE of random weights that tests
+decode, with drafts of its bigrams. WRONG_FRAC is the share of rows whose draft is accepted although the target chose
+another; `compaction` leaves accepted rows where they were verified.
 """
 
 import random
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,10 @@ from sparktier.serving.engine.canary.scoring import Score
 from sparktier.serving.engine.sampling.seeds import seed_of
 from sparktier.serving.engine.speculation import accept_step
 from sparktier.serving.engine.stepping import Place, SteppedEngine
+from support.generation import random_prompts
+from support.oracles.oracle_draft import make_oracle_draft
 from support.stepped_engine import stepped
+from support.tiny_moe import make_tiny_moe
 
 USERS = 16
 NEW_TOKENS = 192
@@ -43,15 +49,17 @@ RUNGS = (Rung.CHAIN_SHORT, Rung.TREE, Rung.CHAIN_SHORT, Rung.CHAIN)
 WRONG_NATS = 0.5
 
 
-def answered(engine: SteppedEngine, *, seed: int) -> Iterator[list[Any]]:
-    """Yield SGLang's requests of answered prompts, some at a time, for ever."""
-    tokenizer = engine.scheduler.tokenizer
-    prompts = make_prompts(100_000, seed=seed)
+def chats(tokenizer: Any) -> list[list[int]]:
+    """Prompts for the demo model."""
+    turns = [[{"role": "user", "content": prompt.turns[0]}] for prompt in make_prompts(20_000, seed=_SEED)]
+    return [tokenizer.apply_chat_template(each, add_generation_prompt=True, return_dict=False) for each in turns]
+
+
+def answered(engine: SteppedEngine, prompts: Sequence[Sequence[int]]) -> Iterator[list[Any]]:
+    """Yield SGLang's requests of answered prompts, some at a time."""
     for round_number in range(len(prompts) // USERS):
         engine.worker.set_plan(EnginePlan(rung=RUNGS[round_number % len(RUNGS)]))
-        for number, prompt in enumerate(prompts[round_number * USERS :][:USERS]):
-            messages = [{"role": "user", "content": prompt.turns[0]}]
-            tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        for number, tokens in enumerate(prompts[round_number * USERS :][:USERS]):
             name = f"{round_number}-{number}"
             engine.add(name, tokens, new_tokens=NEW_TOKENS, cache_key=name, **SAMPLING[number % len(SAMPLING)])
         yield _run(engine)
@@ -107,13 +115,20 @@ def plant_wrong_tokens(wrong_frac: float) -> None:
     accept_step.TargetDistribution.choose = choose  # type: ignore[method-assign]
 
 
+def tiny() -> tuple[Path, Path]:
+    """Write a tiny MoE and a draft of its bigrams and return where they are."""
+    folder = Path(tempfile.mkdtemp())
+    target = make_tiny_moe(folder / "target", context_gain=0.2)
+    return target, make_oracle_draft(folder / "draft", target, block_tokens=5)
+
+
 def main() -> None:
     """Record as the command line asks."""
-    dtype, tokens, out, port, *planted = sys.argv[1:]
+    name, dtype, tokens, out, port, *planted = sys.argv[1:]
     place = Place(0, 1, int(port))
-    engine = stepped(
-        ensure_demo_model(), demo_draft(), chunk_tokens=1024, tree_rows=12, place=place, dtype=dtype, users=USERS
-    )
+    target, draft = (ensure_demo_model(), demo_draft()) if name == "demo" else tiny()
+    engine = stepped(target, draft, chunk_tokens=1024, tree_rows=12, place=place, dtype=dtype, users=USERS)
+    prompts = chats(engine.scheduler.tokenizer) if name == "demo" else random_prompts(20_000, seed=_SEED)
     if planted == ["compaction"]:
         type(engine.worker.decode_step)._compact = lambda *_: None
     elif planted:
@@ -121,7 +136,7 @@ def main() -> None:
     margins: list[np.ndarray[Any, Any]] = []
     answers: list[np.ndarray[Any, Any]] = []
     count = 0
-    for requests in answered(engine, seed=_SEED):
+    for requests in answered(engine, prompts):
         for each in scored(engine, requests):
             found = each.numpy()
             margins.append(found)

@@ -89,3 +89,16 @@ def test_broken_numbers_are_as_far_as_can_be() -> None:
     logits = rows()
     logits[3, 5] = torch.nan
     assert of(logits, chosen(rows(), GREEDY), GREEDY)[3] == MOST_NATS
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 2}, {"min_p": 0.55}, {"top_p": 0.6}], ids=str)
+def test_rounding_may_decide_whether_the_last_token_that_a_filter_keeps_is_kept(filters: dict[str, float]) -> None:
+    """Two tokens are kept, a third is hardly below the second: where the second won, the first may be right."""
+    logits = torch.full((N, VOCAB), -9.0)
+    logits[:, :3] = torch.tensor([1.0, 0.5, 0.4999])
+    neutral: dict[str, float] = {"top_k": VOCAB, "top_p": 1.0, "min_p": 0.0}
+    choice = Choice(temperature=1.0, **{**neutral, **filters}, seed=SEED)  # type: ignore[arg-type]
+    second_won = chosen(logits, choice) == 1
+    assert 20 < second_won.sum() < N - 20
+    assert of(logits, torch.full((N,), 0), choice)[second_won].max() < 1e-3
+    assert of(logits, torch.full((N,), 1), choice)[~second_won].max() > 0.1
