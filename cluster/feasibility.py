@@ -188,11 +188,12 @@ class Region:
     def _keeps(self, users: Ints) -> Flags:
         """[shares] whether a way of sharing rows keeps the promises of all tiers that have `users`."""
         facts = self._facts
-        if not users.any():
+        present = users > 0
+        if not present.any():
             return np.ones(len(self._rows), dtype=np.bool_)
         step_ms = self._step_ms(users, self._rows, self._hard_rows)
         speeds = self._speeds_in(step_ms, self._least_tokens)
-        kept = np.all((speeds >= (1.0 + self.margin_frac) * self._promised) | (users == 0), axis=1)
+        kept = (speeds >= (1.0 + self.margin_frac) * self._promised * present).all(axis=1)
         first_ms = step_ms + facts.times.prefill_ms(facts.prompt_tokens) / max(1.0 - facts.prefill_frac, 1e-3)
         budgets = [self._targets[tier].ttft_ms for tier, count in zip(self._tiers, users, strict=True) if count]
         limit_ms = min((budget for budget in budgets if budget is not None), default=np.inf)
@@ -278,6 +279,10 @@ class _Kinds(NamedTuple):
     """-1: never verified."""
     weight: Floats
     """[kinds]."""
+    order: Ints
+    """[kinds * nodes] the places of nodes by falling value."""
+    falling: Floats
+    """[kinds * nodes] those values, 0 of nodes that are never verified."""
 
 
 def _kinds_of(
@@ -294,17 +299,18 @@ def _kinds_of(
     nodes = survival.shape[1]
     most_nodes = np.array([nodes if cap is None else cap for _, _, cap in kinds], dtype=np.int64)
     allowed = (survival >= LEAST_SURVIVAL) & (np.arange(nodes) < most_nodes[:, None])
-    return _Kinds(survival, np.where(allowed, survival * weight[:, None], -1.0), weight)
+    values = np.where(allowed, survival * weight[:, None], -1.0)
+    order = np.argsort(-values.ravel(), kind="stable")
+    return _Kinds(survival, values, weight, order, np.maximum(values.ravel()[order], 0.0))
 
 
 def _share_at(facts: ReplicaFacts, kinds: _Kinds, users: Ints) -> _Share:
     """The nodes that are worth at least as much as the last one that the planner verifies for `users` [tiers]."""
-    hard = -(-users // _USERS_TO_ONE_HARD)
-    counts = np.column_stack((users - hard, hard)).ravel()
+    counts = np.empty(2 * len(users), dtype=np.int64)
+    counts[1::2] = -(-users // _USERS_TO_ONE_HARD)
+    counts[0::2] = users - counts[1::2]
     # 1. The value of every node of all users, falling: nodes of a kind are worth the same.
-    values = kinds.values.ravel()
-    order = np.argsort(-values, kind="stable")
-    falling = np.repeat(np.maximum(values[order], 0.0), np.repeat(counts, kinds.values.shape[1])[order])
+    falling = np.repeat(kinds.falling, counts[kinds.order // kinds.values.shape[1]])
     total_users = int(users.sum())
     total = best_total_of(
         falling,
@@ -328,9 +334,9 @@ def _verified(values: Floats, counts: Ints, falling: Floats, drafted: int) -> Fl
     if drafted <= 0:
         return np.zeros_like(values)
     last = falling[drafted - 1]
-    more, equals = (int((counts @ found).sum()) for found in (values > last, values == last))
-    turns = (drafted - more) / equals
-    often: Floats = np.where(values > last, 1.0, np.where(values == last, turns, 0.0))
+    above, equal = values > last, values == last
+    turns = (drafted - counts @ above.sum(axis=1)) / (counts @ equal.sum(axis=1))
+    often: Floats = np.where(above, 1.0, np.where(equal, turns, 0.0))
     return often
 
 
