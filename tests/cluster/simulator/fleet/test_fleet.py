@@ -87,7 +87,13 @@ def require_sound(fleet: Fleet) -> None:
 def test_every_request_ends_once_and_no_room_is_left_unused(seed: int, requests: int, rate: float, name: str) -> None:
     offered = load(seed, requests, rate)
     trouble = Trouble(failures=[Failure(500.0, 0, 700.0), Failure(900.0, 1, 300.0)], plan_loss_frac=0.1)
-    found = run(name, offered, replace(SPEC, trouble=trouble), check=True)
+    fleet = Fleet(replace(SPEC, trouble=trouble), fleet_policy(name, CONFIG), offered, DrawnTexts(), seed=3)
+    found = fleet.run(2_000.0 + 100.0 * requests, require_sound)
+    there = [number for waiting in fleet.queues.numbers().values() for number in waiting]
+    there += [key[0] for replica in fleet.replicas for key in replica.users]
+    to_come = [place for place, each in enumerate(offered) if each.at_ms > fleet.now_ms]
+    unfinished = [result.number for result in found.results if result.fate == "unfinished"]
+    assert sorted(there + to_come) == unfinished
     assert [result.offered for result in found.results] == offered
     assert all(result.fate in ("served", "refused", "failed", "unfinished") for result in found.results)
     for result in found.results:
