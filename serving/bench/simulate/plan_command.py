@@ -90,6 +90,8 @@ class Planned:
                         "attained_tok_s_p50": row["attained_tok_s_p50"],
                         "throughput_tok_s": tok_s,
                         "binding_constraint": bound,
+                        # What the smaller cluster's worst tier attains without it.
+                        "relaxed_attainment_frac": without.get(bound),
                         "cost_per_million_tokens": None if cost is None else round(cost, 4),
                         "refused_by_engine": row["refused_by_engine"],
                     }
