@@ -15,10 +15,12 @@ from matplotlib.figure import Figure
 from sparktier.cluster.traffic.trace_files import read_trace
 from sparktier.configs.files import staged
 from sparktier.configs.report import untimed_meta, write_report
+from sparktier.serving.bench.kept_rows import KeptRows
+from sparktier.serving.bench.simulate.command import digest_of
+from sparktier.serving.bench.simulate.comparison import compared
 from sparktier.serving.bench.simulate.scenario import Cell, cell_rows, offered_of
 from sparktier.serving.bench.simulate.settings import FailureSettings, SimulateSettings, load_simulate_settings
 
-POLICIES = ("dspark", "depth", "sparktier")
 OFF = 0.2
 
 
@@ -31,17 +33,25 @@ def main() -> int:
     options = parser.parse_args()
     base = load_simulate_settings(options.config)
     trace = read_trace(options.trace)
+    kept = KeptRows(options.json)
     rows: list[dict[str, Any]] = []
     for seed in base.seeds:
         for load in base.loads:
             offered = offered_of(base, trace, rate_s=load * base.replicas, seed=seed)
             for case, settings in cases(base).items():
-                for policy in POLICIES:
-                    found = cell_rows(settings, options.trace.name, Cell(load, policy, seed), offered)
+                for policy in base.policies:
+                    cell = Cell(load, policy, seed)
+                    key = f"{digest_of(settings, options.trace)} {cell.name}"
+                    found = kept.known.get(key)
+                    if found is None:
+                        found = cell_rows(settings, options.trace.name, cell, offered)
+                        kept.keep(key, found)
                     rows += [{"case": case, **row} for row in found]
                     print(case, policy, seed, [row["attainment_frac"] for row in found], flush=True)
     write_report(options.json, untimed_meta("sensitivity"), rows)
     write_plot(rows, options.plot)
+    kept.forget()
+    print_table(rows)
     return 0
 
 
@@ -65,15 +75,28 @@ def cases(base: SimulateSettings) -> dict[str, SimulateSettings]:
     }
 
 
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print, by case, promises kept of each promised tier, and what `sparktier` is worth beside each other policy."""
+    for case in dict.fromkeys(row["case"] for row in rows):
+        own = [row for row in rows if row["case"] == case]
+        for policy in dict.fromkeys(row["policy"] for row in own):
+            tiers = dict.fromkeys(row["tier"] for row in own if row["promise_tok_s"] is not None)
+            kept = [f"{tier} {_mean(own, {'tier': tier, 'policy': policy}):.3f}" for tier in tiers]
+            print(case, policy, *kept, sep=" | ")
+        for each in compared(own):
+            print(case, each)
+
+
 def write_plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Write a PNG: promises kept of each promised tier, by case and policy."""
     tiers = list(dict.fromkeys(row["tier"] for row in rows if row["promise_tok_s"] is not None))
     names = list(dict.fromkeys(row["case"] for row in rows))
+    policies = list(dict.fromkeys(row["policy"] for row in rows))
     figure = Figure(figsize=(5.5 * len(tiers), 4.0), layout="constrained")
     for axes, tier in zip(figure.subplots(1, len(tiers), squeeze=False)[0], tiers, strict=True):
-        for place, policy in enumerate(POLICIES):
+        for place, policy in enumerate(policies):
             kept = [_mean(rows, {"tier": tier, "policy": policy, "case": name}) for name in names]
-            at = [number + 0.25 * (place - 1) for number in range(len(names))]
+            at = [number + 0.25 * (place - (len(policies) - 1) / 2) for number in range(len(names))]
             axes.barh(at, kept, height=0.22, label=policy)
         axes.set_yticks(range(len(names)), names, fontsize=7)
         axes.invert_yaxis()
