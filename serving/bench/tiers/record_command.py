@@ -31,6 +31,8 @@ def run(settings: Settings, *, draft: Path | None, selection: AnswerSelection, o
     """
     console = Console(stderr=True)
     drafter = load_drafter(settings, draft)
+    # As in an engine that serves in float32: by a bfloat16 table, faster on some CPUs, survivals are off by 1%.
+    drafter.model.lm_head.float()
     answers: list[Recorded] = []
     datasets = []
     for source in sources(drafter, selection, console, float32=True):

@@ -34,6 +34,20 @@ def test_a_record_accepts_what_the_replay_does(shape: Shape, rows: int, chance: 
     assert (found.survival.diff(dim=1) <= 0).all()
 
 
+def test_every_row_before_the_last_token_is_a_guess_at_it() -> None:
+    """Deeper nodes are likelier here, but beyond the answer: a tree of 4 rows has 3 of the tokens that may be last."""
+    model, record = loud_model(CONFIG, 1), own_text(1)
+    plan, accepted = RecordPlan(TREE, 3, lambda q, _depth: torch.tensor([1.0, 0.5, 0.5]).expand_as(q)), []
+    for last in range(CONFIG.vocab_size):
+        record.token_ids[-1] = last
+        found = record_answer(model, record, 0.0, plan, to_the_end=True)
+        replayed = replay_trees(model, record, 0.0, TreePlan(TREE, 4, plan.edges))
+        accepted.append(
+            (int(found.came_true[found.remaining == 1].sum()), int(replayed.accepted[replayed.remaining == 1]))
+        )
+    assert [sum(column) for column in zip(*accepted, strict=True)] == [3, 3]
+
+
 def test_no_node_lies_beyond_the_last_but_one_token() -> None:
     model, record = loud_model(CONFIG, 1), own_text(1)
     found = record_answer(model, record, 0.0, RecordPlan(CHAIN, CONFIG.block_size, lambda q, _depth: q))

@@ -39,13 +39,14 @@ def in_plain_python(chance: int, temperature: float) -> list[int]:
                 shape=SHAPE,
                 edge_acceptance=lambda q, _depth: q,
             )
-            kept = set(sorted(range(len(nodes)), key=lambda i: (-nodes[i].survival, i))[:ROWS])
             stored = [
                 token if valid else -1
                 for token, valid in zip(
                     chunk.labels.tokens[block].tolist(), chunk.labels.valid[block].tolist(), strict=True
                 )
             ]
+            reachable = [i for i in range(len(nodes)) if nodes[i].depth <= chunk.remaining[block]]
+            kept = set(sorted(reachable, key=lambda i: (-nodes[i].survival, i))[:ROWS])
             accepted.append(walked(nodes, kept, stored))
     return accepted
 

@@ -64,8 +64,11 @@ def _draft(model: DraftModel, chunk: Chunk, temperature: float, plan: TreePlan) 
         edge_acceptance=plan.edges,
         shortlist=plan.shortlist,
     )
+    # As in the engine, no row is spent beyond the end of the answer.
+    beyond = candidates.depths > chunk.remaining.unsqueeze(1)
+    reachable = candidates._replace(survival=candidates.survival.masked_fill(beyond, 0.0))
     budgets = torch.full((len(chunk.anchors),), plan.rows, device=chunk.anchors.device)
-    return select_rows(candidates=candidates, row_budgets=budgets, width=plan.rows).tree
+    return select_rows(candidates=reachable, row_budgets=budgets, width=plan.rows).tree
 
 
 def chain_plan(block_tokens: int) -> TreePlan:
