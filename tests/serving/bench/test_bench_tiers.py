@@ -106,7 +106,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_the_recorded_file_has_the_answers_of_the_cpu_table() -> None:
-    table = load_tiers_settings(MEASURED.with_name("avx2.yaml")).tables["avx2"]
+    table = load_tiers_settings(MEASURED).tables["avx2"]
     assert table.recorded is not None
     for kind, nodes in (("chain5", 5), ("tree12", 11)):
         answers = read_recorded(table.recorded, kind).answers

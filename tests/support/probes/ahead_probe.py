@@ -1,87 +1,38 @@
-"""Runs cells of a measurement on the real engine in virtual time, and the simulated engine one step ahead of it.
+"""Runs cells of a measurement on the real engine in virtual time, and the simulated engine beside it.
 
-Run as a program: `python -m support.probes.ahead_probe SETTINGS OUT`. Before each decode step the simulated engine is
-given the real one's state, but its texts are the recorded ones: rows and tokens are to be the same. A step whose rows
-hang on less than LEAST_MARGIN, which rounding can move, is listed.
+Run as a program, from tests/: `python -m support.probes.ahead_probe SETTINGS FOLDER`. The steps of the real engine are
+kept in FOLDER run by run, so that an interrupted program goes on; what the comparison shows is FOLDER/found.json.
 """
 
 import json
+import pickle
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from sparktier.cluster.arrays import Ints
-from sparktier.cluster.simulator.policies import Policy, StepView
-from sparktier.cluster.simulator.sim_engine import Running, SimEngine, SimRequest, SimStep
-from sparktier.cluster.step_time import StepTimeModel
-from sparktier.cluster.verify_planner import Offers, best_total, weights
-from sparktier.configs.step_times import reference_table
+from sparktier.cluster.arrays import Floats
+from sparktier.cluster.simulator.policies import Policy
+from sparktier.cluster.simulator.sim_engine import Ended, SimRequest, SimStep
+from sparktier.cluster.simulator.users import SteppingEngine
+from sparktier.configs.files import staged
 from sparktier.serving.bench.tiers import grid
 from sparktier.serving.bench.tiers.real_engines import RealEngines
 from sparktier.serving.bench.tiers.settings import TableSettings, TiersSettings, load_tiers_settings
 from sparktier.serving.bench.tiers.virtual_engine import VirtualEngine
-
-LEAST_MARGIN = 1e-5
-
-
-@dataclass
-class Run:
-    """One run: decode steps, those unlike one step ahead, those with a small margin, and whether a free run ends alike.
-
-    texts_unlike: answers that are not the recorded ones.
-    """
-
-    policy: str
-    promise_tok_s: float
-    steps: int = 0
-    requests: int = 0
-    unlike: list[dict[str, Any]] = field(default_factory=list)
-    close: list[tuple[int, float]] = field(default_factory=list)
-    texts_unlike: list[tuple[int, ...]] = field(default_factory=list)
+from support.oracles.one_step_ahead import Before, Kept, Run, compared
 
 
-def margin(view: StepView, policy: Policy, times: StepTimeModel, rung: int) -> float:
-    """The least relative change of a survival that could change a step's total, or whose a row is."""
-    assert policy.paced is not None
-    weight = weights(
-        tier_weight=np.where(view.promise_tok_s > 0, policy.paced.strict_weight, 1.0),
-        promise_tok_s=view.promise_tok_s,
-        since_first_s=view.since_first_s,
-        delivered_tokens=view.delivered_tokens,
-        rules=policy.paced.rules,
-    )
-    nodes = np.arange(view.live.shape[1]) < (view.most_rows - 1)[:, None]
-    requests = len(weight)
-    # 1. Of the total: the best quotient against the next best.
-    lagged = np.sort((view.lagged * weight[:, None])[nodes & (view.lagged > 0)])[::-1]
-    totals = requests + np.arange(len(lagged) + 1)
-    step_ms = times.step_ms(rung=rung, requests=requests, rows=totals, context_tokens=view.context_tokens)
-    quotients = np.sort((weight.sum() + np.concatenate(([0.0], np.cumsum(lagged)))) / step_ms)[::-1]
-    gaps = [1.0] if len(quotients) < 2 else [(quotients[0] - quotients[1]) / quotients[0]]
-    # 2. Of the shares: the last value that gets a row against the first that doesn't.
-    total = best_total(
-        Offers(view.lagged, view.most_rows, weight), times, rung=rung, context_tokens=view.context_tokens
-    )
-    live = np.sort((view.live * weight[:, None])[nodes & (view.live > 0)])[::-1]
-    given = total - requests
-    if 0 < given < len(live):
-        gaps.append((live[given - 1] - live[given]) / live[given - 1])
-    return float(min(gaps))
+class TracedEngine:
+    """The real engine as a `SteppingEngine` that keeps its steps, and what it knew before each."""
 
-
-class AheadEngine:
-    """The real engine as a `SteppingEngine`, each of whose decode steps the simulated one takes before it is known."""
-
-    def __init__(self, real: VirtualEngine, ahead: SimEngine, policy: Policy, table: TableSettings, run: Run) -> None:
-        self._real, self._ahead, self._policy, self.run = real, ahead, policy, run
-        self._times, self._rung = StepTimeModel(reference_table(table.step_times)), table.rung
-        self._views: list[StepView] = []
+    def __init__(self, real: VirtualEngine) -> None:
+        self._real = real
+        self.kept: list[Kept] = []
 
     @property
     def idle(self) -> bool:
@@ -93,82 +44,137 @@ class AheadEngine:
         self._real.submit(request, now_ms=now_ms)
 
     def step(self, *, now_ms: float) -> SimStep:
-        """Run one step on both."""
-        before = self._state()
+        """Run one step."""
+        names = {name: asked.request.key for name, asked in self._real._asked.items()}
+        seen = self._drafted(names)
+        before = {
+            asked.request.key: Before(asked.submitted_ms, asked.first_ms, asked.delivered, seen.get(asked.request.key))
+            for asked in self._real._asked.values()
+        }
         curves = deepcopy(self._pacer._curves)
         step = self._real.step(now_ms=now_ms)
-        self.run.requests += len(step.ended)
-        self.run.texts_unlike = self._real.unlike
-        if len(step.rows):
-            self._ahead.resume([before[key] for key in step.keys], curves)
-            self._compare(step, self._ahead.step(now_ms=now_ms))
+        times = [(each.request.key, each.submitted_ms, each.first_ms, each.last_ms) for each in step.ended]
+        bare = replace(step, ended=[])
+        self.kept.append(Kept(now_ms, bare, times, before, curves, self._drafted(names), list(self._real.unlike)))
         return step
 
     @property
     def _pacer(self) -> Any:
         return self._real._engine.worker.pacer
 
-    def _state(self) -> dict[tuple[int, ...], Running]:
-        drafted = self._pacer._drafted
-        return {
-            asked.request.key: Running(
-                asked.request,
-                asked.submitted_ms,
-                asked.first_ms,
-                asked.delivered,
-                drafted[name].survival if name in drafted else None,
-            )
-            for name, asked in self._real._asked.items()
-        }
-
-    def watched(self, view: StepView, times: StepTimeModel, rung: int) -> Ints:
-        """The policy's rows, with the view that they are made of kept."""
-        self._views.append(view)
-        return self._policy.rows(view, times, rung)
-
-    def _compare(self, real: SimStep, ahead: SimStep) -> None:
-        gap = margin(self._views.pop(), self._policy, self._times, self._rung)
-        number, self.run.steps = self.run.steps, self.run.steps + 1
-        if gap < LEAST_MARGIN:
-            self.run.close.append((number, gap))
-        facts = {"step": number, "margin": gap}
-        for name in ("rows", "tokens"):
-            facts[name] = [getattr(step, name).tolist() for step in (real, ahead)]
-        if facts["rows"][0] != facts["rows"][1] or facts["tokens"][0] != facts["tokens"][1]:
-            self.run.unlike.append(facts)
+    def _drafted(self, names: dict[str, tuple[int, ...]]) -> dict[tuple[int, ...], Floats]:
+        return {names[name]: last.survival for name, last in self._pacer._drafted.items() if name in names}
 
 
-class AheadEngines:
-    """Makes engines for `grid.unit_rows`, and keeps what each run showed."""
+class ReplayedEngine:
+    """A `SteppingEngine` that takes kept steps."""
 
-    def __init__(self, settings: TiersSettings) -> None:
-        self._real = RealEngines(settings)
-        self.runs: list[Run] = []
+    def __init__(self, kept: Sequence[Kept]) -> None:
+        self.kept, self._next = kept, 0
+        self.asked: dict[tuple[int, ...], SimRequest] = {}
+        self._running = 0
 
-    def __call__(self, table: TableSettings, users: int, policy: Policy, promise_tok_s: float) -> AheadEngine:
-        """Return an engine in a new run."""
-        real = self._real(table, users, policy, promise_tok_s)
-        times = StepTimeModel(reference_table(table.step_times))
-        self.runs.append(Run(policy.name, promise_tok_s))
-        engine: AheadEngine
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self._running == 0
 
-        def watched(view: StepView, model: StepTimeModel, rung: int) -> Ints:
-            return engine.watched(view, model, rung)
+    def submit(self, request: SimRequest, *, now_ms: float) -> None:
+        """Note a request."""
+        self.asked[request.key] = request
+        self._running += 1
 
-        twin = Policy(policy.name, watched, policy.heeds_promises, policy.drafts, policy.paced)
-        ahead = SimEngine(twin, times=times, true_times=times, limits=grid.limits_of(table, users))
-        engine = AheadEngine(real, ahead, policy, table, self.runs[-1])
-        return engine
+    def step(self, *, now_ms: float) -> SimStep:
+        """Return the next step."""
+        kept = self.kept[self._next]
+        assert now_ms == kept.now_ms
+        self._next, self._running = self._next + 1, self._running - len(kept.ended)
+        return replace(kept.step, ended=[Ended(self.asked[key], *times) for key, *times in kept.ended])
+
+
+class KeptEngines:
+    """Makes the engines of one unit for `grid.unit_rows`: the real one where a run isn't kept, else a replay."""
+
+    def __init__(self, settings: TiersSettings, folder: Path) -> None:
+        self._settings, self._folder = settings, folder
+        self._real: RealEngines | None = None
+        self._running: tuple[Path, TracedEngine] | None = None
+        self.unit: grid.Unit
+
+    def __call__(self, table: TableSettings, users: int, policy: Policy, promise_tok_s: float) -> SteppingEngine:
+        """Return the engine of a run."""
+        self.finish()
+        path = self._folder / f"{self.unit.seed}-{self.unit.strict_frac:g}-{policy.name}-{promise_tok_s:.4f}.pickle"
+        if path.exists():
+            return ReplayedEngine(pickle.loads(path.read_bytes()))
+        self._real = self._real or RealEngines(self._settings)
+        traced = TracedEngine(self._real(table, users, policy, promise_tok_s))
+        self._running = path, traced
+        return traced
+
+    def finish(self) -> None:
+        """Keep the run that has ended, if any."""
+        if self._running is not None:
+            path, traced = self._running
+            with staged(path) as part:
+                part.write_bytes(pickle.dumps(traced.kept))
+        self._running = None
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write each run, and the rows of every unit on both engines."""
-    settings, out = load_tiers_settings(Path(arguments[0])), Path(arguments[1])
-    engines, units = AheadEngines(settings), []
-    for unit in grid.units(settings):
-        simulated, real = grid.unit_rows(unit, settings), grid.unit_rows(unit, settings, engines)
-        units.append({"unit": unit.name, "equal": simulated == real, "simulated": simulated, "real": real})
-        out.write_text(json.dumps({"runs": [asdict(run) for run in engines.runs], "units": units}))
+    """Run what isn't kept, and write what each run shows and the rows of every unit on both engines."""
+    settings, folder = load_tiers_settings(Path(arguments[0])), Path(arguments[1])
+    folder.mkdir(exist_ok=True)
+    engines = KeptEngines(settings, folder)
+    for engines.unit in grid.units(settings):
+        grid.unit_rows(engines.unit, settings, engines)
+        engines.finish()
+    found = [_found(engines, unit, settings) for unit in grid.units(settings)]
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+def _found(engines: KeptEngines, unit: grid.Unit, settings: TiersSettings) -> dict[str, Any]:
+    """Compare the runs of a unit, which are all kept."""
+    table = settings.tables[unit.table]
+    runs: list[tuple[Policy, float, ReplayedEngine]] = []
+    free: list[list[SimStep]] = []
+    engines.unit = unit
+
+    def replayed(table: TableSettings, users: int, policy: Policy, promise_tok_s: float) -> SteppingEngine:
+        engine = engines(table, users, policy, promise_tok_s)
+        assert isinstance(engine, ReplayedEngine)
+        runs.append((policy, promise_tok_s, engine))
+        return engine
+
+    def freely(table: TableSettings, users: int, policy: Policy, promise_tok_s: float) -> SteppingEngine:
+        free.append([])
+        return _Watched(grid.simulated(table, users, policy, promise_tok_s), free[-1])
+
+    real, simulated = grid.unit_rows(unit, settings, replayed), grid.unit_rows(unit, settings, freely)
+    shown: list[Run] = [
+        compared(engine.kept, engine.asked, steps, policy=policy, promise_tok_s=promise, table=table, users=unit.users)
+        for (policy, promise, engine), steps in zip(runs, free, strict=True)
+    ]
+    runs_shown = [asdict(run) for run in shown]
+    return {"unit": unit.name, "equal": real == simulated, "runs": runs_shown, "real": real, "simulated": simulated}
+
+
+class _Watched:
+    """A `SteppingEngine` whose steps are kept in a list."""
+
+    def __init__(self, engine: SteppingEngine, steps: list[SimStep]) -> None:
+        self._engine, self._steps = engine, steps
+
+    @property
+    def idle(self) -> bool:
+        return self._engine.idle
+
+    def submit(self, request: SimRequest, *, now_ms: float) -> None:
+        self._engine.submit(request, now_ms=now_ms)
+
+    def step(self, *, now_ms: float) -> SimStep:
+        self._steps.append(self._engine.step(now_ms=now_ms))
+        return self._steps[-1]
 
 
 if __name__ == "__main__":
