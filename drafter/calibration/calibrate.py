@@ -17,10 +17,10 @@ from sparktier.configs.files import staged
 from sparktier.drafter.calibration.children import fit_children
 from sparktier.drafter.calibration.confidence import FOLDS, Refit, refit
 from sparktier.drafter.calibration.samples import child_samples, confidence_samples, joined_samples
-from sparktier.drafter.calibration.sts import StsCalibration, fit_sts, write_sts
+from sparktier.drafter.calibration.sts import STS_FILE, StsCalibration, fit_sts, write_sts
 from sparktier.drafter.data.features import FeatureSource
 from sparktier.drafter.data.target import Target
-from sparktier.drafter.model.checkpoint import load_draft, replace_confidence
+from sparktier.drafter.model.checkpoint import convert, load_draft, needs_conversion, replace_confidence
 from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.drafter.model.edge_calibration import (
     CHILDREN_FILE,
@@ -34,7 +34,6 @@ from sparktier.drafter.model.weights import weights_sha256
 
 # A fit is judged on answers that it did not see.
 LEAST_ANSWERS = FOLDS
-STS_FILE = "sts.json"
 
 
 class Confidence(NamedTuple):
@@ -72,7 +71,10 @@ def calibrate(draft: Path, target: Target, sources: Sequence[FeatureSource], see
     children = _children(model, sources)
     confidence = _confidence(model, sources, seed)
     with staged(folder) as part:
-        shutil.copytree(draft, part)
+        if needs_conversion(draft):
+            convert(draft, target, part)
+        else:
+            shutil.copytree(draft, part)
         if confidence is not None:
             replace_confidence(part, confidence.fit.head)
             write_sts(part / STS_FILE, confidence.sts)

@@ -18,6 +18,7 @@ from sparktier.drafter.data.arrays import Floats
 from sparktier.drafter.evaluation.metrics import ece_frac
 from sparktier.drafter.evaluation.rounds import survival
 
+STS_FILE = "sts.json"
 COARSE = np.geomspace(0.1, 10.0, 41)
 FINE_STEPS = 15
 

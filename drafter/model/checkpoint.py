@@ -19,6 +19,7 @@ from sparktier.drafter.data.target import Binding, Target
 from sparktier.drafter.model.config import DraftConfig
 from sparktier.drafter.model.draft_model import FROZEN, DraftModel
 from sparktier.drafter.model.heads import LinearHead
+from sparktier.drafter.model.layouts import is_speculators
 from sparktier.drafter.model.weights import WEIGHTS, weights_sha256
 from sparktier.kernels.cpu_features import has_bfloat16_units
 
@@ -72,7 +73,7 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def load_draft(folder: Path, target: Target | None = None) -> DraftModel:
-    """Read a checkpoint of ours, DeepSpec or SGLang in fp32 (the frozen tables in their own dtype).
+    """Read a checkpoint of ours, DeepSpec, SGLang or speculators in fp32 (the frozen tables in their own dtype).
 
     Without `target` the checkpoint must carry the frozen tables itself. The output table becomes fp32, too, on a CPU
     that is slow in bf16: its products with many rows took nine tenths of an evaluation there.
@@ -80,11 +81,13 @@ def load_draft(folder: Path, target: Target | None = None) -> DraftModel:
     Raises:
         ArtifactError: the checkpoint is corrupt, no draft that we run, or made for another target or tokenizer.
     """
-    config = DraftConfig.from_hf(
-        read_json(folder / "config.json", "a draft's config.json"), str(folder / "config.json")
-    )
+    raw = read_json(folder / "config.json", "a draft's config.json")
+    layers = None if target is None else target.num_hidden_layers
+    config = DraftConfig.from_hf(raw, str(folder / "config.json"), layers)
     check_draft(folder, target)
     tensors = _read_weights(folder)
+    if target is not None and is_speculators(raw):
+        _check_copies(tensors, target, folder)
     with torch.device("meta"):
         model = DraftModel(config)
     if target is not None:
@@ -96,6 +99,21 @@ def load_draft(folder: Path, target: Target | None = None) -> DraftModel:
     model.load_state_dict(own, strict=False, assign=True)
     model.set_target_tables(embedding, head if has_bfloat16_units() else head.float())
     return model
+
+
+def convert(folder: Path, target: Target, final: Path) -> None:
+    """Write a draft that is in the layout of `speculators` in DeepSpec's, which SGLang serves, in its number format.
+
+    Raises:
+        ArtifactError: as `load_draft`, or `final` can't be written.
+    """
+    stored = _read_weights(folder).get("fc.weight", torch.empty(0)).dtype
+    save_draft(load_draft(folder, target), final, target.binding, stored)
+
+
+def needs_conversion(folder: Path) -> bool:
+    """Return whether the draft in `folder` is in the layout of `speculators`. Raises ArtifactError without a config."""
+    return is_speculators(read_json(folder / "config.json", "a draft's config.json"))
 
 
 def read_binding(folder: Path) -> Binding:
@@ -131,13 +149,43 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ArtifactError(f"{folder}: holds no *.safetensors. Give the folder of a draft checkpoint.")
+    _require_all_shards(folder)
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
             tensors |= load_file(file)
         except (OSError, SafetensorError) as error:
             raise ArtifactError(f"{file}: must be a safetensors file ({error}). Restore the checkpoint.") from None
-    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if "rotary_emb" not in name}
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if not _is_unread(name)}
+
+
+def _is_unread(name: str) -> bool:
+    # What speculators keeps of the target for its own losses.
+    return "rotary_emb" in name or name.startswith(("verifier_norm.", "verifier_lm_head."))
+
+
+def _require_all_shards(folder: Path) -> None:
+    index = folder / f"{WEIGHTS}.index.json"
+    if not index.exists():
+        return
+    shards = read_json(index, "a checkpoint's index").get("weight_map")
+    named = set(shards.values()) if isinstance(shards, dict) else {None}
+    missing = sorted(str(name) for name in named if not isinstance(name, str) or not (folder / name).exists())
+    if missing:
+        raise ArtifactError(
+            f"{index}: every file it names must be beside it (found no {missing[0]}). Fetch the whole checkpoint."
+        )
+
+
+def _check_copies(tensors: Mapping[str, Tensor], target: Target, folder: Path) -> None:
+    """Refuse tables that were trained: the engine drafts with the target's."""
+    for name, own in (("embed_tokens.weight", target.embedding), ("lm_head.weight", target.head)):
+        copy = tensors.get(name)
+        if copy is not None and not (copy.shape == own.shape and torch.equal(copy.bfloat16(), own.bfloat16())):
+            raise ArtifactError(
+                f"{folder}: {name} must be the target's, as drafts use that (found another table). Give the target "
+                "that the draft was trained for, and a draft that was trained with frozen tables."
+            )
 
 
 def _check_sizes(config: DraftConfig, target: Target, folder: Path) -> None:

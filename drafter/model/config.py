@@ -9,9 +9,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparktier.configs.errors import ArtifactError
+from sparktier.drafter.model.layouts import ARCHITECTURES, from_speculators, is_speculators, refused, require_known
 
 MarkovType = Literal["vanilla", "gated", "rnn"]
-ARCHITECTURES = ("Qwen3DSparkModel", "DSparkDraftModel", "LingDSparkModel")
 
 # transformers' own for every architecture here.
 _DEFAULT_THETA = 10_000.0
@@ -122,12 +122,16 @@ class DraftConfig(BaseModel):
         }
 
     @classmethod
-    def from_hf(cls, raw: Mapping[str, Any], source: str) -> "DraftConfig":
+    def from_hf(cls, raw: Mapping[str, Any], source: str, target_layers: int | None = None) -> "DraftConfig":
         """Read a `config.json`; `source` names the file in messages.
+
+        `target_layers`, the number of the target's layers, is needed for the layout of `speculators` only.
 
         Raises:
             ArtifactError: the file describes no DSpark draft, or one with parts that we do not run.
         """
+        if is_speculators(raw):
+            raw = from_speculators(raw, source, target_layers)
         merged = dict(raw) | {key: value for part in _NESTED for key, value in _nested(raw, part, source).items()}
         _refuse_foreign_parts(merged, source)
         merged["rope_theta"] = _rope_theta(merged, source)
@@ -149,13 +153,13 @@ def _nested(raw: Mapping[str, Any], part: str, source: str) -> Mapping[str, Any]
     if found is None:
         return {}
     if not isinstance(found, Mapping):
-        raise _refused(source, part, "must be an object", found)
+        raise refused(source, part, "must be an object", found)
     for key, value in found.items():
         if key not in (*_NESTED[part], *_NEUTRAL, *_UNREAD):
-            raise _refused(source, f"{part}.{key}", f"is not read: there, only {', '.join(_NESTED[part])} are", value)
+            raise refused(source, f"{part}.{key}", f"is not read: there, only {', '.join(_NESTED[part])} are", value)
         # The engine's Markov head is built of the top level's.
         if key.startswith("markov_") and value != raw.get(key, value):
-            raise _refused(source, f"{part}.{key}", f"must be {raw[key]!r} as at the top level", value)
+            raise refused(source, f"{part}.{key}", f"must be {raw[key]!r} as at the top level", value)
     return found
 
 
@@ -167,36 +171,27 @@ def _rope_theta(raw: Mapping[str, Any], source: str) -> object:
         if parameters is None:
             continue
         if not isinstance(parameters, Mapping):
-            raise _refused(source, name, "must be an object", parameters)
+            raise refused(source, name, "must be an object", parameters)
         for key, value in parameters.items():
             if key in ("rope_type", "type") and value != "default":
-                raise _refused(
+                raise refused(
                     source, f"{name}.{key}", "must be default: draft layers use plain rotary positions", value
                 )
             if key not in ("rope_type", "type", "rope_theta") and (key, value) != ("partial_rotary_factor", 1.0):
-                raise _refused(source, f"{name}.{key}", "is not run: draft layers use plain rotary positions", value)
+                raise refused(source, f"{name}.{key}", "is not run: draft layers use plain rotary positions", value)
         theta = parameters.get("rope_theta", theta)
     return float(theta) if type(theta) is int else theta
 
 
 def _refuse_foreign_parts(raw: Mapping[str, Any], source: str) -> None:
-    named = raw.get("architectures")
-    if not isinstance(named, list) or not any(name in ARCHITECTURES for name in named):
-        raise ArtifactError(
-            f"{source}: architectures: a draft is one of {', '.join(ARCHITECTURES)} (found {named!r:.80}). Give a "
-            "DSpark draft."
-        )
+    require_known(raw, source)
     for key, (neutral, rule) in _NEUTRAL.items():
         if raw.get(key, neutral[0]) not in neutral:
-            raise _refused(source, key, rule, raw[key])
+            raise refused(source, key, rule, raw[key])
     layers = raw.get("layer_types")
     if layers is None and raw.get("use_sliding_window"):
-        raise _refused(source, "use_sliding_window", "must be false, or layer_types say full_attention", True)
+        raise refused(source, "use_sliding_window", "must be false, or layer_types say full_attention", True)
     if layers is not None and (not isinstance(layers, list) or any(kind != "full_attention" for kind in layers)):
-        raise _refused(source, "layer_types", "must be full_attention: draft layers attend to the whole block", layers)
+        raise refused(source, "layer_types", "must be full_attention: draft layers attend to the whole block", layers)
     if raw.get("markov_rank") and "markov_head_type" not in raw:
-        raise _refused(source, "markov_head_type", "must be named with markov_rank", None)
-
-
-def _refused(source: str, key: str, rule: str, value: object) -> ArtifactError:
-    return ArtifactError(f"{source}: {key} {rule} (found {value!r:.80}). Train a draft without it, or mend the key.")
+        raise refused(source, "markov_head_type", "must be named with markov_rank", None)

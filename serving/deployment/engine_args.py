@@ -157,7 +157,8 @@ def _speculation(resolved: Resolved) -> dict[str, Any]:
         "speculative_draft_model_revision": speculation.draft_revision,
     }
     if speculation.method == "dspark_native":
-        return draft | _dspark(speculation, attention_groups=settings.replicas.attention_data_parallel)
+        groups = settings.replicas.attention_data_parallel
+        return draft | _dspark(speculation, confidences=_confidences(resolved), attention_groups=groups)
     if speculation.method == "standalone":
         return draft | _standalone(speculation)
     if speculation.method in LADDERS:
@@ -205,12 +206,25 @@ def _capture(training: TrainingSettings) -> dict[str, Any]:
     }
 
 
-def _dspark(speculation: SpeculationSettings, *, attention_groups: int) -> dict[str, Any]:
+def _confidences(resolved: Resolved) -> str | None:
+    """The temperatures of the confidence head: those of the settings, else those beside the draft's weights."""
+    speculation = resolved.settings.speculation
+    if speculation.calibration_path is not None or speculation.verification != "compact" or resolved.draft is None:
+        return speculation.calibration_path
+    # Late: it loads torch.
+    from sparktier.drafter.calibration.sts import STS_FILE
+    from sparktier.serving.engine.speculation.edge_acceptance import draft_file
+
+    found = draft_file(resolved.draft, STS_FILE, speculation.draft_revision)
+    return None if found is None else str(found)
+
+
+def _dspark(speculation: SpeculationSettings, *, confidences: str | None, attention_groups: int) -> dict[str, Any]:
     return {
         "speculative_algorithm": "DSPARK",
         "speculative_dspark_block_size": speculation.block_tokens,
         "speculative_dspark_sps_table_path": speculation.step_cost_path,
-        "speculative_dspark_confidence_sts_path": speculation.calibration_path,
+        "speculative_dspark_confidence_sts_path": confidences,
         # Required with attention-DP (speculative_hook.py, _handle_dspark).
         "enable_dp_lm_head": True if attention_groups > 1 else None,
     }

@@ -60,11 +60,32 @@ def _fitting_draft(settings: Settings, folder: Path | None, model: Path) -> str 
     if folder is None:
         return settings.speculation.draft_path
     from sparktier.drafter.data.target import read_target
-    from sparktier.drafter.model.checkpoint import check_draft
+    from sparktier.drafter.model.checkpoint import check_draft, needs_conversion
 
+    if settings.speculation.method in (*LADDERS, "dspark_native") and needs_conversion(folder):
+        return str(_converted(folder, model))
     if settings.speculation.method in LADDERS:
         check_draft(folder, read_target(model) if model.is_dir() else None)
     return str(folder)
+
+
+def _converted(folder: Path, model: Path) -> Path:
+    """Return a copy of the drafter in the layout that SGLang loads, made in sparktier's cache if it is not there."""
+    from sparktier.drafter.data.target import read_target
+    from sparktier.drafter.model.checkpoint import convert
+    from sparktier.drafter.model.weights import weights_sha256
+    from sparktier.serving.demo_model.cache import default_cache_dir
+
+    if not model.is_dir():
+        raise ArtifactError(
+            f"{folder}: a draft in the layout of speculators is converted beside its target (found {model}, which is "
+            "not on this machine). Fetch the target and name its folder in model.path."
+        )
+    target = read_target(model)
+    final = default_cache_dir() / "drafts" / f"{weights_sha256(folder)[:16]}-{target.binding.target_sha256[:16]}"
+    if not (final / "config.json").is_file():
+        convert(folder, target, final)
+    return final
 
 
 def local_model(settings: Settings, *, progress: Callable[[str], None] = lambda _: None) -> str:

@@ -21,6 +21,7 @@ from sparktier.cluster.step_time import StepTimeModel
 from sparktier.configs.errors import ArtifactError, ConfigError
 from sparktier.configs.settings.model import ModelSource, model_source
 from sparktier.configs.settings.settings import Settings
+from sparktier.configs.settings.speculation import LADDERS
 from sparktier.configs.step_times import read_table
 from sparktier.drafter.demo.location import demo_draft
 from sparktier.serving.clients.addresses import host_port, listening
@@ -262,6 +263,23 @@ def _demo_model() -> Finding:
     return Finding("model", "ok", "demo: will be built at the first start (93 MB download)")
 
 
+def check_calibration(settings: Settings) -> Iterator[Finding]:
+    """Which calibration of the drafter is in force, and whether it is this drafter's."""
+    speculation = settings.speculation
+    if speculation.draft_path is None or not (speculation.method in LADDERS or speculation.verification == "compact"):
+        return
+    # Late: it loads torch and transformers.
+    from sparktier.serving.doctor.calibration import calibration_in_force
+
+    try:
+        found = calibration_in_force(speculation)
+    except ArtifactError as error:
+        yield Finding("calibration", "failed", str(error), "Run sparktier calibrate.")
+        return
+    cure = "Chances are the drafter's own, uncalibrated; run sparktier calibrate."
+    yield _finding("calibration", not found.startswith("none"), found, cure, otherwise="warning")
+
+
 _CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_python,
     check_packages,
@@ -274,6 +292,7 @@ _CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_port,
     check_ray,
     check_model,
+    check_calibration,
 )
 
 

@@ -8,8 +8,7 @@ from rich.table import Table
 
 from sparktier.configs.report import report_meta, write_report
 from sparktier.configs.settings.settings import Settings
-from sparktier.drafter.calibration.calibrate import STS_FILE
-from sparktier.drafter.calibration.sts import read_sts
+from sparktier.drafter.calibration.sts import STS_FILE, read_sts
 from sparktier.drafter.evaluation.evaluate import Evaluation, evaluate
 from sparktier.drafter.evaluation.plots import write_figures
 from sparktier.serving.drafting.progress_bar import progress_bar

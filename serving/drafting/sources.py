@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sparktier.configs.errors import ArtifactError, ConfigError, Problem
-from sparktier.configs.settings.model import ModelSource, local_path
+from sparktier.configs.settings.model import ModelSource, local_path, model_source
 from sparktier.configs.settings.settings import Settings
 from sparktier.drafter.data.answered_source import answer_prompts
 from sparktier.drafter.data.feature_store import FeatureStore
@@ -23,6 +23,7 @@ from sparktier.drafter.model.checkpoint import load_draft
 from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.serving.deployment.model_source import local_model
 from sparktier.serving.drafting.progress_bar import progress_bar
+from sparktier.serving.engine.speculation.edge_acceptance import draft_file
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,13 @@ def _configured(settings: Settings) -> Path:
     if path is None:
         rule = "a drafter must be named"
         raise ConfigError([Problem("speculation.draft_path", rule, "null", "Set it, or give --draft.")])
-    return local_path(path)
+    if model_source(path) is not ModelSource.HUB:
+        return local_path(path)
+    config = draft_file(path, "config.json", settings.speculation.draft_revision, fetch=False)
+    if config is None:
+        rule = "must be on this machine, in a folder or the hub's cache"
+        raise ConfigError([Problem("speculation.draft_path", rule, path, "Fetch the draft: hf download.")])
+    return config.parent
 
 
 def sources(

@@ -52,20 +52,25 @@ def draft_folder(server_args: Any) -> Path:
     SGLang fetches weights and configs alone, so a calibration beside them is fetched here, if there is one.
     """
     path, revision = str(server_args.speculative_draft_model_path), server_args.speculative_draft_model_revision
-    config = _fetched(path, "config.json", revision)
+    config = draft_file(path, "config.json", revision)
     if config is None:
         return Path(path)
     # The very commit whose weights were loaded, should the hub have moved on.
     in_cache = config.parent.parent.name == "snapshots"
-    _fetched(path, CHILDREN_FILE, config.parent.name if in_cache else revision)
+    draft_file(path, CHILDREN_FILE, config.parent.name if in_cache else revision)
     return config.parent
 
 
-def _fetched(path: str, name: str, revision: str | None) -> Path | None:
+def draft_file(path: str, name: str, revision: str | None, *, fetch: bool = True) -> Path | None:
+    """Return the file `name` of a draft: a folder, or a hub id, from whose snapshot here or (`fetch`) the hub it comes.
+
+    None where it has no such file.
+    """
     found = cached_file(
         path,
         name,
         revision=revision,
+        local_files_only=not fetch,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )

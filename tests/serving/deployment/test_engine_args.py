@@ -183,3 +183,18 @@ def test_a_tier_that_yields_gives_its_seats_to_promised_requests() -> None:
     tiers[1] = {"name": "batch", "yields": True}
     assert "pp_max_micro_batch_size" not in kwargs_of({"model": {"path": "/m"}, "tiers": tiers})
     assert "enable_priority_scheduling" not in kwargs_of({"model": {"path": "/m"}, "tiers": {0: strict}})
+
+
+def test_confidence_temperatures_beside_a_draft_are_taken(tmp_path: Path) -> None:
+    section = {"method": "dspark_native", "verification": "compact", "draft_path": str(tmp_path)}
+    key = "speculative_dspark_confidence_sts_path"
+
+    def taken(**more: str) -> object:
+        data = {"model": {"path": "a/b"}, "speculation": section | more}
+        return engine_kwargs(resolved_on("cuda", settings_from(data)), replica=0).get(key)
+
+    assert taken() is None
+    (tmp_path / "sts.json").write_text("{}")
+    assert taken() == str(tmp_path / "sts.json")
+    assert taken(calibration_path="/other/sts.json") == "/other/sts.json"
+    assert taken(verification="static") is None

@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.loading.loader import load_settings, parse_overrides
 from sparktier.configs.settings.settings import Settings
+from sparktier.drafter.data.target import read_target
+from sparktier.drafter.model.checkpoint import load_draft
 from sparktier.serving.deployment.model_source import Weights, local_weights
 from support.deployment import CONFIG
+from support.drafts import write_as_speculators
 from support.oracles.oracle_draft import make_oracle_draft
 from support.tiny_moe import make_tiny_moe
 
@@ -41,6 +45,24 @@ def test_a_hub_id_is_left_to_sglang(folder: Path) -> None:
         ),
     )
     assert local_weights(draft).draft == "org/draft"
+
+
+def test_a_drafter_in_the_layout_of_speculators_is_converted_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARKTIER_CACHE", str(tmp_path / "cache"))
+    theirs = tmp_path / "theirs"
+    write_as_speculators(folder / "draft", theirs)
+    asked = settings(folder / "target", theirs)
+    draft = Path(str(local_weights(asked).draft))
+    assert draft.parent == tmp_path / "cache" / "drafts"
+    written = (draft / "model.safetensors").stat().st_mtime_ns
+    assert Path(str(local_weights(asked).draft)) == draft
+    assert (draft / "model.safetensors").stat().st_mtime_ns == written
+    back, own = (load_draft(path, read_target(folder / "target")) for path in (draft, folder / "draft"))
+    assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in own.state_dict().items())
+    with pytest.raises(ArtifactError, match="is converted beside its target"):
+        local_weights(settings("org/target", theirs))
 
 
 def test_a_drafter_of_another_target_is_refused(folder: Path) -> None:

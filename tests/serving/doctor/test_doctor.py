@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from sparktier.configs.loading.loader import settings_from
 from sparktier.configs.settings.settings import Settings
 from sparktier.configs.step_times import reference_table, write_table
+from sparktier.drafter.demo.location import demo_draft
 from sparktier.serving.deployment.resolved import Machine
 from sparktier.serving.doctor import checks as doctor
 from sparktier.serving.doctor.checks import Finding, examine
@@ -232,3 +234,42 @@ def test_an_index_that_is_no_index_is_found(tmp_path: Path) -> None:
 
 def test_a_folder_without_weights_is_found(tmp_path: Path) -> None:
     assert model_finding(checkpoint(tmp_path, shards=0)).fails
+
+
+def test_the_calibration_in_force_is_told(tmp_path: Path) -> None:
+    def calibration(draft: Path, method: str = "tree", **more: Any) -> Finding:
+        section = {"method": method, "draft_path": str(draft), **more}
+        return only(doctor.check_calibration(settings_of(speculation=section)))
+
+    shipped = only(doctor.check_calibration(settings_of(speculation={"method": "tree", "draft_path": "demo"})))
+    assert shipped.status == "ok"
+    assert "children.json" in shipped.found
+    folder = tmp_path / "draft"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "children.json", "sts.json"):
+        shutil.copy(demo_draft() / name, folder / name)
+    assert calibration(folder).found.startswith(f"{folder / 'children.json'}")
+    native = {"method": "dspark_native", "verification": "compact"}
+    assert calibration(folder, **native).found.startswith(f"{folder / 'sts.json'}")
+    assert calibration(folder, **native, calibration_path=str(demo_draft() / "sts.json")).found.startswith(
+        f"{demo_draft() / 'sts.json'}"
+    )
+    (folder / "sts.json").unlink()
+    assert calibration(folder, **native).status == "warning"
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"x")
+    assert calibration(folder).fails
+    (folder / "children.json").unlink()
+    assert "q itself" in calibration(folder).found
+    assert list(doctor.check_calibration(settings_of())) == []
+
+
+def test_a_draft_in_the_hubs_cache_is_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    settings = settings_of(speculation={"method": "tree", "draft_path": "org/draft"})
+    assert "SGLang will fetch it" in only(doctor.check_calibration(settings)).found
+    repository = tmp_path / "hub" / "models--org--draft"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc123")
+    shutil.copytree(demo_draft(), repository / "snapshots" / "abc123")
+    assert "abc123/children.json" in only(doctor.check_calibration(settings)).found
