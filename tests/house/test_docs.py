@@ -107,3 +107,20 @@ def test_every_page_of_the_site_can_be_found() -> None:
     assert {name for name in files - nav if not name.startswith("docs/decisions/0")} == {
         "serving/gateway/console/static/vendor/SOURCES.md"
     }
+
+
+# What a table of figures has below it, before the next one: what ran, at which commit, on what machine.
+_COMMAND = re.compile(r"`(?:make|sparktier|pytest|python) [^`]+`", re.DOTALL)
+_COMMIT = re.compile(r"\bcommit\s+[0-9a-f]{7}\b")
+_MACHINE = re.compile(r"Xeon|EPYC|H100|machine\s+above|any\s+machine")
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/sizing.md"])
+def test_each_table_of_figures_says_where_it_comes_from(file: str) -> None:
+    tables = list(re.finditer(r"(?:^\|.*\n)+", (ROOT / file).read_text(), flags=re.MULTILINE))
+    figures = [table for table in tables if "|--:|--:|" in table[0]]
+    assert figures
+    for table in figures:
+        below = table.string[table.end() :].split("\n#")[0].split("\n|")[0]
+        for what in (_COMMAND, _COMMIT, _MACHINE):
+            assert what.search(below), f"{file}: {what.pattern} below {table[0].splitlines()[0]}"

@@ -55,7 +55,7 @@ class Deployment:
         **settings: object,
     ) -> None:
         self.config = config
-        self.port = _free_port()
+        self.port = free_port()
         self.url = http_url(str(settings.get("server.host", "127.0.0.1")), self.port)
         self.grpc_address = f"127.0.0.1:{self.port + 500}"
         self.internal_url = http_url("127.0.0.1", self.port + 1000)
@@ -259,7 +259,7 @@ def wait_until(met: Callable[[], bool], *, timeout_s: float, what: Callable[[], 
         time.sleep(0.1)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port outside the range that the system gives to connections: Ray and SGLang take theirs from there."""
     # A deployment listens some time after this look: runs beside each other on a machine start looking elsewhere.
     first = os.getpid() % len(_PORTS)
