@@ -1,6 +1,6 @@
 """Commands in documents run as they are written, where they need nothing but a checkout.
 
-The quickstart's, which need one demo all together, are in tests/end_to_end/test_quickstart.py.
+The quickstart's, which need one demo all together, are in test_quickstart.py.
 """
 
 import os
