@@ -17,20 +17,17 @@ _SHOWN = {"tiered": ("o", "tab:red"), "floors": ("s", "tab:blue"), "adaserve": (
 def write_plot(worth: Rows, path: Path) -> None:
     """Write a PNG by the rows of `worth.worth`; the line joins equal and fixed weights."""
     groups = list(dict.fromkeys((row["table"], row["users"], row["strict_frac"]) for row in worth))
-    factors = sorted({row["promise_factor"] for row in worth})
-    figure = Figure(figsize=(3.2 * len(factors), 2.7 * len(groups)), layout="constrained")
-    panels = figure.subplots(len(groups), len(factors), squeeze=False)
-    for line, (table, users, frac) in zip(panels, groups, strict=True):
-        for axes, factor in zip(line, factors, strict=True):
-            cell = [
-                row
-                for row in worth
-                if (row["table"], row["users"], row["strict_frac"], row["promise_factor"])
-                == (table, users, frac, factor)
-            ]
-            if not cell:
-                axes.set_axis_off()
-                continue
+    cells = [
+        _by_factor([row for row in worth if (row["table"], row["users"], row["strict_frac"]) == group])
+        for group in groups
+    ]
+    widest = max(map(len, cells))
+    figure = Figure(figsize=(3.2 * widest, 2.7 * len(groups)), layout="constrained")
+    panels = figure.subplots(len(groups), widest, squeeze=False)
+    for line, (table, users, frac), found in zip(panels, groups, cells, strict=True):
+        for axes in line[len(found) :]:
+            axes.set_axis_off()
+        for axes, (factor, cell) in zip(line, found.items(), strict=False):
             _panel(axes, cell)
             axes.set_title(f"{table}, {users} users, {frac:.0%} strict, promise {factor:g}", fontsize=8)
     panels[0][0].legend(fontsize=7)
@@ -39,6 +36,14 @@ def write_plot(worth: Rows, path: Path) -> None:
     with staged(path) as part:
         # Without the version of the library, the same figures are the same bytes.
         figure.savefig(part, format="png", dpi=110, metadata={"Software": None})
+
+
+def _by_factor(rows: Rows) -> dict[float, Rows]:
+    """The rows of each promise factor, lowest first."""
+    return {
+        factor: [row for row in rows if row["promise_factor"] == factor]
+        for factor in sorted({row["promise_factor"] for row in rows})
+    }
 
 
 def _panel(axes: Any, cell: Rows) -> None:

@@ -72,7 +72,7 @@ class Traced:
 
     def _live(self) -> Mapping[tuple[int, ...], Floats]:
         slots = self._engine._slots
-        return {asked.key: row for asked, row in zip(slots.requests, slots.survival(), strict=True)}
+        return {asked.key: row for asked, row in zip(slots.requests, slots.drafts()[0], strict=True)}
 
 
 def traced(name: str) -> tuple[Policy, list[Kept], Mapping[tuple[int, ...], SimRequest]]:
