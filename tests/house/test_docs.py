@@ -2,10 +2,12 @@
 
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sparktier.configs.loading.reference import render
 from sparktier.configs.settings.settings import Settings
@@ -124,3 +126,13 @@ def test_each_table_of_figures_says_where_it_comes_from(file: str) -> None:
         below = table.string[table.end() :].split("\n#")[0].split("\n|")[0]
         for what in (_COMMAND, _COMMIT, _MACHINE):
             assert what.search(below), f"{file}: {what.pattern} below {table[0].splitlines()[0]}"
+
+
+def test_the_version_is_one() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    chart = yaml.safe_load((ROOT / "helm" / "sparktier" / "Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (version, version)
+    for file in ("docs/quickstart.md", "docs/kubernetes.md", "helm/sparktier/README.md", "CHANGELOG.md"):
+        text = (ROOT / file).read_text()
+        assert set(re.findall(r"sparktier[:-](\d+\.\d+\.\d+)", text)) <= {version}, file
+    assert version in (ROOT / "CHANGELOG.md").read_text()
