@@ -21,7 +21,7 @@ FREE = {"docs/cli.md", "docs/log.md", "CHANGELOG.md"}
 _COMMAND = re.compile(r"^    (?:sparktier|make|curl|kubectl|helm|python|kill|docker|pytest|grpcurl) ", re.MULTILINE)
 NEEDS = (
     "needs a GPU", "needs Kubernetes", "needs Docker", "needs a running deployment", "needs the network",
-    "needs a newer", "needs the machine", "needs data", "needs hours", "needs files", "stays in the foreground",
+    "needs a newer", "needs 20 GB", "needs the machine", "needs data", "needs files", "stays in the foreground",
 )  # fmt: skip
 
 
