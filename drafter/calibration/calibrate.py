@@ -20,7 +20,7 @@ from sparktier.drafter.calibration.samples import child_samples, confidence_samp
 from sparktier.drafter.calibration.sts import STS_FILE, StsCalibration, fit_sts, write_sts
 from sparktier.drafter.data.features import FeatureSource
 from sparktier.drafter.data.target import Target
-from sparktier.drafter.model.checkpoint import convert, load_draft, needs_conversion, replace_confidence
+from sparktier.drafter.model.checkpoint import convert, load_draft, needs_conversion, replace_confidence, require_served
 from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.drafter.model.edge_calibration import (
     CHILDREN_FILE,
@@ -65,6 +65,7 @@ def calibrate(draft: Path, target: Target, sources: Sequence[FeatureSource], see
         ArtifactError: the checkpoint is no draft of this target or can't be written, or there are too few answers.
     """
     _require_enough(sources)
+    require_served(draft)
     model = load_draft(draft, target)
     for source in sources:
         target.binding.require(source.spec.binding, f"features {source.spec.dataset}")

@@ -89,12 +89,13 @@ def likeliest_children(model: DraftModel, record: FeatureRecord, temperature: fl
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some blocks of one sequence: their backbone rows [A, gamma, hidden], and their labels."""
+    """Some blocks of one sequence: what the draft made there (`at_anchors`, `context_of`), and their labels."""
 
     row: PackedRow
     anchors: Tensor
     labels: BlockLabels
     hidden: Tensor
+    context: list[ContextKV]
 
     @property
     def anchor_tokens(self) -> Tensor:
@@ -122,15 +123,15 @@ class Chunk:
 def chunks(model: DraftModel, record: FeatureRecord) -> Iterator[Chunk]:
     """Run the draft's backbone at every anchor of a sequence, a bounded number of blocks at a time."""
     row = pack([record]).to(model.fc.weight.device)
-    context = model.context(row.features.unsqueeze(0), row.positions.unsqueeze(0))
+    context = model.context_of(row)
     for anchors in torch.split(anchor_candidates(row), BLOCKS_AT_ONCE):
-        hidden = _hidden(model, row, anchors, context)
+        hidden = model.at_anchors(row, anchors, context)
         if not (hidden.isfinite().all() and row.last_hidden.isfinite().all()):
             raise ArtifactError(
                 "features: must be finite, as must what the drafter makes of them (found NaN or infinity). Make the "
                 "features again, or give another drafter."
             )
-        yield Chunk(row, anchors, block_labels(row, anchors, model.config.block_size), hidden)
+        yield Chunk(row, anchors, block_labels(row, anchors, model.config.block_size), hidden, context)
 
 
 def _by_chunk(
@@ -138,7 +139,7 @@ def _by_chunk(
 ) -> Iterator[tuple[Chunk, Replay]]:
     for chunk in chunks(model, record):
         draft, accepted = _greedy(model, chunk) if temperature <= 0 else _sampled(model, chunk, temperature, seed)
-        silent = chunk.hidden.new_zeros(chunk.hidden.shape[:2])
+        silent = chunk.hidden.new_zeros(chunk.labels.tokens.shape)
         confidence = silent if draft.confidence is None else draft.confidence
         yield chunk, Replay(chunk.anchors, draft.tokens, accepted, chunk.remaining, confidence)
 
@@ -153,25 +154,16 @@ def _joined(parts: Sequence[Replay]) -> Replay:
     )
 
 
-def _hidden(model: DraftModel, row: PackedRow, anchors: Tensor, context: list[ContextKV]) -> Tensor:
-    """Run one block per batch entry, each over its own view of the shared context."""
-    gamma, seen = model.config.block_size, torch.arange(len(row.token_ids), device=anchors.device)
-    shared = [ContextKV(*(part.expand(len(anchors), -1, -1, -1) for part in layer)) for layer in context]
-    before = (seen < anchors.unsqueeze(1)).unsqueeze(1).expand(-1, gamma, -1)
-    mask = torch.cat((before, before.new_ones(len(anchors), gamma, gamma)), dim=2)
-    hidden = model.blocks(row.token_ids[anchors].unsqueeze(1), row.positions[anchors].unsqueeze(1), shared, mask)
-    return hidden.squeeze(1)
-
-
 def _greedy(model: DraftModel, chunk: Chunk) -> tuple[Draft, Tensor]:
-    draft = model.draft(chunk.hidden, chunk.anchor_tokens)
+    draft = model.propose(chunk.row, chunk.anchors, chunk.hidden, chunk.context)
     stored = torch.nn.functional.pad(chunk.labels.tokens, (0, 1))
     outcome = accept_matching(drafts=draft.tokens, target_tokens=stored, row_counts=chunk.row_counts)
     return draft, outcome.accepted
 
 
 def _sampled(model: DraftModel, chunk: Chunk, temperature: float, seed: int) -> tuple[Draft, Tensor]:
-    q = (model.teacher_forced(chunk.hidden, chunk.previous) / temperature).softmax(dim=-1)
+    forced = model.follow(chunk.row, chunk.anchors, chunk.hidden, chunk.context, chunk.previous)
+    q = (forced / temperature).softmax(dim=-1)
     # Neighbouring blocks predict the same positions: each position's distribution is made once.
     sources, places = torch.unique(chunk.labels.sources, return_inverse=True)
     p = (model.base_logits(chunk.row.last_hidden[sources]) / temperature).softmax(dim=-1)[places]
@@ -185,7 +177,7 @@ def _sampled(model: DraftModel, chunk: Chunk, temperature: float, seed: int) -> 
         positions=positions,
     )
     chooser = _Replayed(swapped.tokens, swapped.accepted, temperature, mixed_seed(seed, int(chunk.anchors[0])))
-    return model.draft(chunk.hidden, chunk.anchor_tokens, chooser), swapped.accepted
+    return model.propose(chunk.row, chunk.anchors, chunk.hidden, chunk.context, chooser), swapped.accepted
 
 
 class _Replayed:

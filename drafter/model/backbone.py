@@ -50,13 +50,14 @@ class RMSNorm(nn.RMSNorm):
 class DraftAttention(nn.Module):
     """Grouped-query attention with normalised queries and keys."""
 
-    def __init__(self, config: DraftConfig) -> None:
+    def __init__(self, config: DraftConfig, width: int | None = None) -> None:
+        """`width` is that of what is attended to and from; none: the hidden size."""
         super().__init__()
-        self.head_dim = config.head_dim
+        self.head_dim, width = config.head_dim, width or config.hidden_size
         wide, narrow = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, wide, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, narrow, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, narrow, bias=config.attention_bias)
+        self.q_proj = nn.Linear(width, wide, bias=config.attention_bias)
+        self.k_proj = nn.Linear(width, narrow, bias=config.attention_bias)
+        self.v_proj = nn.Linear(width, narrow, bias=config.attention_bias)
         self.o_proj = nn.Linear(wide, config.hidden_size, bias=config.attention_bias)
         self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps)

@@ -19,7 +19,8 @@ from sparktier.drafter.data.target import Binding, Target
 from sparktier.drafter.model.config import DraftConfig
 from sparktier.drafter.model.draft_model import FROZEN, DraftModel
 from sparktier.drafter.model.heads import LinearHead
-from sparktier.drafter.model.layouts import is_speculators
+from sparktier.drafter.model.layouts import METHODS, is_speculators
+from sparktier.drafter.model.recurrent import build_draft
 from sparktier.drafter.model.weights import WEIGHTS, weights_sha256
 from sparktier.kernels.cpu_features import has_bfloat16_units
 
@@ -89,7 +90,7 @@ def load_draft(folder: Path, target: Target | None = None) -> DraftModel:
     if target is not None and is_speculators(raw):
         _check_copies(tensors, target, folder)
     with torch.device("meta"):
-        model = DraftModel(config)
+        model = build_draft(config)
     if target is not None:
         _check_sizes(config, target, folder)
         tensors |= {"embed_tokens.weight": target.embedding, "lm_head.weight": target.head}
@@ -109,6 +110,16 @@ def convert(folder: Path, target: Target, final: Path) -> None:
     """
     stored = _read_weights(folder).get("fc.weight", torch.empty(0)).dtype
     save_draft(load_draft(folder, target), final, target.binding, stored)
+
+
+def require_served(folder: Path) -> None:
+    """Raise ArtifactError if the draft in `folder` is one of our baselines, or there is none."""
+    named = read_json(folder / "config.json", "a draft's config.json").get("architectures")
+    if isinstance(named, list) and any(name in METHODS for name in named if isinstance(name, str)):
+        raise ArtifactError(
+            f"{folder}: must be a DSpark draft (found {named[0]}, a baseline that is evaluated without an engine). "
+            "Train one with draft.method dspark."
+        )
 
 
 def needs_conversion(folder: Path) -> bool:

@@ -9,9 +9,17 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.drafter.model.layouts import ARCHITECTURES, from_speculators, is_speculators, refused, require_known
+from sparktier.drafter.model.layouts import (
+    ARCHITECTURES,
+    METHODS,
+    from_speculators,
+    is_speculators,
+    refused,
+    require_known,
+)
 
 MarkovType = Literal["vanilla", "gated", "rnn"]
+Method = Literal["dspark", "eagle3", "mtp"]
 
 # transformers' own for every architecture here.
 _DEFAULT_THETA = 10_000.0
@@ -58,10 +66,12 @@ class DraftConfig(BaseModel):
 
     `block_size` is gamma: rows of a draft block, so also tokens drafted per round. `target_layer_ids` are 0-based and
     name the hidden states *after* those layers. `markov_rank` 0 without a confidence head is the DFlash baseline.
+    `method` eagle3 and mtp are the baselines of `recurrent.py`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
+    method: Method = "dspark"
     hidden_size: int = Field(gt=0)
     num_hidden_layers: int = Field(gt=0)
     num_attention_heads: int = Field(gt=0)
@@ -95,6 +105,10 @@ class DraftConfig(BaseModel):
             raise ValueError(f"mask_token_id {self.mask_token_id} is outside the vocabulary of {self.vocab_size}")
         if self.enable_confidence_head and self.confidence_head_with_markov and not self.markov_rank:
             raise ValueError("confidence_head_with_markov needs markov_rank above 0")
+        if self.method != "dspark" and (self.markov_rank or self.enable_confidence_head or self.num_hidden_layers > 1):
+            raise ValueError(f"method {self.method} has one layer and no heads")
+        if self.method == "mtp" and self.block_size > 1:
+            raise ValueError(f"method mtp drafts 1 token, block_size must be 1, not {self.block_size}")
         return self
 
     @property
@@ -104,14 +118,15 @@ class DraftConfig(BaseModel):
 
     def to_hf(self) -> dict[str, Any]:
         """Return the `config.json` of this draft; SGLang reads every DSpark key at the top level."""
-        fields = self.model_dump(mode="json")
+        fields = self.model_dump(mode="json", exclude={"method"})
+        architecture = next((name for name, method in METHODS.items() if method == self.method), ARCHITECTURES[0])
         if not self.enable_confidence_head:
             # SGLang takes the mere presence of weights for the switch; DeepSpec leaves this key out as well.
             del fields["confidence_head_with_markov"]
         if not self.markov_rank:
             del fields["markov_head_type"]
         return fields | {
-            "architectures": [ARCHITECTURES[0]],
+            "architectures": [architecture],
             "model_type": "qwen3",
             "hidden_act": "silu",
             "rope_scaling": None,
@@ -135,6 +150,7 @@ class DraftConfig(BaseModel):
         merged = dict(raw) | {key: value for part in _NESTED for key, value in _nested(raw, part, source).items()}
         _refuse_foreign_parts(merged, source)
         merged["rope_theta"] = _rope_theta(merged, source)
+        merged["method"] = next((METHODS[name] for name in raw["architectures"] if name in METHODS), "dspark")
         merged.setdefault("markov_rank", 0)
         merged.setdefault("confidence_head_with_markov", bool(merged["markov_rank"]))
         try:

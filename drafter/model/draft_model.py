@@ -96,6 +96,33 @@ class DraftModel(nn.Module):
         turn = rotary(positions, self.config)
         return [layer.self_attn.key_values(projected, turn) for layer in self._draft_layers()]
 
+    def context_of(self, row: PackedRow) -> list[ContextKV]:
+        """Return `context` of a packed row."""
+        return self.context(row.features.unsqueeze(0), row.positions.unsqueeze(0))
+
+    def at_anchors(self, row: PackedRow, anchors: Tensor, context: list[ContextKV]) -> Tensor:
+        """Run the blocks at `anchors` [A] of a row of one sequence, each as a batch entry: [A, gamma, hidden]."""
+        gamma, seen = self.config.block_size, torch.arange(len(row.token_ids), device=anchors.device)
+        shared = [ContextKV(*(part.expand(len(anchors), -1, -1, -1) for part in layer)) for layer in context]
+        before = (seen < anchors.unsqueeze(1)).unsqueeze(1).expand(-1, gamma, -1)
+        mask = torch.cat((before, before.new_ones(len(anchors), gamma, gamma)), dim=2)
+        hidden = self.blocks(row.token_ids[anchors].unsqueeze(1), row.positions[anchors].unsqueeze(1), shared, mask)
+        return hidden.squeeze(1)
+
+    def follow(
+        self, row: PackedRow, anchors: Tensor, hidden: Tensor, context: list[ContextKV], previous: Tensor
+    ) -> Tensor:
+        """Return logits [A, gamma, vocab] at `anchors`, where `at_anchors` gave `hidden`, after tokens `previous`."""
+        del row, anchors, context
+        return self.teacher_forced(hidden, previous)
+
+    def propose(
+        self, row: PackedRow, anchors: Tensor, hidden: Tensor, context: list[ContextKV], choose: Choose = greedy
+    ) -> Draft:
+        """Draft at `anchors`, where `at_anchors` gave `hidden`."""
+        del context
+        return self.draft(hidden, row.token_ids[anchors], choose)
+
     def blocks(self, anchor_tokens: Tensor, anchor_positions: Tensor, context: list[ContextKV], mask: Tensor) -> Tensor:
         """Run blocks of an anchor and gamma-1 mask tokens.
 

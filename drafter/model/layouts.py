@@ -10,6 +10,8 @@ from typing import Any
 from sparktier.configs.errors import ArtifactError
 
 ARCHITECTURES = ("Qwen3DSparkModel", "DSparkDraftModel", "LingDSparkModel")
+# Drafts of ours that no engine serves: baselines.
+METHODS = {"SparktierEagle3Model": "eagle3", "SparktierMtpModel": "mtp"}
 SPECULATORS_KEY = "speculators_model_type"
 
 _OTHER_LAYERS = "it needs layers that our draft model has not"
@@ -54,7 +56,7 @@ def require_known(raw: Mapping[str, Any], source: str) -> None:
     """
     named = raw.get("architectures")
     names = named if isinstance(named, list) else []
-    if any(name in ARCHITECTURES for name in names):
+    if any(name in ARCHITECTURES or name in METHODS for name in names):
         return
     reasons = [f"{name} is not run: {_REFUSED[name]}" for name in names if isinstance(name, str) and name in _REFUSED]
     rule = reasons[0] if reasons else f"a draft is one of {', '.join(ARCHITECTURES)}"

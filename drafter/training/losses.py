@@ -62,10 +62,13 @@ def weight_sum(labels: BlockLabels, decay_rows: float) -> float:
     return float(row_weights(labels.valid, decay_rows).sum())
 
 
-def loss_sums(output: BlockOutput, decay_rows: float) -> LossSums:
-    """Sum the losses of one packed row's blocks."""
+def loss_sums(output: BlockOutput, decay_rows: float, soft_labels: bool = False) -> LossSums:
+    """Sum the losses of one packed row's blocks; `soft_labels` are the target's distributions, not its tokens."""
     weights = row_weights(output.valid, decay_rows)
     surprise, distance = row_losses(output.draft_logits, output.target_logits, output.tokens)
+    if soft_labels:
+        expected = (output.target_logits.softmax(dim=-1) * output.draft_logits).sum(dim=-1)
+        surprise = output.draft_logits.logsumexp(dim=-1) - expected
     # The chance that ratio rejection accepts the row. It depends on the draft; only the confidence head may learn it.
     accept = (1.0 - 0.5 * distance.detach()).clamp(0.0, 1.0)
     confidence = torch.zeros_like(accept)

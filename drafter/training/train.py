@@ -16,6 +16,7 @@ from sparktier.drafter.data.target import Target, read_target
 from sparktier.drafter.model.checkpoint import load_draft
 from sparktier.drafter.model.config import DraftConfig
 from sparktier.drafter.model.draft_model import DraftModel
+from sparktier.drafter.model.recurrent import build_draft
 from sparktier.drafter.training.distributed import DistributedContext
 from sparktier.drafter.training.progress import TrainingProgress
 from sparktier.drafter.training.schedule import generator
@@ -85,7 +86,7 @@ def build_model(settings: TrainSettings, target: Target, spec: FeatureSpec) -> D
             )
     else:
         assert settings.draft is not None
-        model = DraftModel(_fresh_config(settings, target, spec))
+        model = build_draft(_fresh_config(settings, target, spec))
         model.initialise(generator(settings.seed))
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     model.set_target_tables(target.embedding.to(dtype), target.head.to(dtype))
@@ -99,7 +100,9 @@ def _fresh_config(settings: TrainSettings, target: Target, spec: FeatureSpec) ->
         found = str(settings.draft.mask_token_id)
         raise ConfigError([Problem("draft.mask_token_id", rule, found, "Choose one of its reserved tokens.")])
     shape = settings.draft.model_dump(exclude={"confidence_head"})
-    confidence = settings.draft.confidence_head
+    confidence = settings.draft.confidence_head and settings.draft.method == "dspark"
+    if settings.draft.method != "dspark":
+        shape["markov_rank"] = 0
     return DraftConfig.model_validate(
         shape
         | {
@@ -109,7 +112,7 @@ def _fresh_config(settings: TrainSettings, target: Target, spec: FeatureSpec) ->
             "target_layer_ids": spec.target_layer_ids,
             "num_anchors": settings.anchors_per_row,
             "enable_confidence_head": confidence,
-            "confidence_head_with_markov": confidence and settings.draft.markov_rank > 0,
+            "confidence_head_with_markov": confidence and shape["markov_rank"] > 0,
         }
     )
 

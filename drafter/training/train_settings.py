@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from sparktier.configs.loading.loader import read_section
 from sparktier.configs.settings.section import Section
-from sparktier.drafter.model.config import MarkovType
+from sparktier.drafter.model.config import MarkovType, Method
 
 # YAML takes 6e-4 for text, as it has no decimal point.
 Real = Annotated[float, Field(strict=False)]
@@ -15,8 +15,9 @@ Folder = Annotated[Path, Field(strict=False)]
 
 
 class DraftShape(Section):
-    """The draft to build; sizes that must equal the target's are taken from it."""
+    """The draft to build; sizes that must equal the target's are taken from it. Only `dspark` has the two heads."""
 
+    method: Method = "dspark"
     num_hidden_layers: int = Field(default=5, gt=0)
     num_attention_heads: int = Field(gt=0)
     num_key_value_heads: int = Field(gt=0)
@@ -32,12 +33,16 @@ class DraftShape(Section):
     confidence_head: bool = True
 
     @model_validator(mode="after")
-    def _heads_share_evenly(self) -> Self:
+    def _shape_is_possible(self) -> Self:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} must be a multiple of num_key_value_heads "
                 f"{self.num_key_value_heads}"
             )
+        if self.method != "dspark" and self.num_hidden_layers > 1:
+            raise ValueError(f"num_hidden_layers of method {self.method} must be 1, not {self.num_hidden_layers}")
+        if self.method == "mtp" and self.block_size > 1:
+            raise ValueError(f"block_size of method mtp must be 1, not {self.block_size}")
         return self
 
 
@@ -45,8 +50,9 @@ class TrainSettings(Section):
     """One run. Fine-tuning is the same with `init_from`, the folder of a draft checkpoint, in place of `draft`.
 
     A step takes `rows_per_step` packed rows of up to `row_tokens` tokens, spread over all ranks, and draws up to
-    `anchors_per_row` blocks in each, scored on about `loss_columns` columns of the vocabulary (0: all). Defaults are
-    DeepSpec's (`config/dspark`) where it has them.
+    `anchors_per_row` blocks in each, scored on about `loss_columns` columns of the vocabulary (0: all). Cross entropy
+    is against the target's tokens, with `soft_labels` against its distribution, as EAGLE-3's. Defaults are DeepSpec's
+    (`config/dspark`) where it has them.
     """
 
     target: Folder
@@ -67,6 +73,7 @@ class TrainSettings(Section):
     total_variation: Real = Field(default=0.9, ge=0)
     confidence: Real = Field(default=1.0, ge=0)
     decay_rows: Real = Field(default=4.0, gt=0)
+    soft_labels: bool = False
     loss_columns: int = Field(default=0, ge=0)
     held_out_sequences: int = Field(default=64, gt=0)
     evaluate_every_steps: int = Field(default=500, gt=0)

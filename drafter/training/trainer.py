@@ -132,7 +132,7 @@ class Trainer:
         for index, (number, (row, anchors)) in enumerate(zip(numbers, picks, strict=True)):
             with self._synchronised(index == len(picks) - 1):
                 output = self._forward(self._parallel, row, anchors, self._vocab_sample(row, number))
-                sums = loss_sums(output, decay)
+                sums = loss_sums(output, decay, self.settings.soft_labels)
                 # DistributedDataParallel averages over ranks; the losses are sums.
                 torch.autograd.backward(sums.total(self._weights) * (self.context.world / denominator))
             figures += _figures(sums, self._weights, len(row.token_ids))
@@ -179,7 +179,7 @@ class Trainer:
             row = pack([record]).to(self.context.device)
             anchors = self._anchors(row, _HELD_OUT_STREAM, index)
             output = self._forward(self.model, row, anchors)
-            sums = loss_sums(output, decay)
+            sums = loss_sums(output, decay, self.settings.soft_labels)
             share = torch.tensor([_greedy_length(output), weight_sum(block_labels(row, anchors, gamma), decay)])
             own = _figures(sums, self._weights, 0)
             if not own.isfinite().all():

@@ -60,8 +60,10 @@ def _fitting_draft(settings: Settings, folder: Path | None, model: Path) -> str 
     if folder is None:
         return settings.speculation.draft_path
     from sparktier.drafter.data.target import read_target
-    from sparktier.drafter.model.checkpoint import check_draft, needs_conversion
+    from sparktier.drafter.model.checkpoint import check_draft, needs_conversion, require_served
 
+    if settings.speculation.method in (*LADDERS, "dspark_native"):
+        require_served(folder)
     if settings.speculation.method in (*LADDERS, "dspark_native") and needs_conversion(folder):
         return str(_converted(folder, model))
     if settings.speculation.method in LADDERS:

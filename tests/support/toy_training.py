@@ -37,15 +37,16 @@ def successor(token: int) -> int:
     return (token * 5 + 3) % 61
 
 
-def write_world(folder: Path, sequences: int = 48, seed: int = 0) -> None:
-    """Write `folder/target` (tables only) and `folder/store` (features of greedy answers)."""
+def write_world(folder: Path, sequences: int = 48, seed: int = 0, answers: int = 0) -> None:
+    """Write `folder/target` (tables only), `folder/store` (features of greedy answers) and `answers` others beside."""
     generator = torch.Generator().manual_seed(seed)
     embedding = torch.randn(VOCAB, HIDDEN, generator=generator)
     head = torch.nn.functional.normalize(torch.randn(VOCAB, HIDDEN, generator=generator), dim=1)
     (folder / "target").mkdir(parents=True)
     save_file({"model.embed_tokens.weight": embedding, "lm_head.weight": head}, folder / "target" / "model.safetensors")
     (folder / "target" / "config.json").write_text(json.dumps({"num_hidden_layers": LAYERS}))
-    records = [_record(embedding, head, generator) for _ in range(sequences)]
+    stores = {"store": sequences} | ({"answers": answers} if answers else {})
+    records = {name: [_record(embedding, head, generator) for _ in range(count)] for name, count in stores.items()}
     binding = read_target(folder / "target").binding
     spec = FeatureSpec(
         target_layer_ids=(0, 2),
@@ -55,11 +56,12 @@ def write_world(folder: Path, sequences: int = 48, seed: int = 0) -> None:
         dataset="toy",
         target_sha256=binding.target_sha256,
     )
-    lengths = tuple(len(record.token_ids) for record in records)
-    manifest = Manifest(spec=spec, lengths_tokens=lengths, sequences_per_shard=8)
-    writer = FeatureWriter(folder / "store", manifest, free_bytes=10**12)
-    for record in records:
-        writer.append(record)
+    for name, written in records.items():
+        lengths = tuple(len(record.token_ids) for record in written)
+        manifest = Manifest(spec=spec, lengths_tokens=lengths, sequences_per_shard=8)
+        writer = FeatureWriter(folder / name, manifest, free_bytes=10**12)
+        for record in written:
+            writer.append(record)
 
 
 def _record(embedding: torch.Tensor, head: torch.Tensor, generator: torch.Generator) -> FeatureRecord:

@@ -54,6 +54,7 @@ def test_every_field_is_deepspecs(size: str, markov: str | None) -> None:
     hidden, wide, heads, layers, ids = QWEN3[size]
     config = DraftConfig.from_hf(released(size, markov), "config.json")
     assert config.model_dump() == {
+        "method": "dspark",
         "hidden_size": hidden, "num_hidden_layers": 5, "num_attention_heads": heads, "num_key_value_heads": 8,
         "head_dim": 128, "intermediate_size": wide, "vocab_size": VOCAB, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
         "max_position_embeddings": 40960, "attention_bias": False, "block_size": 7, "num_target_layers": layers,
