@@ -1,7 +1,8 @@
-"""Runs cells of a measurement on the real engine in virtual time, and the simulated engine beside it.
+"""Runs cells of a measurement on the real engine in virtual time, and compares the simulated engine with it.
 
-Run as a program, from tests/: `python -m support.probes.ahead_probe SETTINGS FOLDER`. The steps of the real engine are
-kept in FOLDER run by run, so that an interrupted program goes on; what the comparison shows is FOLDER/found.json.
+`python -m support.probes.ahead_probe SETTINGS FOLDER PLACES`, from tests/: of each recorded answer only so many last
+places are asked for; what is before belongs to its prompt. The steps of the real engine are kept in FOLDER run by run,
+so that an interrupted program goes on. Called again once all are kept, it compares and writes FOLDER/found.json.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from sparktier.cluster.arrays import Floats
+from sparktier.cluster.simulator.answers import Texts
 from sparktier.cluster.simulator.policies import Policy
 from sparktier.cluster.simulator.sim_engine import Ended, SimRequest, SimStep
 from sparktier.cluster.simulator.users import SteppingEngine
@@ -24,6 +26,7 @@ from sparktier.serving.bench.tiers import grid
 from sparktier.serving.bench.tiers.real_engines import RealEngines
 from sparktier.serving.bench.tiers.settings import TableSettings, TiersSettings, load_tiers_settings
 from sparktier.serving.bench.tiers.virtual_engine import VirtualEngine
+from support.inputs.drafted_again import DraftedAgain, LastTokens
 from support.oracles.one_step_ahead import Before, Kept, Run, compared
 
 
@@ -112,6 +115,11 @@ class KeptEngines:
         self._running = path, traced
         return traced
 
+    @property
+    def has_run(self) -> bool:
+        """Whether the real engine was needed."""
+        return self._real is not None
+
     def finish(self) -> None:
         """Keep the run that has ended, if any."""
         if self._running is not None:
@@ -122,13 +130,22 @@ class KeptEngines:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run what isn't kept, and write what each run shows and the rows of every unit on both engines."""
-    settings, folder = load_tiers_settings(Path(arguments[0])), Path(arguments[1])
+    """Run what isn't kept; if all is, write what each run shows and the rows of every unit on both engines."""
+    settings, folder, places = load_tiers_settings(Path(arguments[0])), Path(arguments[1]), int(arguments[2])
     folder.mkdir(exist_ok=True)
+    (table,) = settings.tables.values()
+    texts: Texts = LastTokens(grid.texts_of(table), places)
+    grid.texts_of = lambda _table: texts
     engines = KeptEngines(settings, folder)
     for engines.unit in grid.units(settings):
         grid.unit_rows(engines.unit, settings, engines)
         engines.finish()
+    if engines.has_run:
+        # Another process compares: SGLang has changed this one.
+        return
+    assert table.deployment is not None
+    drafted = DraftedAgain(texts, table.deployment, table.drafts)
+    grid.texts_of = lambda _table: drafted
     found = [_found(engines, unit, settings) for unit in grid.units(settings)]
     (folder / "found.json").write_text(json.dumps(found))
 
