@@ -41,7 +41,13 @@ class PackedRow:
 
     def to(self, device: torch.device) -> "PackedRow":
         """Return the row on `device`."""
-        return PackedRow(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return PackedRow(**{field.name: moved(getattr(self, field.name), device) for field in fields(self)})
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return `tensor` on `device`, without a wait for what a GPU is doing: from pinned memory."""
+    pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

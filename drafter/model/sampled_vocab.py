@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparktier.drafter.data.packing import moved
+
 # Byte-pair vocabularies are numbered in the order of their merges: low ids are the frequent ones.
 CERTAIN_SHARE = 2 / 3
 
@@ -20,6 +22,10 @@ class VocabSample:
 
     ids: Tensor
     log_weights: Tensor
+
+    def to(self, device: torch.device) -> "VocabSample":
+        """Return the sample on `device`."""
+        return VocabSample(moved(self.ids, device), moved(self.log_weights, device))
 
     def index_of(self, tokens: Tensor) -> Tensor:
         """Return the indices of `tokens` [...] in `ids`, which must hold them."""

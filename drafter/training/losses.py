@@ -81,6 +81,6 @@ def loss_sums(output: BlockOutput, decay_rows: float, soft_labels: bool = False)
         confidence=(confidence * weights).sum(),
         accepted=kept.sum(dim=0),
         offered=output.valid.sum(dim=0),
-        length=(1.0 + kept.cumprod(dim=-1).sum(dim=-1))[output.valid[:, 0]].sum(),
+        length=((1.0 + kept.cumprod(dim=-1).sum(dim=-1)) * output.valid[:, 0]).sum(),
         blocks=output.valid[:, 0].sum(),
     )

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparktier.configs.errors import ArtifactError, ConfigError, Problem
 from sparktier.drafter.data.features import FeatureSource
-from sparktier.drafter.data.packing import FeatureRecord, PackedRow, block_labels, pack, sample_anchors
+from sparktier.drafter.data.packing import FeatureRecord, PackedRow, block_labels, moved, pack, sample_anchors
 from sparktier.drafter.data.target import Target
 from sparktier.drafter.model.draft_model import BlockOutput, DraftModel
 from sparktier.drafter.model.sampled_vocab import VocabSample, sample_vocab
@@ -32,6 +33,19 @@ from sparktier.drafter.training.training_run import TrainingRun, TrainingState
 _HELD_OUT_STREAM = 1 << 40
 # Keeps the sample of the vocabulary apart from the draw of anchors.
 _COLUMN_STREAM = 1 << 41
+
+
+class _Pick(NamedTuple):
+    """A row of a step, its anchors, and the columns of the vocabulary it is scored on."""
+
+    row: PackedRow
+    anchors: Tensor
+    sample: VocabSample | None
+
+    def to(self, device: torch.device) -> "_Pick":
+        """Return it on `device`."""
+        sample = None if self.sample is None else self.sample.to(device)
+        return _Pick(self.row.to(device), moved(self.anchors, device), sample)
 
 
 class Trainer:
@@ -112,37 +126,46 @@ class Trainer:
                     run.save(self.state(), self.model, self.binding)
 
     def _batches(self) -> Iterator[tuple[list[PackedRow], bool]]:
-        """Yield this rank's packed rows of each remaining step, and whether the step is the last."""
+        """Yield this rank's packed rows of each remaining step, on the host, and whether the step is the last."""
         settings = self.settings
         rows = rows_forever(self.source.lengths_tokens, self._training, settings.row_tokens, settings.seed)
         steps = rows_of_steps(rows, self.step, settings.steps, settings.rows_per_step)
         mine = [step[self.context.rank :: self.context.world] for step in steps]
         records = self.source.read([index for step in mine for row in step for index in row])
         for place, step in enumerate(mine):
-            yield [pack(_take(records, row)).to(self.context.device) for row in step], place == len(mine) - 1
+            yield [pack(_take(records, row)) for row in step], place == len(mine) - 1
 
     def _train_step(self, rows: Sequence[PackedRow]) -> dict[str, float]:
         # Numbered over all ranks, so that the blocks of a step don't depend on how many ranks there are.
         numbers = range(self.context.rank, len(rows) * self.context.world, self.context.world)
-        picks = [(row, self._anchors(row, self.step, number)) for row, number in zip(rows, numbers, strict=True)]
+        # All that depends on the rows' content is decided on the host, so that it never waits for a device.
+        picks = [self._picked(row, number) for row, number in zip(rows, numbers, strict=True)]
         gamma, decay = self.model.config.block_size, self.settings.decay_rows
-        own = sum(weight_sum(block_labels(row, anchors, gamma), decay) for row, anchors in picks)
+        own = sum(weight_sum(block_labels(pick.row, pick.anchors, gamma), decay) for pick in picks)
         denominator = float(self.context.total(torch.tensor(own, dtype=torch.float64)))
-        figures = torch.zeros(7, dtype=torch.float64)
-        for index, (number, (row, anchors)) in enumerate(zip(numbers, picks, strict=True)):
+        figures = torch.zeros(6, dtype=torch.float64, device=self.context.device)
+        for index, pick in enumerate(picks):
             with self._synchronised(index == len(picks) - 1):
-                output = self._forward(self._parallel, row, anchors, self._vocab_sample(row, number))
-                sums = loss_sums(output, decay, self.settings.soft_labels)
-                # DistributedDataParallel averages over ranks; the losses are sums.
-                torch.autograd.backward(sums.total(self._weights) * (self.context.world / denominator))
-            figures += _figures(sums, self._weights, len(row.token_ids))
-        means = _means(self.context.total(figures), denominator)
+                figures += self._pass(pick.to(self.context.device), denominator)
+        tokens = figures.new_full((1,), sum(len(row.token_ids) for row in rows))
+        means = _means(self.context.total(torch.cat((figures, tokens))), denominator)
         norm = float(nn.utils.clip_grad_norm_(self._own.values(), self.settings.grad_clip))
         if not (math.isfinite(means["loss"]) and math.isfinite(norm)):
             for row in rows:
                 self._require_finite_features(row)
             raise self._diverged(f"loss {means['loss']:g} and a gradient of size {norm:g}", self.step + 1)
         return means | {"learning_rate": self._update()}
+
+    def _picked(self, row: PackedRow, number: int) -> _Pick:
+        return _Pick(row, self._anchors(row, self.step, number), self._vocab_sample(row, number))
+
+    def _pass(self, pick: _Pick, denominator: float) -> Tensor:
+        """Run one row forward and backward, and return its figures on the device. The host waits for nothing."""
+        output = self._forward(self._parallel, pick.row, pick.anchors, pick.sample)
+        sums = loss_sums(output, self.settings.decay_rows, self.settings.soft_labels)
+        # DistributedDataParallel averages over ranks; the losses are sums.
+        torch.autograd.backward(sums.total(self._weights) * (self.context.world / denominator))
+        return _figures(sums, self._weights)
 
     def _update(self) -> float:
         settings = self.settings
@@ -176,12 +199,14 @@ class Trainer:
         decay, gamma = self.settings.decay_rows, self.model.config.block_size
         figures = torch.zeros(9, dtype=torch.float64)
         for index, record in zip(mine, self.source.read(mine), strict=True):
-            row = pack([record]).to(self.context.device)
-            anchors = self._anchors(row, _HELD_OUT_STREAM, index)
-            output = self._forward(self.model, row, anchors)
+            row = pack([record])
+            pick = _Pick(row, self._anchors(row, _HELD_OUT_STREAM, index), None)
+            weight = weight_sum(block_labels(row, pick.anchors, gamma), decay)
+            here = pick.to(self.context.device)
+            output = self._forward(self.model, here.row, here.anchors)
             sums = loss_sums(output, decay, self.settings.soft_labels)
-            share = torch.tensor([_greedy_length(output), weight_sum(block_labels(row, anchors, gamma), decay)])
-            own = _figures(sums, self._weights, 0)
+            share = torch.tensor([0.0, _greedy_length(output), weight])
+            own = _figures(sums, self._weights).cpu()
             if not own.isfinite().all():
                 self._require_finite_features(row)
             figures += torch.cat((own, share.double()))
@@ -222,9 +247,9 @@ def _take(records: Iterator[FeatureRecord], row: Sequence[int]) -> list[FeatureR
     return [next(records) for _ in row]
 
 
-def _figures(sums: LossSums, weights: LossWeights, tokens: int) -> Tensor:
+def _figures(sums: LossSums, weights: LossWeights) -> Tensor:
     values = (sums.total(weights), sums.cross_entropy, sums.total_variation, sums.confidence, sums.length, sums.blocks)
-    return torch.tensor([*(float(value.detach()) for value in values), tokens], dtype=torch.float64)
+    return torch.stack([value.detach().double() for value in values])
 
 
 def _means(figures: Tensor, denominator: float) -> dict[str, float]:
