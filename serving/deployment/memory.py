@@ -146,6 +146,27 @@ def graph_mib(settings: Settings) -> float:
     return batch * 2 + padding
 
 
+def graph_table_bytes(settings: Settings, model: ModelFacts, draft: ModelFacts | None) -> int:
+    """Return what FlashInfer's graphs read beside the cache under a ladder, as SGLang allocates it.
+
+    These are 4 bytes of page table and 1 of mask for each row of the largest verify and draft graphs, and each token of
+    the longest context.
+
+    Not in SGLang's estimate. Each graph also has a plan of 8 MiB, as much of it pinned on the host.
+    """
+    speculation, block = settings.speculation, draft.draft_block if draft else None
+    if speculation.method not in LADDERS or block is None:
+        return 0
+    most = min(
+        256 if settings.replicas.tensor_parallel < 4 else 512,
+        settings.replicas.max_running_requests or DEFAULT_RUNNING_REQUESTS,
+    )
+    block = min(speculation.block_tokens or block, block)
+    rows = max(block + 1, speculation.tree_rows if speculation.method == "tree" else 0)
+    context = settings.model.context_tokens or model.number("max_position_embeddings")
+    return most * (rows + block) * context * (4 + 1)
+
+
 def _method(settings: Settings, model: ModelFacts) -> str | None:
     declared: Mapping[str, Any] = model.config.get("quantization_config") or {}
     return settings.model.quantization or declared.get("quant_method")

@@ -13,7 +13,14 @@ from sparktier.configs.rules.device import rows_per_rank
 from sparktier.configs.settings.settings import Settings
 from sparktier.configs.settings.speculation import LADDERS
 from sparktier.serving.deployment.engine_args import engine_environment, engine_kwargs
-from sparktier.serving.deployment.memory import MIB, RankMemory, estimated_reserve_bytes, graph_mib, rank_memory
+from sparktier.serving.deployment.memory import (
+    MIB,
+    RankMemory,
+    estimated_reserve_bytes,
+    graph_mib,
+    graph_table_bytes,
+    rank_memory,
+)
 from sparktier.serving.deployment.model_sizes import ModelFacts, model_facts, read_config
 from sparktier.serving.deployment.resolved import GPU_NODE, resolve_without_weights
 from sparktier.serving.engine.targets.target_support import facts_of, target_refusal
@@ -68,6 +75,7 @@ def plan_of(settings: Settings, model: ModelFacts, draft: ModelFacts | None) -> 
         *_arguments(settings),
         *_model_lines(model),
         *_memory_lines(settings, memory),
+        *_graph_lines(settings, model, draft),
         *_division_lines(settings, model),
         *_placement_lines(settings),
         *_cut_lines(settings, draft),
@@ -109,6 +117,12 @@ def _memory_lines(settings: Settings, memory: RankMemory) -> Iterator[PlanLine]:
     yield PlanLine("KV cache", "bytes_per_token", round(memory.kv_token))
     if memory.kv_tokens is not None:
         yield from _capacity_lines(settings, memory.kv_tokens)
+
+
+def _graph_lines(settings: Settings, model: ModelFacts, draft: ModelFacts | None) -> Iterator[PlanLine]:
+    if size := graph_table_bytes(settings, model, draft):
+        note = "page tables and masks of FlashInfer's graphs, each of which has 8 MiB beside; not in SGLang's estimate"
+        yield PlanLine("memory of a rank", "graph_tables_gib", round(size / _GIB, 2), note)
 
 
 def _capacity_lines(settings: Settings, kv_tokens: int) -> Iterator[PlanLine]:

@@ -8,7 +8,7 @@ import pytest
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.loading.loader import load_settings, settings_from
 from sparktier.configs.settings.settings import Settings
-from sparktier.serving.deployment.memory import kv_bytes_per_token, rank_memory, weight_bytes
+from sparktier.serving.deployment.memory import graph_table_bytes, kv_bytes_per_token, rank_memory, weight_bytes
 from sparktier.serving.deployment.model_sizes import ModelFacts, Role, model_facts, read_config
 from sparktier.serving.deployment.plan import plan_deployment, plan_of
 from support.tiny_moe import make_tiny_moe
@@ -203,6 +203,25 @@ def test_tables_of_penalties_take_from_the_cache(qwen: ModelFacts) -> None:
     lost = (open_number.kv_tokens - many.kv_tokens) * many.kv_token
     assert lost == pytest.approx(many.penalties - open_number.penalties, abs=2 * many.kv_token)
     assert rank_memory(settings_of(replicas=layout), qwen, None).penalties == 0
+
+
+def test_tables_of_graphs_are_told_as_sglang_allocates_them(qwen: ModelFacts) -> None:
+    draft = ModelFacts({"num_hidden_layers": 1, "block_size": 5, "vocab_size": 151936}, {}, {})
+
+    def tables(context_tokens: int, users: int | None = None, **speculation: Any) -> int:
+        settings = settings_of(
+            {"context_tokens": context_tokens},
+            replicas={} if users is None else {"max_running_requests": users},
+            speculation={"draft_path": QWEN, **speculation},
+        )
+        return graph_table_bytes(settings, qwen, draft)
+
+    # Rows of 64 trees and of 64 drafts.
+    assert tables(32_768, 64, method="tree", tree_rows=12) == (64 * 12 + 64 * 5) * 32_768 * 5
+    assert tables(32_768, method="chain", block_tokens=3) == 48 * (4 + 3) * 32_768 * 5
+    settings = settings_of(speculation={"draft_path": QWEN, "method": "chain"})
+    assert "graph_tables_gib" in {line.name for line in plan_of(settings, qwen, draft).lines}
+    assert graph_table_bytes(settings_of(), qwen, None) == 0
 
 
 def test_lengths_beyond_the_draft_s_block_are_cut_and_said(qwen: ModelFacts) -> None:
