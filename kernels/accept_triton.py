@@ -1,4 +1,4 @@
-"""The match walk on a GPU in one launch, given the target's choice in every row.
+"""The match walk on a GPU in one launch, given the winners of every verified row.
 
 `accept_tree.walk_matching` is its oracle; `speculation/accept_step.py` says when which of them runs.
 """
@@ -15,15 +15,17 @@ from torch import Tensor
 from sparktier.kernels.accept import PAD_TOKEN
 from sparktier.kernels.accept_tree import TreeAcceptance
 from sparktier.kernels.draft_tree import NO_ROW, DraftTree
+from sparktier.kernels.winners import Winners
 
 
-def walk_matching_triton(*, tree: DraftTree, target_tokens: Tensor, max_depth: int) -> TreeAcceptance:
-    """As `accept_tree.walk_matching`, given the target's choice in every row: target_tokens [batch, rows] int64."""
+def walk_matching_triton(*, tree: DraftTree, winners: Winners, first: Tensor, max_depth: int) -> TreeAcceptance:
+    """As `accept_tree.walk_matching`; row j of request b is row `first[b] + j` of `winners`, first [batch] int64."""
     batch, rows = tree.tokens.shape
     path = tree.tokens.new_empty(batch, max_depth + 1)
     tokens = torch.empty_like(path)
     accepted, bonus = torch.empty_like(tree.row_counts), torch.empty_like(tree.row_counts)
-    given = (part.contiguous() for part in (tree.tokens, tree.parents, target_tokens))
+    given = (part.contiguous() for part in (tree.tokens, tree.parents, *winners, first))
+    blocks = winners.tokens.shape[1]
     _walk_kernel[(batch,)](
         *given,
         path,
@@ -32,7 +34,9 @@ def walk_matching_triton(*, tree: DraftTree, target_tokens: Tensor, max_depth: i
         bonus,
         rows,
         max_depth + 1,
+        blocks,
         WIDTH=triton.next_power_of_2(rows),
+        BLOCKS=triton.next_power_of_2(blocks),
         NO_ROW=NO_ROW,
         PAD=PAD_TOKEN,
     )
@@ -43,14 +47,18 @@ def walk_matching_triton(*, tree: DraftTree, target_tokens: Tensor, max_depth: i
 def _walk_kernel(
     drafted,
     parents,
-    chosen_in,
+    scores,
+    winners,
+    first,
     path,
     tokens,
     accepted_out,
     bonus_out,
     rows,
     levels,
+    blocks,
     WIDTH: tl.constexpr,
+    BLOCKS: tl.constexpr,
     NO_ROW: tl.constexpr,
     PAD: tl.constexpr,
 ):
@@ -60,12 +68,18 @@ def _walk_kernel(
     inside = each < rows
     row_tokens = tl.load(drafted + request * rows + each, mask=inside, other=-1)
     row_parents = tl.load(parents + request * rows + each, mask=inside, other=-1)
+    block = tl.arange(0, BLOCKS)
+    start = tl.load(first + request)
     node = tl.zeros([], dtype=tl.int32)
     accepted = tl.zeros([], dtype=tl.int32)
     walking = node == 0
     bonus = tl.zeros([], dtype=tl.int64)
     for level in range(levels):
-        chosen = tl.load(chosen_in + request * rows + node)
+        row = (start + node) * blocks
+        score = tl.load(scores + row + block, mask=block < blocks, other=0).to(tl.float64)
+        score = tl.where(block < blocks, score, float("-inf"))
+        is_best = (score == tl.max(score, axis=0)) & (block < blocks)
+        chosen = tl.load(winners + row + tl.min(tl.where(is_best, block, BLOCKS), axis=0))
         place = request * levels + level
         tl.store(path + place, tl.where(walking, node, NO_ROW).to(tl.int64))
         tl.store(tokens + place, tl.where(walking, chosen, PAD))

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sparktier.configs.errors import UpstreamError
-from sparktier.kernels import accept_triton, expand_triton, mask_triton, noise_triton
+from sparktier.kernels import accept_triton, expand_triton, greedy_triton, mask_triton, noise_triton
 
 ARCHITECTURES = (80, 90, 100)
 _WARP = 32
@@ -43,13 +43,18 @@ class KernelReport(NamedTuple):
 
 def variants() -> list[KernelVariant]:
     """Every kernel with the types the engine calls it with."""
-    walk = ("*i64",) * 7 + ("i32", "i32")
+    walk = ("*i64", "*i64", "*fp32", *("*i64",) * 6, "i32", "i32", "i32")
+    greedy = ("*fp32", "*fp32", "*i64", "i32", "i32")
+    greedy_constants = {"BLOCK": greedy_triton.GREEDY_BLOCK, "NO_TOKEN": -1}
+    walk_constants = {"WIDTH": 64, "BLOCKS": 64, "NO_ROW": -1, "PAD": -1}
     draw = ("*fp32", "*i64", "*i64", "*fp64", "*i64", "i32", "i32")
     top = ("*bf16", "*bf16", "*fp32", "*fp32", "*i64", "*fp32", "i32", "i32")
     mask = ("*i32", "*i64", "*i64", "*i64", "*i32", "*u8", "i32", "i32")
     top_constants = {"COUNT": 8, "BLOCK": expand_triton.TOP_BLOCK}
     return [
-        KernelVariant("walk", accept_triton._walk_kernel, walk, {"WIDTH": 64, "NO_ROW": -1, "PAD": -1}),
+        KernelVariant("walk", accept_triton._walk_kernel, walk, walk_constants),
+        KernelVariant("greedy_fp32", greedy_triton._greedy_kernel, greedy, greedy_constants),
+        KernelVariant("greedy_bf16", greedy_triton._greedy_kernel, ("*bf16", *greedy[1:]), greedy_constants),
         KernelVariant("draw", noise_triton._draw_kernel, draw, {"BLOCK": noise_triton.DRAW_BLOCK}),
         KernelVariant("top_children_bf16", expand_triton._top_kernel, top, top_constants),
         KernelVariant("top_children_fp32", expand_triton._top_kernel, ("*fp32", "*fp32", *top[2:]), top_constants),

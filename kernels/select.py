@@ -20,6 +20,17 @@ class Selection(NamedTuple):
     distributions: Tensor
 
 
+def reachable(*, candidates: Candidates, useful: Tensor) -> Candidates:
+    """`candidates` with survival 0 below the `useful` [batch] int64 levels that each request has a use for."""
+    beyond = candidates.depths > useful.clamp(min=0).unsqueeze(1)
+    return candidates._replace(survival=candidates.survival.masked_fill(beyond, 0.0))
+
+
+def highest(*, survival: Tensor, nodes: int) -> Tensor:
+    """[batch, at most nodes], falling: the highest of `survival` [batch, candidates], without the anchor's."""
+    return survival.sort(dim=1, descending=True).values[:, 1 : nodes + 1]
+
+
 def select_rows(*, candidates: Candidates, row_budgets: Tensor, width: int) -> Selection:
     """Keep at most `row_budgets` [batch] rows per request, the anchor's included, by falling survival.
 

@@ -14,7 +14,16 @@ from sparktier.serving.engine.rank_options import ALGORITHM, DEFAULT_RUNNING_REQ
 
 
 class SparktierAlgorithm(CustomSpecAlgo):
-    """Source of the contract: `sglang/srt/speculative/spec_registry.py` and `spec_info.py`."""
+    """Source of the contract: `sglang/srt/speculative/spec_registry.py` and `spec_info.py`.
+
+    draft_rows: tokens of a request in a draft's pass, known once the worker has loaded it.
+    """
+
+    draft_rows: int | None = None
+
+    def get_num_tokens_per_req_for_target_verify(self, num_draft_tokens: int, is_draft_worker: bool) -> int:
+        """Return the rows of a request that a model's graphs are captured for."""
+        return self.draft_rows or num_draft_tokens if is_draft_worker else num_draft_tokens
 
     def is_dspark(self) -> bool:
         """True: feature capture, the draft's KV pool and the step input key on it."""

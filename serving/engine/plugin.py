@@ -31,7 +31,7 @@ def register() -> None:
     elif options.ladder is not None:
         from sparktier.serving.engine.cuda import flashinfer_attention
 
-        flashinfer_attention.install(trees=options.ladder.tree is not None)
+        flashinfer_attention.install(trees=options.ladder.tree is not None, proposals=options.captures_proposals)
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         from sparktier.serving.engine.telemetry import metric_files
 

@@ -103,6 +103,12 @@ class RankOptions(_Options):
     canary_noise_frac: float = 0.001
     features: FeatureOptions | None = None
 
+    @property
+    def captures_proposals(self) -> bool:
+        """Whether a draft's graph may go on to the rows to verify: nothing is drawn, and no share waits for drafts."""
+        matches = self.ladder is not None and self.ladder.accept_rule == "match"
+        return matches and (self.planner is None or not self.planner.live)
+
     def environment(self) -> dict[str, str]:
         """Return the variable that carries these options."""
         return {ENV: self.model_dump_json()}

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from sparktier.kernels.accept_tree import walk_matching
 from sparktier.kernels.accept_triton import walk_matching_triton
 from sparktier.kernels.expand_triton import top_children_triton
+from sparktier.kernels.greedy_triton import greedy_winners_triton
 from sparktier.kernels.mask import ancestor_words, mask_byte_indptr, packed_mask
 from sparktier.kernels.mask_triton import packed_mask_triton
 from sparktier.kernels.noise import draw, exponentials
 from sparktier.kernels.noise_triton import draw_triton
-from sparktier.kernels.target_probs import NO_TOKEN
+from sparktier.kernels.target_probs import NO_TOKEN, greedy_tokens
 from sparktier.kernels.vocab_search import top_tokens
+from sparktier.kernels.winners import of_tokens
 from support.random_trees import random_tree
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,7 +62,46 @@ def test_walk(batch: int, rows: int, vocab: int, spare_levels: int, silent: bool
     max_depth = int(tree.depths.max()) + spare_levels
     oracle = walk_matching(tree=tree, choose=lambda *at: chosen[at], max_depth=max_depth)
     there = type(tree)(*(part.to(DEVICE) for part in tree))
-    got = walk_matching_triton(tree=there, target_tokens=chosen.to(DEVICE), max_depth=max_depth)
+    counts = tree.row_counts
+    first = (counts.cumsum(0) - counts).to(DEVICE)
+    live = tree.live.nonzero(as_tuple=True)
+    got = walk_matching_triton(tree=there, winners=of_tokens(chosen[live].to(DEVICE)), first=first, max_depth=max_depth)
+    assert all(a.tolist() == b.tolist() for a, b in zip(got, oracle, strict=True))
+
+
+def odd_logits(rows: int, vocab: int, chance: int) -> torch.Tensor:
+    """Logits with ties within and across blocks, and rows that say nothing: NaN, +inf, only -inf."""
+    logits = torch.randn(rows, vocab, generator=generator(chance)).round(decimals=1)
+    logits[:, ::7] = -torch.inf
+    for row, value in zip(range(0, rows, 2), (torch.nan, torch.inf, -torch.inf), strict=False):
+        logits[row, :: 1 if value == -torch.inf else vocab - 1] = value
+    return logits
+
+
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 3), (6, 4096), (7, 4097), (6, 9000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_greedy_winners(rows: int, vocab: int, dtype: torch.dtype) -> None:
+    logits = odd_logits(rows, vocab, vocab).to(dtype)
+    expected = greedy_tokens(logits=logits)
+    assert set(expected.tolist()) & {NO_TOKEN}
+    for same in (logits, logits.repeat(1, 2)[:, :vocab]):  # contiguous rows and strided ones
+        assert greedy_winners_triton(logits=same.to(DEVICE)).best.tolist() == expected.tolist()
+
+
+@settings(max_examples=15)
+@given(batch=st.integers(1, 3), rows=st.integers(1, 9), vocab=st.sampled_from([3, 4097]), chance=st.integers(0, 2**31))
+def test_walk_over_the_winners_of_blocks(batch: int, rows: int, vocab: int, chance: int) -> None:
+    tree = random_tree(batch=batch, rows=rows, vocab=3, generator=generator(chance))
+    counts = tree.row_counts
+    first, live = counts.cumsum(0) - counts, tree.live.nonzero(as_tuple=True)
+    logits = odd_logits(len(live[0]), vocab, chance)
+    logits[:, :3] += 4.0  # what trees hold wins often
+    chosen = torch.zeros_like(tree.tokens)
+    chosen[live] = greedy_tokens(logits=logits)
+    oracle = walk_matching(tree=tree, choose=lambda *at: chosen[at], max_depth=rows)
+    there = type(tree)(*(part.to(DEVICE) for part in tree))
+    winners = greedy_winners_triton(logits=logits.to(DEVICE))
+    got = walk_matching_triton(tree=there, winners=winners, first=first.to(DEVICE), max_depth=rows)
     assert all(a.tolist() == b.tolist() for a, b in zip(got, oracle, strict=True))
 
 

@@ -1,7 +1,7 @@
 """FlashInfer attention on GPUs: ragged verify passes of chains and trees inside CUDA graphs.
 
 Extends SGLang's backend, which runs ragged rows only without graphs. For each bucket of rows two graphs are captured:
-one without a mask for chains, and one with a mask for trees.
+one without a mask for chains, and one with a mask for trees. A draft's block has two as well, which end differently.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparktier.kernels.flashinfer_mask import MaskBuffers, mask_bytes, write_tree_mask
+from sparktier.serving.engine.speculation.draft_tail import CHAIN_TAIL, TREE_TAIL, VARIANT
 
 _NAME = "flashinfer"
 CHAIN, TREE = "sparktier_chain", "sparktier_tree"
@@ -36,6 +37,17 @@ class VerifyVariants:
     def select(self, forward_batch: Any) -> str:
         """Return TREE where rows may branch; a chain is causal and needs no mask."""
         return CHAIN if getattr(forward_batch.spec_info, "ancestor_words", None) is None else TREE
+
+
+@dataclass(frozen=True)
+class DraftVariants:
+    """Selects one of the two graphs of a draft's block: they differ in what follows its layers."""
+
+    capture_labels: ClassVar[tuple[str, ...]] = (CHAIN_TAIL, TREE_TAIL)
+
+    def select(self, forward_batch: Any) -> str:
+        """Return the kind that this draft's input names."""
+        return getattr(forward_batch.spec_info, VARIANT, CHAIN_TAIL)
 
 
 class Lengths(NamedTuple):
@@ -75,11 +87,17 @@ class LadderFlashInfer(FlashInferAttnBackend):
         # Results of a capture are discarded, but rows that see no column would route tokens by NaN.
         self.cuda_graph_custom_mask.fill_(_ALL_BITS)
         self._verify_wrappers: dict[tuple[int, int, bool], Any] = {}
+        # SGLang keeps one plan for each number of requests; a graph must not read the plan of another.
+        self._plans: dict[str | None, dict[int, Any]] = {None: self.prefill_cuda_graph_metadata}
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """Update a graph's buffers to the lengths, slots and tree of this pass, before its capture and every replay."""
         layout = resolve_ragged_verify_layout(forward_batch)
         if layout is None or not forward_batch.forward_mode.is_target_verify():
+            kind = get_capture_attention_variant() if in_capture else getattr(forward_batch.spec_info, VARIANT, None)
+            if kind not in (DraftVariants.capture_labels if in_capture else self._plans):
+                kind = None
+            self.prefill_cuda_graph_metadata = self._plans.setdefault(kind, {})
             super().init_forward_metadata_out_graph(forward_batch, in_capture)
             return
         slots = forward_batch.batch_size
@@ -174,8 +192,11 @@ def _host_plan(lengths: Lengths) -> dict[str, Any]:
     }
 
 
-def install(*, trees: bool) -> None:
-    """Replace SGLang's backend by ours; with `trees`, capture each bucket's second graph too."""
+def install(*, trees: bool, proposals: bool) -> None:
+    """Replace SGLang's backend by ours; with `trees`, capture each bucket's second graph too.
+
+    With `proposals` as well, a draft's: its graphs end with the rows to verify, of a chain or a tree.
+    """
     stock_backend = attention_registry.ATTENTION_BACKENDS[_NAME]
 
     def create(runner: Any) -> Any:
@@ -189,8 +210,9 @@ def install(*, trees: bool) -> None:
     stock_variants = decode_cuda_graph_runner.create_attention_graph_variants
 
     def create_variants(hf_config: Any) -> Any:
-        # A draft block has no tree.
         is_draft = any("DSpark" in name for name in getattr(hf_config, "architectures", None) or ())
-        return stock_variants(hf_config) if is_draft else VerifyVariants()
+        if is_draft:
+            return DraftVariants() if proposals else stock_variants(hf_config)
+        return VerifyVariants()
 
     decode_cuda_graph_runner.create_attention_graph_variants = create_variants

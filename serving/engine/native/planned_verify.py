@@ -16,6 +16,7 @@ from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
 from torch import Tensor
 
 from sparktier.configs.plan_keys import EnginePlan
+from sparktier.serving.engine.plan.agreement import of_first_rank
 from sparktier.serving.engine.plan.request_tier import admitted
 from sparktier.serving.engine.speculation.pacing import Pace, Pacer
 from sparktier.serving.engine.speculation.row_budget import row_counts, rung_tokens, tier_caps
@@ -89,14 +90,7 @@ class PlannedVerify(DSparkVerifyPlanner):
         most_rows = row_counts(draft_tokens=self._drafted(), row_budget=0, caps=caps, useful=useful)
         self._pace = pacer.begin(requests, plan, most_rows=most_rows, nodes=self.gamma)
         # Clocks of ranks differ, and with them the weights; the size of the pass must not.
-        return self._of_first_rank(self._pace.step.total - len(requests))
-
-    def _of_first_rank(self, number: int) -> int:
-        if self._group is None or self._group.world_size == 1:
-            return number
-        agreed = torch.tensor([number])
-        torch.distributed.broadcast(agreed, src=self._group.ranks[0], group=self._group.cpu_group)
-        return int(agreed.item())
+        return int(of_first_rank(self._group, torch.tensor([self._pace.step.total - len(requests)])).item())
 
     def _schedule_verify_lens(
         self, *, req_pool_indices: Tensor, confidence: Tensor | None, **step: Any

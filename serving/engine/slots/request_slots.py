@@ -1,4 +1,4 @@
-"""Facts of running requests on the device: tier, promise, weight, end, prompt length.
+"""Facts of running requests: tier, promise, weight, end, prompt length.
 
 One entry per request slot of SGLang's pool, written when a prompt is prefilled, read by index in every step. A
 promise of 0 is none; it and the weight are those that the request was admitted with.

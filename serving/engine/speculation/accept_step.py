@@ -67,7 +67,8 @@ def accept(
             max_children=budget.shape.children,
         )
     if budget.draft_tokens == 0:
-        return _nothing_drafted(distribution, verified)
+        on_gpu = tree.tokens.is_cuda
+        return _walk_kernel(tree, distribution, verified, 0) if on_gpu else _nothing_drafted(distribution, verified)
     walk = match_walk(
         on_gpu=tree.tokens.is_cuda,
         branching=budget.branching,
@@ -77,9 +78,11 @@ def accept(
     )
     if walk is MatchWalk.BY_LEVEL:
         return walk_matching(tree=tree, choose=distribution.choose, max_depth=block_tokens)
+    if walk is MatchWalk.KERNEL:
+        return _walk_kernel(tree, distribution, verified, block_tokens)
     chosen = torch.zeros_like(tree.tokens)
     chosen[verified.requests, verified.rows] = distribution.choose(verified.requests, verified.rows)
-    return _accept_chain(tree, chosen) if walk is MatchWalk.CHAIN else _walk_kernel(tree, chosen, block_tokens)
+    return _accept_chain(tree, chosen)
 
 
 def _nothing_drafted(distribution: TargetDistribution, verified: Verified) -> TreeAcceptance:
@@ -95,11 +98,14 @@ def _accept_chain(tree: DraftTree, chosen: Tensor) -> TreeAcceptance:
     return TreeAcceptance(chain.accepted, path, chain.tokens, chain.bonus)
 
 
-def _walk_kernel(tree: DraftTree, chosen: Tensor, block_tokens: int) -> TreeAcceptance:
+def _walk_kernel(
+    tree: DraftTree, distribution: TargetDistribution, verified: Verified, block_tokens: int
+) -> TreeAcceptance:
     from sparktier.kernels.accept_triton import walk_matching_triton
 
     deepest = min(block_tokens, tree.tokens.shape[1] - 1)
-    return walk_matching_triton(tree=tree, target_tokens=chosen, max_depth=deepest)
+    winners = distribution.winners(verified.requests, verified.rows)
+    return walk_matching_triton(tree=tree, winners=winners, first=verified.first, max_depth=deepest)
 
 
 def agreed(sync: Any, accepted: TreeAcceptance) -> TreeAcceptance:

@@ -3,10 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparktier.kernels.accept_tree import TreeAcceptance
 from sparktier.kernels.draft_tree import compaction_plan
+from sparktier.serving.engine.plan.agreement import of_first_rank
+from sparktier.serving.engine.plan.step_inputs import StepInputs
 from sparktier.serving.engine.rank_options import LadderOptions
 from sparktier.serving.engine.slots.penalty_table import PenaltyTable
 from sparktier.serving.engine.speculation import verify_pass
@@ -15,8 +18,7 @@ from sparktier.serving.engine.speculation.deferred_injection import FeatureInjec
 from sparktier.serving.engine.speculation.draft_step import Drafted, DraftStep
 from sparktier.serving.engine.speculation.pacing import Pacer
 from sparktier.serving.engine.speculation.row_budget import StepBudget, step_budget
-from sparktier.serving.engine.speculation.step_inputs import StepInputs
-from sparktier.serving.engine.speculation.step_result import CountedResult, StepRecord, step_result
+from sparktier.serving.engine.speculation.step_result import CountedResult, StepRecord, commit, step_result
 from sparktier.serving.engine.speculation.target_distribution import TargetDistribution, grammar_mask, grammar_tree
 from sparktier.serving.engine.speculation.verify_pass import Verified
 from sparktier.serving.engine.telemetry.step_phases import Phases
@@ -26,7 +28,8 @@ from sparktier.serving.engine.telemetry.step_phases import Phases
 class DecodeStep:
     """The step of one rank, and what stays the same from step to step.
 
-    executor, sync, model_runner: SGLang's verify pass, agreement of ranks, and target. block_tokens: what the draft
+    executor, sync, group, model_runner: SGLang's verify pass, agreement of ranks, the ranks themselves, and target.
+    block_tokens: what the draft
     drafts at once. window_rows: most rows that one request may verify.
     """
 
@@ -39,6 +42,7 @@ class DecodeStep:
     pacer: Pacer | None
     executor: Any
     sync: Any
+    group: Any
     model_runner: Any
 
     def run(self, inputs: StepInputs) -> CountedResult:
@@ -52,9 +56,16 @@ class DecodeStep:
         grammar = grammar_tree(batch, tree, branching=budget.branching)
         with phases.of("verify"):
             verified = verify_pass.run(
-                executor=self.executor, batch=batch, window=window, tree=tree, branching=budget.branching
+                executor=self.executor,
+                batch=batch,
+                window=window,
+                tree=tree,
+                row_counts=drafted.row_counts.tolist(),
+                branching=budget.branching,
+                words=drafted.words,
             )
         accepted = self._accept(inputs, budget, drafted, verified, grammar)
+        committed = commit(inputs, accepted)
         if budget.branching:
             self._compact(window, accepted.path)
         with phases.of("inject"):
@@ -63,12 +74,16 @@ class DecodeStep:
             phases,
             int(inputs.plan.rung),
             inputs.tiers,
-            tree.row_counts,
+            drafted.row_counts,
             tree.depths.amax(dim=1),
             expected=drafted.expected,
             drawn=drafted.draft_probs is not None,
+            pace=budget.pace,
+            survival=drafted.survival,
         )
-        return step_result(inputs, verified, accepted, record, penalties=self.penalties, window_rows=self.window_rows)
+        return step_result(
+            inputs, verified, accepted, committed, record, penalties=self.penalties, window_rows=self.window_rows
+        )
 
     def _budget(self, inputs: StepInputs) -> StepBudget:
         # The planner shares out the row budget itself.
@@ -77,7 +92,11 @@ class DecodeStep:
         if self.pacer is None or budget.draft_tokens == 0:
             return budget
         pace = self.pacer.begin(inputs.batch.reqs, inputs.plan, most_rows=budget.row_counts, nodes=budget.draft_tokens)
-        return budget._replace(pace=pace)
+        if self.pacer.live or inputs.batch.seq_lens.device.type == "cpu":
+            return budget._replace(pace=pace)
+        # Nothing waits for a GPU here, so drafts of earlier steps decide.
+        rows = of_first_rank(self.group, torch.from_numpy(pace.step.rows))
+        return budget._replace(row_counts=rows, pace=replace(pace, is_decided=True))
 
     def _draft(self, batch: Any, window: Any, budget: StepBudget) -> Drafted:
         if budget.draft_tokens > 0:

@@ -25,6 +25,7 @@ from sparktier.cluster.verify_planner import (
     weights,
 )
 from sparktier.configs.plan_keys import EnginePlan
+from sparktier.kernels.select import highest
 from sparktier.serving.engine.plan.request_tier import Admitted, admitted
 from sparktier.serving.engine.rank_options import RankOptions
 
@@ -204,7 +205,10 @@ def pacer_of(options: RankOptions) -> Pacer | None:
 
 @dataclass(frozen=True)
 class Pace:
-    """A step that has been planned and is drafting: asked for its rows once the drafts are known."""
+    """A step that has been planned and is drafting: asked for its rows once the drafts are known.
+
+    is_decided: whether its rows are those planned before, whatever the drafts promise, which a GPU then isn't asked.
+    """
 
     pacer: Pacer
     request_ids: Sequence[str]
@@ -212,6 +216,18 @@ class Pace:
     rung: int
     context_tokens: int
     step: PacedStep
+    is_decided: bool = False
+
+    @property
+    def nodes(self) -> int:
+        """Most drafted nodes of a request."""
+        return int(self.step.offers.survival.shape[1])
+
+    def keep(self, falling: Tensor, *, drawn: bool) -> Sequence[float]:
+        """Keep what the drafts of a decided step promised, and return what is expected of each request's rows."""
+        known = self._known(falling)
+        self.pacer.share(self, known, drawn=drawn)
+        return self._expected(known, self.step.rows)
 
     def row_counts(self, survival: Tensor, *, drawn: bool) -> "PacedRows":
         """Return the rows of each request, and what is expected of them.
@@ -220,17 +236,26 @@ class Pace:
             survival: [batch, candidates] of this step's candidates, the anchor's included; 0 where there is none.
             drawn: whether the candidates were drawn.
         """
-        nodes = self.step.offers.survival.shape[1]
-        falling = survival.sort(dim=1, descending=True).values[:, 1 : nodes + 1]
+        known = self._known(highest(survival=survival, nodes=self.nodes))
+        rows = self.pacer.share(self, known, drawn=drawn)
+        return PacedRows(torch.from_numpy(rows), self._expected(known, rows))
+
+    def _known(self, falling: Tensor) -> Floats:
         known = np.zeros_like(self.step.offers.survival)
         known[:, : falling.shape[1]] = falling.double().cpu().numpy()
-        rows = self.pacer.share(self, known, drawn=drawn)
-        expected = np.where(np.arange(nodes) < (rows - 1)[:, None], known, 0.0).sum(axis=1)
-        return PacedRows(torch.from_numpy(rows).to(survival.device), expected.tolist())
+        return known
+
+    def _expected(self, known: Floats, rows: Ints) -> Sequence[float]:
+        verified = np.arange(known.shape[1]) < (rows - 1)[:, None]
+        expected: list[float] = np.where(verified, known, 0.0).sum(axis=1).tolist()
+        return expected
 
 
 class PacedRows(NamedTuple):
-    """What a step verifies: row_counts [batch] int64, anchors included; expected: drafted tokens of each to accept."""
+    """What a step verifies: row_counts [batch] int64, on the host, anchors included.
+
+    expected: drafted tokens of each request to be accepted.
+    """
 
     row_counts: Tensor
     expected: Sequence[float]

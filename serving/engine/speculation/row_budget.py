@@ -21,8 +21,9 @@ class StepBudget(NamedTuple):
 
     draft_tokens: most drafted tokens of one request, 0 for none. branching: whether a tree may have more than one
     branch. shape: bounds of what is drafted. row_counts [batch] int64: rows that each request verifies. useful [batch]
-    int64: drafted tokens in a row that each request has a use for, 0 or less for none. pace: the planner's step, which
-    gives each request its rows once the drafts are known, at most `row_counts`; None: they are `row_counts`.
+    int64: drafted tokens in a row that each request has a use for, 0 or less for none. pace: the planner's step; where
+    it isn't decided it gives each request its rows once the drafts are known, at most `row_counts`. Both tensors are on
+    the host.
     """
 
     draft_tokens: int
@@ -31,6 +32,20 @@ class StepBudget(NamedTuple):
     row_counts: Tensor
     useful: Tensor
     pace: Pace | None = None
+
+    @property
+    def most_rows(self) -> Tensor:
+        """[batch] int64: `row_counts`, but no more than a tree of the levels that each request has a use for has."""
+        levels = self.useful.clamp(min=0, max=self.shape.depth)
+        first = self.shape.children * (levels > 0)
+        return torch.minimum(self.row_counts, 1 + first + self.shape.parents * first * (levels - 1).clamp(min=0))
+
+    def to(self, device: torch.device) -> "StepBudget":
+        """Return the budget with its tensors on `device`, copied without waiting for it."""
+        if device.type == "cpu":
+            return self
+        counts, useful = torch.stack((self.row_counts, self.useful)).to(device, non_blocking=True).unbind()
+        return self._replace(row_counts=counts, useful=useful)
 
     @property
     def width(self) -> int:

@@ -4,22 +4,23 @@ The record is counted once the scheduler has the results on the host.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from sglang.srt.layers.logprob_processor import compute_spec_logprobs
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.speculative.dspark_components.dspark_draft import make_next_draft_input
+from sglang.srt.utils.common import async_d2h
 from torch import Tensor
 
 from sparktier.kernels.accept import PAD_TOKEN
 from sparktier.kernels.accept_tree import TreeAcceptance
 from sparktier.kernels.target_probs import NO_TOKEN
+from sparktier.serving.engine.plan.step_inputs import StepInputs
 from sparktier.serving.engine.requests.request_faults import mark
 from sparktier.serving.engine.slots.penalty_table import PenaltyTable
-from sparktier.serving.engine.speculation.pacing import Pacer
-from sparktier.serving.engine.speculation.step_inputs import StepInputs
+from sparktier.serving.engine.speculation.pacing import Pace, Pacer
 from sparktier.serving.engine.speculation.verify_pass import Verified
 from sparktier.serving.engine.telemetry.spec_stats import SpeculationStats
 from sparktier.serving.engine.telemetry.step_phases import Phases
@@ -31,6 +32,7 @@ class StepRecord:
 
     tiers, row_counts, depths [batch]: of each request, on the device until the step's results are read. expected: of
     each, drafted tokens that the planner expects to be accepted; None without one. drawn: whether drafts were drawn.
+    pace, survival: a planned step and what its drafts promised, where the planner is told only with the results.
     """
 
     phases: Phases
@@ -40,6 +42,19 @@ class StepRecord:
     depths: Tensor
     expected: Sequence[float] | None = None
     drawn: bool = False
+    pace: Pace | None = None
+    survival: Tensor | None = None
+
+    def on_host(self) -> "StepRecord":
+        """Return the record with copies of its tensors on the way to the host."""
+        survival = None if self.survival is None else async_d2h(self.survival)
+        return replace(self, depths=async_d2h(self.depths), survival=survival)
+
+    def told(self) -> Sequence[float] | None:
+        """Return `expected`, telling the planner first what drafts promised where that has waited for the results."""
+        if self.pace is None or self.survival is None:
+            return self.expected
+        return self.pace.keep(self.survival, drawn=self.drawn)
 
 
 @dataclass
@@ -47,6 +62,12 @@ class CountedResult(GenerationBatchResult):  # type: ignore[misc]
     """SGLang's result of a decode step, with the record of that step."""
 
     record: StepRecord | None = None
+
+    def copy_to_cpu(self, *args: Any, **kwargs: Any) -> None:
+        """Start copying what the scheduler reads, the record with it."""
+        if self.record is not None:
+            self.record = self.record.on_host()
+        super().copy_to_cpu(*args, **kwargs)
 
 
 class StepCounter:
@@ -57,7 +78,7 @@ class StepCounter:
 
     def count(self, record: StepRecord, accepted: list[int]) -> None:
         """Count a step, of whose requests so many drafted tokens were `accepted`; reading its record costs no sync."""
-        rows, tiers = record.row_counts.tolist(), record.tiers.tolist()
+        rows, tiers, expected = record.row_counts.tolist(), record.tiers.tolist(), record.told()
         self._stats.step(
             rung=record.rung,
             phase_ms=record.phases.durations_ms(),
@@ -65,19 +86,36 @@ class StepCounter:
             rows=rows,
             depths=record.depths.tolist(),
             accepted=accepted,
-            expected=record.expected,
+            expected=expected,
         )
-        if self._pacer is not None and record.drawn and record.expected is not None:
-            self._pacer.accepted(record.rung, tiers, record.expected, accepted)
+        if self._pacer is not None and record.drawn and expected is not None:
+            self._pacer.accepted(record.rung, tiers, expected, accepted)
         if self._spans is not None:
             attributes = {"rung": record.rung, "requests": len(rows), "rows": sum(rows), "accepted": sum(accepted)}
             self._spans.step(record.phases, attributes)
+
+
+class Committed(NamedTuple):
+    """What a step adds to its requests, and their lengths after it: both [batch], lengths int32."""
+
+    lengths: Tensor
+    new_seq_lens: Tensor
+
+
+def commit(inputs: StepInputs, accepted: TreeAcceptance) -> Committed:
+    """Publish the requests' new lengths: the next step's preparation on the host waits for these alone."""
+    lengths = (accepted.accepted + 1).to(torch.int32)
+    new_seq_lens = inputs.batch.seq_lens + lengths
+    if inputs.on_publish is not None:
+        inputs.on_publish(new_seq_lens)
+    return Committed(lengths, new_seq_lens)
 
 
 def step_result(
     inputs: StepInputs,
     verified: Verified,
     accepted: TreeAcceptance,
+    committed: Committed,
     record: StepRecord,
     *,
     penalties: PenaltyTable,
@@ -89,15 +127,12 @@ def step_result(
         inputs: of the step.
         verified: the target's pass.
         accepted: of that pass.
+        committed: of that pass, already published.
         record: of the step, counted once the result is on the host.
         penalties: of all running requests.
         window_rows: most rows of one request.
     """
     batch = inputs.batch
-    lengths = (accepted.accepted + 1).to(torch.int32)
-    new_seq_lens = batch.seq_lens + lengths
-    if inputs.on_publish is not None:
-        inputs.on_publish(new_seq_lens)
     valid = accepted.tokens != PAD_TOKEN
     if not penalties.idle:
         penalties.count(batch.reqs, batch.req_pool_indices, accepted.tokens, valid)
@@ -111,13 +146,15 @@ def step_result(
         record=record,
         logits_output=output,
         next_token_ids=tokens.reshape(-1),
-        accept_lens=lengths,
+        accept_lens=committed.lengths,
         cap_lens=record.row_counts.to(torch.int32),
         can_run_cuda_graph=verified.result.can_run_cuda_graph,
-        next_draft_input=make_next_draft_input(bonus_tokens=accepted.bonus.clamp(min=0), new_seq_lens=new_seq_lens),
+        next_draft_input=make_next_draft_input(
+            bonus_tokens=accepted.bonus.clamp(min=0), new_seq_lens=committed.new_seq_lens
+        ),
         speculative_num_draft_tokens=window_rows,
         speculative_output_stride=tokens.shape[1],
-        new_seq_lens=new_seq_lens,
+        new_seq_lens=committed.new_seq_lens,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from sparktier.kernels.draft_tree import DraftTree, row_links
 from sparktier.kernels.noise import draw
 from sparktier.kernels.target_probs import SamplingRows, greedy_tokens, target_probs
+from sparktier.kernels.winners import Winners, of_tokens
 from sparktier.serving.engine.sampling.keyed_sampler import sampling_rows
 from sparktier.serving.engine.slots.penalty_table import PenaltyTable
 from sparktier.serving.engine.speculation.verify_pass import Verified
@@ -31,7 +32,7 @@ class TargetDistribution:
         verified: the pass; rows of its logits that were read are adjusted afterwards, as logprobs need them.
         batch: SGLang's batch, lengths as before the pass.
         tree: what was verified.
-        prompt_lens: [batch] int64.
+        prompt_lens: [batch] int64, on the host.
         grammar: SGLang's mask over [batch * tree width] rows, or None.
     """
 
@@ -47,12 +48,12 @@ class TargetDistribution:
     ) -> None:
         self._verified, self._tree, self._grammar = verified, tree, grammar
         self._info, self._slots, self._lengths = batch.sampling_info, batch.req_pool_indices, batch.seq_lens
-        self._prompt_lens = prompt_lens
         self._penalties = penalties
         self._seen: Tensor | None = None
         places = penalties.places(batch.reqs)
         if places is not None:
             self._seen = penalties.seen(self._slots[places])
+            self._prompt_lens = prompt_lens.to(self._lengths.device)
             # Where each request is in it; -1 for those without penalties.
             self._penalised = torch.full_like(self._lengths, -1, dtype=torch.int64)
             self._penalised[places] = torch.arange(len(places), device=places.device)
@@ -79,7 +80,18 @@ class TargetDistribution:
 
     def choose(self, requests: Tensor, rows: Tensor) -> Tensor:
         """The target's own token in each of the n rows: argmax, or drawn with noise keyed by (seed, position)."""
+        return self._chosen(self._adjusted(requests, rows), requests, rows)
+
+    def winners(self, requests: Tensor, rows: Tensor) -> Winners:
+        """As `choose`, for a walk that looks for a row's best block itself."""
         logits = self._adjusted(requests, rows)
+        if self._info.is_all_greedy and logits.is_cuda:
+            from sparktier.kernels.greedy_triton import greedy_winners_triton
+
+            return greedy_winners_triton(logits=logits)
+        return of_tokens(self._chosen(logits, requests, rows))
+
+    def _chosen(self, logits: Tensor, requests: Tensor, rows: Tensor) -> Tensor:
         if self._info.is_all_greedy:
             return greedy_tokens(logits=logits)
         # A large batch's trees have gigabytes of probabilities.
@@ -104,11 +116,10 @@ class TargetDistribution:
     def _adjusted(self, requests: Tensor, rows: Tensor) -> Tensor:
         """Logits [n, V] with everything applied that changes the distribution, in plain decoding's order."""
         verified = self._verified
-        # All live rows, packed as they are, need no copy of vocabulary-wide rows.
-        packed = rows is verified.rows and len(rows) == len(verified.logits)
-        places = None if packed else verified.first[requests] + rows
+        # All rows, packed as they are before a graph's padding, need no copy of vocabulary-wide rows.
+        places = None if rows is verified.rows else verified.first[requests] + rows
         # Some four times as fast on a CPU as indexing with brackets.
-        logits = verified.logits if places is None else verified.logits.index_select(0, places)
+        logits = verified.logits[: len(rows)] if places is None else verified.logits.index_select(0, places)
         if self._seen is None and self._grammar is None and self._info.logit_bias is None:
             return logits
         is_new = self._first_read(places)
@@ -129,7 +140,7 @@ class TargetDistribution:
         Off the CPU a walk reads the last row of a request again at each level that other requests reach.
         """
         if places is None:
-            return torch.ones_like(self._was_read)
+            return torch.ones_like(self._was_read[: len(self._verified.rows)])
         is_new = ~self._was_read[places]
         self._was_read[places] = True
         return is_new

@@ -1,10 +1,12 @@
 """One forward of the target over ragged rows of chains or trees in SGLang's verify mode: what its attention is told."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from msgspec import structs
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.speculative.dflash_info import DFlashVerifyInput
 from sglang.srt.speculative.dspark_components.dspark_planner import (
@@ -18,6 +20,7 @@ from sparktier.kernels.draft_tree import NO_ROW, DraftTree
 from sparktier.kernels.mask import ancestor_words, flat_mask
 
 _MOST_PACKINGS = 64
+_HOST = torch.device("cpu")
 
 
 @dataclass
@@ -68,13 +71,26 @@ class _Packing(NamedTuple):
     first: Tensor
 
 
-def run(*, executor: Any, batch: Any, window: Any, tree: DraftTree, branching: bool) -> Verified:
-    """Verify `tree`, whose rows take the first slots of each request's `window`.
+def run(
+    *,
+    executor: Any,
+    batch: Any,
+    window: Any,
+    tree: DraftTree,
+    row_counts: Sequence[int],
+    branching: bool,
+    words: Tensor | None = None,
+) -> Verified:
+    """Verify the first `row_counts` rows of each request's `tree`, which take the first slots of its `window`.
 
-    `branching` says whether the tree may have more than one branch. Source of the sequence: `_run_ragged` and
-    `run_compact` of SGLang's `dspark_components/dspark_verify.py`, which verifies chains only.
+    They may be more than the tree has: padding rows are verified too, and nothing comes of them. `branching` says
+    whether the tree may have more than one branch; `words` are its `ancestor_words`, if they are known. Source of the
+    sequence: `_run_ragged` and `run_compact` of SGLang's `dspark_components/dspark_verify.py`, which verifies chains
+    only.
     """
-    counts = tree.row_counts.tolist()
+    counts = list(row_counts)
+    if branching and words is None:
+        words = ancestor_words(tree=tree)
     total = graph_rows(executor.target_worker.model_runner, requests=len(counts), rows=sum(counts))
     layout, requests, rows, first = _packed(tuple(counts), total, tree.tokens.device)
     width = window.verify_cache_loc_2d.shape[1]
@@ -89,18 +105,11 @@ def run(*, executor: Any, batch: Any, window: Any, tree: DraftTree, branching: b
         live_seq_lens_cpu=batch.seq_lens_cpu,
         kv_loc_plan=window.kv_loc_plan,
         kv_loc_cols=_filled(requests * width + rows, spare, NO_ROW),
-        ancestor_words=ancestor_words(tree=tree) if branching else None,
+        ancestor_words=words if branching else None,
     )
     # Slot 0 is SGLang's scratch slot, here for padding rows.
     batch.out_cache_loc = _filled(window.verify_cache_loc_2d[requests, rows], spare)
-    epilogue = executor.verify_epilogue
-    if epilogue is not None:
-        epilogue.begin_step(layout.verify_lens, armed=False)
     result = _forward(executor, batch, verify_input, counts)
-    if epilogue is not None and result.can_run_cuda_graph:
-        # SGLang's graphs scatter their rows to full width themselves.
-        first = torch.arange(len(counts), device=first.device) * width
-        return Verified(result, epilogue.strided_logits, epilogue.strided_hidden, first, requests, rows)
     output = result.logits_output
     return Verified(result, output.next_token_logits, output.hidden_states, first, requests, rows)
 
@@ -123,12 +132,21 @@ def _filled(values: Tensor, spare: int, value: int = 0) -> Tensor:
 
 @functools.lru_cache(maxsize=_MOST_PACKINGS)
 def _packed(counts: tuple[int, ...], total: int, device: torch.device) -> _Packing:
-    """How `counts` rows of each request are packed into `total`. Small batches and drafting nothing repeat it."""
-    layout = RaggedVerifyLayout.from_verify_lens(verify_lens_cpu=counts, device=device, grid=[total])
+    """How `counts` rows of each request are packed into `total`. Small batches and drafting nothing repeat it.
+
+    Made on the host and copied in one piece of each type, as a copy of Python's numbers would wait for the device.
+    """
+    layout = RaggedVerifyLayout.from_verify_lens(verify_lens_cpu=counts, device=_HOST, grid=[total])
     first = layout.extend_start_loc.long()
-    each = torch.arange(len(counts), device=device)
-    requests = torch.repeat_interleave(each, layout.verify_lens.long(), output_size=sum(counts))
-    return _Packing(layout, requests, torch.arange(sum(counts), device=device) - first[requests], first)
+    requests = torch.repeat_interleave(torch.arange(len(counts)), layout.verify_lens.long())
+    rows = torch.arange(sum(counts)) - first[requests]
+    lens, starts, indptr = _moved((layout.verify_lens, layout.extend_start_loc, layout.qo_indptr_device), device)
+    layout = structs.replace(layout, verify_lens=lens, extend_start_loc=starts, qo_indptr_device=indptr)
+    return _Packing(layout, *_moved((requests, rows, first), device))
+
+
+def _moved(parts: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    return torch.split(torch.cat(tuple(parts)).to(device, non_blocking=True), [len(part) for part in parts])
 
 
 def _forward(executor: Any, batch: Any, verify_input: RaggedVerifyInput, counts: list[int]) -> Any:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from sglang.srt.runtime_context import get_schedule
+from sglang.srt.layers.dp_attention import get_dp_tp_group
+from sglang.srt.runtime_context import get_exec, get_schedule
 from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
 from sglang.srt.speculative.dspark_components.dspark_planner import alloc_verify_window
 from sglang.srt.speculative.dspark_components.dspark_worker_v2 import DSparkWorkerV2
@@ -18,6 +19,7 @@ from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
 from sparktier.configs.plan_keys import EnginePlan, Rung
 from sparktier.serving.engine.canary.scoring import Scorer
 from sparktier.serving.engine.plan.in_force import start_plan
+from sparktier.serving.engine.plan.step_inputs import StepInputs
 from sparktier.serving.engine.rank_options import ladder_options, rank_options
 from sparktier.serving.engine.requests.request_faults import is_marked, mark
 from sparktier.serving.engine.sampling.keyed_sampler import KeyedSampler
@@ -29,7 +31,6 @@ from sparktier.serving.engine.speculation.draft_step import DraftStep
 from sparktier.serving.engine.speculation.edge_acceptance import draft_folder, read_edges
 from sparktier.serving.engine.speculation.pacing import Pacer, pacer_of
 from sparktier.serving.engine.speculation.row_budget import tier_caps
-from sparktier.serving.engine.speculation.step_inputs import StepInputs
 from sparktier.serving.engine.speculation.step_result import StepCounter, StepRecord
 from sparktier.serving.engine.speculation.worker_setup import headless, wide_window
 from sparktier.serving.engine.targets.target_facts import loaded_facts
@@ -54,6 +55,7 @@ class LadderWorker(DSparkWorkerV2):
         require_supported(loaded_facts(target), self.options.method, target.model_config.model_path)
         with wide_window(self.options), headless():
             super().__init__(**kwargs)
+        self._use_own_passes()
         self.model_runner.sampler = KeyedSampler()
         # Before SGLang sizes its cache by the memory that is left. The pool has a slot more than requests may run.
         self.penalties = self._penalty_table(get_schedule().max_running_requests + 1)
@@ -68,20 +70,42 @@ class LadderWorker(DSparkWorkerV2):
         if self._target_tp_rank == 0:
             self._log_what_is_in_force()
 
+    def _use_own_passes(self) -> None:
+        """Have draft graphs captured for the draft's block, not for the window, and drop SGLang's verify epilogue.
+
+        The epilogue copies all logits in every verify graph, and accepts by SGLang's rule, which we never read.
+        """
+        rows = self.query_token_num
+        self.draft_model_runner.spec_algorithm.draft_rows = rows
+        # SGLang does not ask the algorithm about drafts whose block has the anchor in front.
+        self.draft_model_runner.decode_num_tokens_per_req = lambda **_: rows
+        epilogue: Any = self._verify_executor.verify_epilogue
+        if epilogue is not None:
+            self.model_runner.capture_tail_hooks.remove(epilogue.capture_hook)
+            self._verify_epilogue = self._verify_executor.verify_epilogue = None
+
     def _log_what_is_in_force(self) -> None:
         """As warnings: the replica's log has nothing below."""
         logger.warning("calibration of tree edges in force: %s", self.calibration)
         if (short := self.options.short_tokens) > self.gamma:
             logger.warning("speculation.short_tokens %d is cut to the draft's block of %d", short, self.gamma)
 
-    def _maybe_build_draft_sampler(self) -> None:
-        """Leave the draft's graphs at the block's hidden states: SGLang would fold the drafting of its chain in."""
+    def _maybe_build_draft_sampler(self) -> Any:
+        """Return what draft graphs go on with after the draft's layers; None where they end there."""
+        if torch.device(self.device).type == "cpu" or not rank_options().captures_proposals:
+            return None
+        return self._drafter.capture_tail(
+            most_requests=max(get_exec().graph.cuda_graph_config.decode.bs),
+            tree=self.options.tree,
+            paced=self.pacer is not None,
+        )
 
     def alloc_memory_pool(self, **kwargs: Any) -> None:
         """Make the draft's KV pool, the table of request slots beside it, and the step that works on both."""
         super().alloc_memory_pool(**kwargs)
         slots = self.model_runner.req_to_token_pool.req_to_token.shape[0]
-        self.slots = SlotTable(slots, device=torch.device(self.device))
+        # On the host: how many rows are verified is decided there, before the draft has run.
+        self.slots = SlotTable(slots, device=torch.device("cpu"))
         self.spec_stats = SpeculationStats(block_tokens=self.gamma)
         self._counter = StepCounter(self.spec_stats, self.pacer, spans_of_rank(self._target_tp_rank))
         if slots > self.penalties.slots:
@@ -103,13 +127,14 @@ class LadderWorker(DSparkWorkerV2):
             pacer=self.pacer,
             executor=self._verify_executor,
             sync=self._tp_sync,
+            group=get_dp_tp_group(),
             model_runner=self.model_runner,
         )
 
     def set_plan(self, plan: EnginePlan) -> None:
         """Put `plan` in force from the next step on; SGLang calls this between steps, on every rank alike."""
         self.plan = plan
-        self._caps = tier_caps(plan, device=torch.device(self.device))
+        self._caps = tier_caps(plan, device=torch.device("cpu"))
 
     def set_pacer(self, pacer: Pacer | None) -> None:
         """Have `pacer` plan the rows of steps from the next one on; None: none are planned."""
@@ -127,8 +152,8 @@ class LadderWorker(DSparkWorkerV2):
     def _forward_prefill(self, batch: Any, on_publish: Any, pp_proxy_tensors: Any = None) -> Any:
         self.decode_step.features.flush()
         if not batch.forward_mode.is_idle():
-            self.slots.add_requests(batch.reqs, batch.req_pool_indices, plan=self.plan)
-            self.penalties.add_requests(batch.reqs, batch.req_pool_indices.tolist())
+            self.slots.add_requests(batch.reqs, batch.req_pool_indices_cpu, plan=self.plan)
+            self.penalties.add_requests(batch.reqs, batch.req_pool_indices_cpu.tolist())
         with self.penalties.in_prefill(batch), self.scorer.in_prefill(batch):
             result = super()._forward_prefill(batch, on_publish, pp_proxy_tensors)
         if is_marked(result.logits_output):
@@ -149,7 +174,9 @@ class LadderWorker(DSparkWorkerV2):
         return self.decode_step.run(self._inputs(batch, on_publish, grammar_barrier))
 
     def _inputs(self, batch: Any, on_publish: Any, grammar_barrier: Any) -> StepInputs:
-        slots = batch.req_pool_indices
+        slots = batch.req_pool_indices_cpu
+        # SGLang keeps lengths on the host for attention that plans there, as FlashInfer's does.
+        lengths = batch.seq_lens.cpu() if batch.seq_lens_cpu is None else batch.seq_lens_cpu
         tiers = self.slots.tier[slots]
         return StepInputs(
             batch=batch,
@@ -157,7 +184,7 @@ class LadderWorker(DSparkWorkerV2):
             plan=self.plan,
             tiers=tiers,
             caps=self._caps[tiers],
-            room=self.slots.room(slots, batch.seq_lens),
+            room=self.slots.room(slots, lengths),
             prompt_lens=self.slots.prompt[slots],
             grammar_barrier=grammar_barrier,
             on_publish=on_publish,

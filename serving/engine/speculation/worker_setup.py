@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+from sglang.srt.models import dspark
 from sglang.srt.speculative.dspark_components import dspark_worker_v2
 from sglang.srt.speculative.dspark_components.dspark_config import parse_dspark_draft_config
 from sglang.srt.speculative.dspark_components.dspark_planner import DSparkVerifyPlanner
@@ -55,10 +56,14 @@ class HeadlessPlanner(DSparkVerifyPlanner):
 
 @contextmanager
 def headless() -> Iterator[None]:
-    """Let SGLang's worker, made in the body, take a draft without a confidence head."""
-    stock = dspark_worker_v2.DSparkVerifyPlanner
+    """Let SGLang's worker, made in the body, take a draft without a confidence head, and leave out that of others.
+
+    On GPUs alone SGLang would build the head and insist on its weights.
+    """
+    planner, head = dspark_worker_v2.DSparkVerifyPlanner, dspark.build_confidence_head
     dspark_worker_v2.DSparkVerifyPlanner = HeadlessPlanner
+    dspark.build_confidence_head = lambda _config: None
     try:
         yield
     finally:
-        dspark_worker_v2.DSparkVerifyPlanner = stock
+        dspark_worker_v2.DSparkVerifyPlanner, dspark.build_confidence_head = planner, head

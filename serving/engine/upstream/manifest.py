@@ -133,6 +133,19 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.speculative.spec_tp_sync:SpecTpSyncSite.DSPARK_ACCEPT_SAMPLE", "ranks agree on what is accepted"),
     Use("sglang.srt.speculative.spec_tp_sync:SpecTpSyncSite.DSPARK_DRAFT", "ranks agree on the tree"),
     Use("sglang.srt.speculative.dspark_components.dspark_draft:DraftBlockProposer", "runs the draft block"),
+    Use(
+        "sglang.srt.model_executor.model_runner:ModelRunner.decode_num_tokens_per_req",
+        "rows of a request in a draft's graphs: replaced, as it answers with the window's",
+    ),
+    Use(
+        "sglang.srt.speculative.draft_worker_common:make_draft_sampler_capture_hook",
+        "has a draft's graph go on to the rows that are verified",
+    ),
+    Use(
+        "sglang.srt.speculative.dspark_components.dspark_verify:DsparkVerifyEpilogue.capture_hook",
+        "what SGLang's verify graphs end with: taken out",
+    ),
+    Use("sglang.srt.models.dspark:build_confidence_head", "a head that we never ask: left out, on GPUs as on CPUs"),
     Use("sglang.srt.speculative.dspark_components.dspark_draft:draft_markov_block", "samples the block's tokens"),
     Use("sglang.srt.speculative.dspark_components.dspark_draft:make_next_draft_input", "what a step hands the next"),
     Use("sglang.srt.speculative.dspark_components.dspark_planner:alloc_verify_window", "the verify rows' KV slots"),

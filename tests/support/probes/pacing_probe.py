@@ -20,9 +20,9 @@ from sparktier.cluster.step_time import StepTimeModel
 from sparktier.cluster.verify_planner import Offers
 from sparktier.configs.plan_keys import EnginePlan, Rung, TierTerms
 from sparktier.configs.step_times import reference_table
+from sparktier.serving.engine.plan.step_inputs import StepInputs
 from sparktier.serving.engine.speculation.decode_step import DecodeStep
 from sparktier.serving.engine.speculation.pacing import Pace, Pacer
-from sparktier.serving.engine.speculation.step_inputs import StepInputs
 from sparktier.serving.engine.speculation.step_result import CountedResult
 from sparktier.serving.engine.stepping import Place, SteppedEngine
 from support.generation import random_prompts

@@ -17,14 +17,28 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.model_executor.runner import decode_cuda_graph_runner
 from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout, build_capture_verify_lens
 
+from sparktier.configs.step_times import reference_table
 from sparktier.kernels.draft_tree import DraftTree
 from sparktier.kernels.mask import ancestor_words
 from sparktier.kernels.reference import tree as reference
 from sparktier.serving.engine.cuda import flashinfer_attention as gpu_attention
-from sparktier.serving.engine.cuda.flashinfer_attention import CHAIN, TREE, LadderFlashInfer, VerifyVariants, install
+from sparktier.serving.engine.cuda.flashinfer_attention import (
+    CHAIN,
+    TREE,
+    DraftVariants,
+    LadderFlashInfer,
+    VerifyVariants,
+    install,
+)
+from sparktier.serving.engine.rank_options import LadderOptions, PlannerOptions, RankOptions, TreeBounds
+from sparktier.serving.engine.speculation import worker as worker_module
+from sparktier.serving.engine.speculation.draft_step import DraftStep
+from sparktier.serving.engine.speculation.draft_tail import CHAIN_TAIL, TREE_TAIL, VARIANT, DraftTail
+from sparktier.serving.engine.speculation.edge_acceptance import EdgeTable
 from sparktier.serving.engine.speculation.worker import LadderWorker
 from support.random_trees import random_tree
 
+DECODE_SIZES = SimpleNamespace(decode=SimpleNamespace(bs=[1, 2, 4]))
 WIDTH, SLOTS, BUCKET, CONTEXT = 6, 5, 24, 64
 PLAN = inspect.signature(flashinfer.BatchPrefillWithPagedKVCacheWrapper.plan)
 FAST_PLAN = inspect.signature(fast_prefill_plan)
@@ -53,6 +67,8 @@ class Attention(LadderFlashInfer):
         self.cuda_graph_qk_indptr = [torch.zeros(SLOTS + 1, dtype=torch.int32)]
         self.kv_index_translator = SimpleNamespace(pack_read_stream=self._pack)
         self._verify_wrappers = {}
+        self.prefill_cuda_graph_metadata: dict[int, Any] = {}
+        self._plans = {None: self.prefill_cuda_graph_metadata}
 
     def _create_prefill_wrappers(self, bs: int, use_custom_mask: bool = False) -> list[Any]:
         return [Wrapper(use_custom_mask)]
@@ -201,16 +217,84 @@ def test_it_takes_flashinfers_place_and_draft_models_get_no_second_graph(monkeyp
     monkeypatch.setattr(attention_registry, "ATTENTION_BACKENDS", dict(attention_registry.ATTENTION_BACKENDS))
     monkeypatch.setattr(decode_cuda_graph_runner, "create_attention_graph_variants", lambda config: "stock")
     stock = attention_registry.ATTENTION_BACKENDS["flashinfer"]
-    install(trees=False)
+    install(trees=False, proposals=True)
     assert attention_registry.ATTENTION_BACKENDS["flashinfer"] is not stock
     target, draft = (SimpleNamespace(architectures=[name]) for name in ("Qwen3MoeForCausalLM", "Qwen3DSparkModel"))
     assert decode_cuda_graph_runner.create_attention_graph_variants(target) == "stock"
-    install(trees=True)
+    monkeypatch.setattr(decode_cuda_graph_runner, "create_attention_graph_variants", lambda config: "stock")
+    install(trees=True, proposals=False)
     assert decode_cuda_graph_runner.create_attention_graph_variants(target) == VerifyVariants()
     assert decode_cuda_graph_runner.create_attention_graph_variants(draft) == "stock"
+    monkeypatch.setattr(decode_cuda_graph_runner, "create_attention_graph_variants", lambda config: "stock")
+    install(trees=True, proposals=True)
+    assert decode_cuda_graph_runner.create_attention_graph_variants(target) == VerifyVariants()
+    assert decode_cuda_graph_runner.create_attention_graph_variants(draft) == DraftVariants()
 
 
 def test_sglang_folds_no_drafting_of_its_own_into_the_drafts_graphs() -> None:
     # Its sampler asserts a window as wide as the block, and would draft a chain at every replay.
     worker = object.__new__(LadderWorker)
+    worker.device = "cpu"
     assert worker._maybe_build_draft_sampler() is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "live", "captures"),
+    [("match", None, True), ("match", False, True), ("match", True, False), ("ratio", None, False)],
+)
+def test_graphs_go_on_to_the_rows_to_verify_unless_these_wait_or_are_drawn(
+    monkeypatch: pytest.MonkeyPatch, rule: Any, live: bool | None, captures: bool
+) -> None:
+    planner = None if live is None else PlannerOptions(table=reference_table("avx2"), live=live)
+    tree = TreeBounds(rows=12, parents=4, children=4)
+    options = RankOptions(ladder=LadderOptions(short_tokens=2, accept_rule=rule, tree=tree), planner=planner)
+    monkeypatch.setattr(worker_module, "rank_options", lambda: options)
+    monkeypatch.setattr(
+        worker_module, "get_exec", lambda: SimpleNamespace(graph=SimpleNamespace(cuda_graph_config=DECODE_SIZES))
+    )
+    worker = object.__new__(LadderWorker)
+    worker.device, worker.options, worker.pacer = "meta", options.ladder, None
+    worker.gamma = worker.query_token_num = 5
+    worker._drafter = DraftStep(worker, EdgeTable([(1.0, 0.0)] * 3, device=torch.device("cpu")), needs_trees=False)
+    assert isinstance(worker._maybe_build_draft_sampler(), DraftTail) == captures
+
+
+def test_each_kind_of_draft_has_plans_of_its_own(attention: Attention, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang keeps one for each number of requests, and a graph reads the buffers of the plan it was captured with."""
+
+    def stock(self: Attention, batch: Any, in_capture: bool = False) -> None:
+        if in_capture:
+            self.prefill_cuda_graph_metadata[batch.batch_size] = object()
+        used.append(self.prefill_cuda_graph_metadata[batch.batch_size])
+
+    used: list[object] = []
+    monkeypatch.setattr(FlashInferAttnBackend, "init_forward_metadata_out_graph", stock)
+    block = SimpleNamespace(ragged_verify_layout=None)
+    draft = SimpleNamespace(forward_mode=ForwardMode.TARGET_VERIFY, spec_info=block, batch_size=4)
+    for kind in DraftVariants.capture_labels:
+        monkeypatch.setattr(gpu_attention, "get_capture_attention_variant", lambda kind=kind: kind)
+        attention.init_forward_metadata_out_graph(draft, in_capture=True)
+    for kind in (TREE_TAIL, CHAIN_TAIL, TREE_TAIL):
+        setattr(block, VARIANT, kind)
+        assert DraftVariants().select(draft) == kind
+        attention.init_forward_metadata_out_graph(draft)
+    chain, tree = used[:2]
+    assert used[2:] == [tree, chain, tree]
+
+
+def test_a_draft_of_chains_alone_has_one_plan_for_each_size(
+    attention: Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(
+        FlashInferAttnBackend,
+        "init_forward_metadata_out_graph",
+        lambda self, batch, in_capture=False: seen.append(self.prefill_cuda_graph_metadata),
+    )
+    monkeypatch.setattr(gpu_attention, "get_capture_attention_variant", lambda: None)
+    block = SimpleNamespace(ragged_verify_layout=None)
+    draft = SimpleNamespace(forward_mode=ForwardMode.TARGET_VERIFY, spec_info=block, batch_size=4)
+    attention.init_forward_metadata_out_graph(draft, in_capture=True)
+    setattr(block, VARIANT, CHAIN_TAIL)
+    attention.init_forward_metadata_out_graph(draft)
+    assert seen[0] is seen[1]

@@ -179,6 +179,7 @@ def test_a_request_whose_tier_has_left_the_plan_is_paced_without_a_cap(context: 
 
 def test_a_draft_without_a_confidence_head_starts_where_rows_differ_by_request(context: None) -> None:
     """On CPUs it starts anyway; on GPUs SGLang's own planner refuses it, though a ladder reads no confidence."""
+    from sglang.srt.models import dspark
     from sglang.srt.speculative.dspark_components import dspark_worker_v2
     from sglang.srt.speculative.dspark_components.dspark_planner import DSparkVerifyPlanner
 
@@ -188,9 +189,13 @@ def test_a_draft_without_a_confidence_head_starts_where_rows_differ_by_request(c
         make_planner(DSparkVerifyPlanner, head=None)
     planner = make_planner(HeadlessPlanner, head=None)
     assert (planner.is_compact_mode, planner.mode_value) == (True, "compact")
+    stock = dspark.build_confidence_head
     with headless():
         assert dspark_worker_v2.DSparkVerifyPlanner is HeadlessPlanner
+        # SGLang's models would insist on the head's weights there, and on CPUs build none.
+        assert dspark.build_confidence_head(SimpleNamespace(enable_confidence_head=True)) is None
     assert dspark_worker_v2.DSparkVerifyPlanner is DSparkVerifyPlanner
+    assert dspark.build_confidence_head is stock
 
 
 @pytest.mark.parametrize(

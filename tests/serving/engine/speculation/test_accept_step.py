@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparktier.kernels import accept_tree, accept_triton
-from sparktier.kernels.accept_tree import TreeAcceptance, walk_matching
+from sparktier.kernels.accept_tree import TreeAcceptance
 from sparktier.kernels.draft_tree import DraftTree, chain_tree
 from sparktier.kernels.expand import Shape
 from sparktier.serving.engine.slots.penalty_table import PenaltyTable
@@ -23,6 +23,7 @@ from sparktier.serving.engine.speculation.draft_step import Drafted
 from sparktier.serving.engine.speculation.row_budget import StepBudget
 from sparktier.serving.engine.speculation.target_distribution import TargetDistribution
 from sparktier.serving.engine.speculation.verify_pass import Verified
+from support.oracles.winners_walk import walk_of_winners
 from support.random_trees import random_tree
 
 VOCAB = 4
@@ -32,11 +33,6 @@ CPU = torch.device("cpu")
 
 class Request(SimpleNamespace):
     """In the place of SGLang's `Req`; unlike its base it can be referred to weakly."""
-
-
-def walk_of_chosen(*, tree: DraftTree, target_tokens: Tensor, max_depth: int) -> TreeAcceptance:
-    """In the place of the kernel, which test_triton.py holds to the same oracle."""
-    return walk_matching(tree=tree, choose=lambda *at: target_tokens[at], max_depth=max_depth)
 
 
 def sampling(batch: int, *, temperature: float, top_k: int | None, generator: torch.Generator) -> Any:
@@ -59,18 +55,24 @@ def sampling(batch: int, *, temperature: float, top_k: int | None, generator: to
 
 @dataclass(frozen=True)
 class Pass:
-    """A verify pass over the rows of `tree`, packed request by request."""
+    """A verify pass over the rows of `tree`, or over `row_counts` of each request, packed request by request."""
 
     tree: DraftTree
     info: Any
     logits: Tensor
     lengths: Tensor
     requests: Sequence[Any] = ()
+    row_counts: Tensor | None = None
     penalties: PenaltyTable = field(default_factory=lambda: PenaltyTable(1, vocab=VOCAB, device=CPU))
+
+    @property
+    def counts(self) -> Tensor:
+        """[batch] int64: rows of each request in the pass."""
+        return self.tree.row_counts if self.row_counts is None else self.row_counts
 
     def accepted(self, walk: MatchWalk) -> tuple[TreeAcceptance, Tensor]:
         """What `walk` accepts, and the pass's logits after it."""
-        counts, rows_each = self.tree.row_counts, self.tree.tokens.shape[1]
+        counts, rows_each = self.counts, self.tree.tokens.shape[1]
         requests = torch.repeat_interleave(torch.arange(len(counts)), counts)
         first = counts.cumsum(0) - counts
         rows = torch.arange(len(requests)) - first[requests]
@@ -93,8 +95,10 @@ class Pass:
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(accept_step, "match_walk", lambda **_: walk)
-            patch.setattr(accept_triton, "walk_matching_triton", walk_of_chosen)
-            found = accept(distribution, batch, budget, Drafted(self.tree), verified, block_tokens=rows_each - 1)
+            patch.setattr(accept_triton, "walk_matching_triton", walk_of_winners)
+            found = accept(
+                distribution, batch, budget, Drafted(self.tree, counts), verified, block_tokens=rows_each - 1
+            )
         return found, verified.logits
 
 
@@ -134,6 +138,26 @@ def test_every_walk_of_a_chain_accepts_the_same(batch: int, rows: int, chance: i
     walks = outcomes(tree, sampling(batch, temperature=temperature, top_k=None, generator=generator), generator)
     for other in (MatchWalk.CHAIN, MatchWalk.KERNEL):
         assert all(map(torch.equal, walks[other], walks[MatchWalk.BY_LEVEL]))
+
+
+@settings(max_examples=25)
+@given(BATCH, ROWS, CHANCE, st.sampled_from([0.0, 0.7]))
+def test_padding_rows_of_a_request_are_never_accepted(batch: int, rows: int, chance: int, temperature: float) -> None:
+    """A GPU isn't asked how many rows a tree has, so up to its bound they are verified."""
+    generator = torch.Generator().manual_seed(chance)
+    tree = random_tree(batch=batch, rows=rows, vocab=VOCAB, generator=generator)
+    info = sampling(batch, temperature=temperature, top_k=None, generator=generator)
+    exact = random_pass(tree, info, generator)
+    spare = torch.randint(rows, (batch,), generator=generator)
+    counts = torch.minimum(tree.row_counts + spare, torch.tensor(rows))
+    live = torch.cat([torch.arange(int(count)) < own for count, own in zip(counts, tree.row_counts, strict=True)])
+    logits = 9 * torch.randn(len(live), VOCAB, generator=generator)
+    logits[live] = exact.logits
+    padded = replace(exact, logits=logits, row_counts=counts)
+    for walk in (MatchWalk.BY_LEVEL, MatchWalk.KERNEL):
+        found, expected = padded.accepted(walk)[0], exact.accepted(walk)[0]
+        assert all(map(torch.equal, found, expected))
+        assert bool((found.path < tree.row_counts.unsqueeze(1)).all())
 
 
 @settings(max_examples=25)

@@ -1,5 +1,6 @@
 """What the pacer makes of a step's requests: weights by promise and clock, survivals by request and tier, and rows."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from sparktier.cluster.step_time import StepTimeModel
 from sparktier.cluster.verify_planner import Offers, planned_rows
 from sparktier.configs.plan_keys import EnginePlan, Rung, TierTerms
 from sparktier.configs.step_times import reference_table
+from sparktier.kernels.select import highest
 from sparktier.serving.engine.speculation.pacing import Pacer
 
 STRICT, LENIENT = 1, 0
@@ -122,3 +124,15 @@ def test_the_drift_follows_a_slow_machine_and_moves_no_rows() -> None:
     assert begin(again, *requests).row_counts(DRAFTED, drawn=False).row_counts.tolist() == rows.tolist()
     second = begin(paced, *requests).row_counts(DRAFTED, drawn=False).row_counts
     assert second.tolist() == begin(again, *requests).row_counts(DRAFTED, drawn=False).row_counts.tolist()
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_decided_step_tells_the_planner_with_its_results_what_others_tell_at_once(drawn: bool) -> None:
+    """Nothing waits for a GPU between draft and verify, so what drafts promised arrives with the step's results."""
+    at_once, later, requests = pacer(live=False), pacer(live=False), (request("a"), request("b"))
+    told = begin(at_once, *requests).row_counts(DRAFTED, drawn=drawn)
+    step = replace(begin(later, *requests), is_decided=True)
+    assert step.step.rows.tolist() == told.row_counts.tolist()
+    assert step.keep(highest(survival=DRAFTED, nodes=step.nodes), drawn=drawn) == told.expected
+    offers = [begin(paced, *requests).step.offers for paced in (at_once, later)]
+    np.testing.assert_array_equal(offers[0].survival, offers[1].survival)

@@ -7,9 +7,16 @@ from hypothesis import strategies as st
 from transformers import PretrainedConfig
 
 from sparktier.configs.plan_keys import EnginePlan, Rung, TierTerms
-from sparktier.kernels.expand import Shape
+from sparktier.kernels.expand import MarkovHead, Shape, expand_top
 from sparktier.serving.engine.rank_options import LadderOptions, TreeBounds
-from sparktier.serving.engine.speculation.row_budget import row_counts, rung_tokens, step_budget, tier_caps
+from sparktier.serving.engine.speculation.draft_step import _selected
+from sparktier.serving.engine.speculation.row_budget import (
+    StepBudget,
+    row_counts,
+    rung_tokens,
+    step_budget,
+    tier_caps,
+)
 
 
 def one_by_one(draft_tokens: int, row_budget: int, caps: list[int], useful: list[int]) -> list[int]:
@@ -101,6 +108,28 @@ def test_a_step_s_budget_follows_rung_room_and_caps(
     assert (budget.shape, budget.width, budget.branching) == (shape, width, branching)
     assert budget.row_counts.tolist() == rows
     assert budget.useful.tolist() == [98, 0, 1, 98]
+
+
+@given(shape=st.builds(Shape, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)), seed=st.integers(0, 2**31))
+def test_no_tree_has_more_rows_than_its_bound_on_the_host(shape: Shape, seed: int) -> None:
+    """A GPU verifies that many rows, whatever its trees hold."""
+    generator = torch.Generator().manual_seed(seed)
+    vocab, batch, width = 7, 5, 9
+    head = MarkovHead(*(torch.randn(2, vocab, 3, generator=generator)))
+    candidates = expand_top(
+        anchors=torch.zeros(batch, dtype=torch.int64),
+        block_logits=torch.randn(batch, shape.depth, vocab, generator=generator),
+        head=head,
+        temperatures=torch.ones(batch),
+        shape=shape,
+        edge_acceptance=lambda q, _depth: q.round(decimals=1),
+    )
+    useful = torch.randint(-2, 5, (batch,), generator=generator)
+    counts = torch.randint(1, width + 1, (batch,), generator=generator)
+    budget = StepBudget(width - 1, True, shape, counts, useful)
+    tree = _selected(candidates, budget, drawn=False).selection.tree
+    assert bool((tree.row_counts <= budget.most_rows).all())
+    assert bool((budget.most_rows <= counts).all())
 
 
 def test_a_step_s_rows_stay_within_the_plan_s() -> None:

@@ -11,7 +11,7 @@ from sparktier.configs.plan_keys import EnginePlan
 
 @dataclass(frozen=True)
 class StepInputs:
-    """One step's batch, the plan in force, and facts of its requests; tensors are [batch] int64.
+    """One step's batch, the plan in force, and facts of its requests; tensors are [batch] int64, on the host.
 
     Args:
         batch: SGLang's `ScheduleBatch` of decoding requests, lengths as before the step.
