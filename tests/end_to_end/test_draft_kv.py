@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.probes.kv_probe import WHOLE, Pairs, read_pairs
+from support.probes.kv_probe import AS_ON_GPU, WHOLE, Pairs, read_pairs
 from support.probes.run_ranks import run_ranks
 
 pytestmark = pytest.mark.engine
@@ -20,7 +20,7 @@ KV_HEADS = 2  # of the tiny model
 def folder(predictable: Path, bigrams: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where one rank alone left what it held, and what its canary found, whole and without each of its parts."""
     folder = tmp_path_factory.mktemp("draft-kv") / "pairs"
-    probed(predictable, bigrams, folder, "injection", "compaction", "flush")
+    probed(predictable, bigrams, folder, AS_ON_GPU, "injection", "compaction", "flush")
     return folder
 
 
@@ -56,6 +56,14 @@ def same_anchor(pairs: Pairs) -> Pairs:
     return [(mid, new) for mid, new in pairs if mid.anchor == new.anchor]
 
 
+def texts(pairs: Pairs) -> dict[str, tuple[int, ...]]:
+    """The longest text of each request in mid-run."""
+    found: dict[str, tuple[int, ...]] = {}
+    for mid, _ in pairs:
+        found[mid.request] = max(found.get(mid.request, ()), (*mid.tokens, mid.anchor), key=len)
+    return found
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_mid_run_is_like_a_fresh_prefill(
     runs: dict[str, Pairs], predictable: Path, bigrams: Path, tmp_path: Path, ranks: int
@@ -71,6 +79,19 @@ def test_mid_run_is_like_a_fresh_prefill(
         assert furthest(same_anchor(pairs), "logits") < TOLERANCE
     heads = {of_rank[WHOLE][0][0].target.shape[3] * ranks for of_rank in found}
     assert heads == {KV_HEADS}, "each rank holds its share"
+
+
+def test_a_rank_that_steps_as_on_a_gpu_says_and_holds_the_same(runs: dict[str, Pairs]) -> None:
+    """Rows that were known before the draft ran, padding among them, and what a draft's graph proposed."""
+    pairs = runs[AS_ON_GPU]
+    for what in ("target", "draft"):
+        assert furthest(pairs, what) < TOLERANCE, what
+    assert furthest(same_anchor(pairs), "logits") < TOLERANCE
+    said, said_whole = texts(pairs), texts(runs[WHOLE])
+    assert set(said) == set(said_whole)
+    for request, tokens in said.items():
+        both = min(len(tokens), len(said_whole[request]))
+        assert tokens[:both] == said_whole[request][:both], request
 
 
 @pytest.mark.parametrize("broken", ["injection", "flush"])

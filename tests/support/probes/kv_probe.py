@@ -2,7 +2,7 @@
 
 Run as a program, once for each rank: `python -m support.probes.kv_probe MODEL DRAFT OUT RANK RANKS PORT [BROKEN...]`.
 BROKEN names parts of the worker to leave out, each in a run of its own after a whole one, so that a test can see
-whether it would be noticed.
+whether it would be noticed; AS_ON_GPU leaves nothing out and steps as ranks on GPUs do.
 """
 
 import contextlib
@@ -20,10 +20,11 @@ from torch import Tensor
 from sparktier.serving.engine.speculation.deferred_injection import MOST_STEPS
 from sparktier.serving.engine.stepping import Place, SteppedEngine
 from support.generation import random_prompts
+from support.launches.as_on_gpu import as_on_gpu
 from support.probes.canary_probe import watched
 from support.stepped_engine import stepped
 
-WHOLE = "whole"
+WHOLE, AS_ON_GPU = "whole", "as on a GPU"
 NEW_TOKENS = 48
 # A snapshot at every third step that drafts.
 _EVERY = 3
@@ -61,19 +62,24 @@ class Probe:
         self._engine = engine
         self.start(every=_EVERY)
         step = engine.worker.decode_step.drafter
-        self._stock, step._block = step._block, self._block
+        self._forward, step._forward = step._forward, self._noting_batch
+        self._after_layers, step._after_layers = step._after_layers, self._taking_snapshots
 
     def start(self, *, every: int) -> None:
         """Take a snapshot at each `every`-th step from now on, and forget those before."""
         self.taken: list[Snapshot] = []
         self._every, self._steps = every, 0
 
-    def _block(self, batch: Any, window: Any) -> tuple[Tensor, Tensor]:
-        base, hidden = self._stock(batch, window)
+    def _noting_batch(self, batch: Any, window: Any, **graph: Any) -> Any:
+        self._batch = batch
+        return self._forward(batch, window, **graph)
+
+    def _taking_snapshots(self, hidden: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        base, of_block = self._after_layers(hidden, size)
         self._steps += 1
         if self._steps % self._every == 0:
-            self.taken += [self._snapshot(batch, place, base[place]) for place in range(len(batch.reqs))]
-        return base, hidden
+            self.taken += [self._snapshot(self._batch, place, base[place]) for place in range(size)]
+        return base, of_block
 
     def _snapshot(self, batch: Any, place: int, logits: Tensor) -> Snapshot:
         request, committed = batch.reqs[place], int(batch.seq_lens[place])
@@ -145,6 +151,8 @@ def fresh(engine: SteppedEngine, probe: Probe, run: str, snapshots: list[Snapsho
 
 def left_out(worker: Any, part: str) -> contextlib.AbstractContextManager[object]:
     """The worker skips a part of what it does with rows that were accepted, until the context ends."""
+    if part == AS_ON_GPU:
+        return as_on_gpu(worker)
     step = worker.decode_step
     owner, skipped = {
         "injection": (type(step.features), "inject"),

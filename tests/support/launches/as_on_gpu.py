@@ -1,0 +1,47 @@
+"""Has a rank on a CPU step as one on a GPU does: graphs run eagerly, and Triton's walk is replaced by its oracle."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from sparktier.kernels import accept_triton
+from sparktier.serving.engine.speculation import accept_step
+from sparktier.serving.engine.speculation.accept_step import MatchWalk
+from sparktier.serving.engine.speculation.draft_step import _Selected
+from sparktier.serving.engine.speculation.draft_tail import VARIANT
+from support.launches.fake_step import capturing
+from support.oracles.winners_walk import walk_of_winners
+
+_MOST_REQUESTS = 32
+
+
+@contextmanager
+def as_on_gpu(worker: Any) -> Iterator[None]:
+    """Rows are known before the draft has run, its tail is part of the draft, and all rows are read at once."""
+    proposer, drafter = worker._proposer, worker.decode_step.drafter
+    stock = proposer._run_forward
+
+    def forward(*, draft_sampler: Any = None, sampling_info: Any = None, **given: Any) -> Any:
+        done = stock(**given)
+        if draft_sampler is None:
+            return done
+        draft_sampler.stage_sampling_params(bs=given["bs"], sampling_info=sampling_info)
+        with capturing(getattr(worker._draft_block_spec_info, VARIANT)):
+            draft_sampler(done.raw_hidden, done.draft_block_ids.flatten())
+        return SimpleNamespace(raw_hidden=done.raw_hidden, can_run_graph=True)
+
+    drafter.capture_tail(most_requests=_MOST_REQUESTS, tree=worker.options.tree, paced=worker.pacer is not None)
+    with (
+        mock.patch.object(proposer, "_run_forward", forward),
+        mock.patch.object(_Selected, "verified", lambda selected, _tree: selected.most_rows),
+        mock.patch.object(accept_step, "match_walk", _walk),
+        mock.patch.object(accept_triton, "walk_matching_triton", walk_of_winners),
+    ):
+        yield
+    drafter._tail = None
+
+
+def _walk(*, penalised: bool, **_: bool) -> MatchWalk:
+    return MatchWalk.BY_LEVEL if penalised else MatchWalk.KERNEL
