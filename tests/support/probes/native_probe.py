@@ -21,6 +21,7 @@ from sparktier.configs.plan_keys import EnginePlan, Rung
 from sparktier.configs.settings.settings import Settings
 from sparktier.serving.bench.tiers.stepped import started
 from sparktier.serving.deployment import resolved
+from sparktier.serving.engine.native import planned_verify
 from sparktier.serving.engine.speculation.step_result import StepRecord
 from sparktier.serving.engine.stepping import Place
 from sparktier.serving.engine.telemetry.observer import Observer
@@ -60,7 +61,7 @@ def main() -> None:
     Observer(engine.scheduler, clock=clock).install()
     pacer = RecordingPacer(live=True, clock=clock)
     worker._verify_planner.bind(worker.slots.tier, pacer=pacer, group=get_dp_tp_group())
-    made, agreed, budgets = worker._record, worker._verify_planner._of_first_rank, []
+    made, agreed, budgets = worker._record, planned_verify.of_first_rank, []
 
     def record(*facts: Any) -> StepRecord:
         step: StepRecord = made(*facts)
@@ -68,11 +69,12 @@ def main() -> None:
             pacer.steps[-1].rows = np.array(step.row_counts.tolist())
         return step
 
-    def of_first_rank(own: int) -> int:
-        budgets.append((own, agreed(own)))
-        return budgets[-1][1]
+    def of_first_rank(group: Any, own: torch.Tensor) -> torch.Tensor:
+        told = agreed(group, own)
+        budgets.append((int(own), int(told)))
+        return told
 
-    worker._record, worker._verify_planner._of_first_rank = record, of_first_rank
+    worker._record, planned_verify.of_first_rank = record, of_first_rank  # type: ignore[assignment]
     plans, rng = random_plans(highest=Rung.CHAIN), random.Random(1)
 
     def next_plan() -> None:
