@@ -5,9 +5,10 @@ The figures it reached are in the log (docs/log.md).
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.files import sha256_of
@@ -126,18 +127,24 @@ def shape(mask_token_id: int, heads: int = 8, head_dim: int = 64, intermediate_s
     )
 
 
+STEP: Mapping[str, Any] = {
+    "row_tokens": 512,
+    "rows_per_step": 4,
+    "anchors_per_row": 40,
+    "loss_columns": 6144,
+    "learning_rate": 1e-3,
+}
+"""The settings of one step in the demo's shape; to save time it scores a sample of the vocabulary."""
+
+
 def course(target: Path, folder: Path, draft: DraftShape, scale: Scale) -> TrainSettings:
-    """Return the settings of the run; to save time each step scores a sample of the vocabulary."""
+    """Return the settings of the run."""
     return TrainSettings(
         target=target,
         run_dir=folder,
         draft=draft,
         steps=scale.steps,
-        row_tokens=512,
-        rows_per_step=4,
-        anchors_per_row=40,
-        loss_columns=6144,
-        learning_rate=1e-3,
+        **STEP,
         held_out_sequences=scale.held_out,
         evaluate_every_steps=200,
         checkpoint_every_steps=200,

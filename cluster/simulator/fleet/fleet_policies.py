@@ -10,7 +10,7 @@ from sparktier.cluster.arrays import Floats, Ints
 from sparktier.cluster.policy.policy_types import CHAIN, OFF, SHORT, PolicyConfig
 from sparktier.cluster.simulator.policies import StepView, policy_of
 from sparktier.cluster.step_time import StepTimeModel
-from sparktier.cluster.verify_planner import Offers, PaceRules, best_total, share_out, weights
+from sparktier.cluster.verify_planner import Offers, PaceRules, planned_rows, weights
 from sparktier.configs.errors import ConfigError, Problem
 
 
@@ -86,8 +86,7 @@ def _tiered(view: StepView, times: StepTimeModel, rung: int, terms: StepTerms) -
     most_rows = np.ones_like(view.most_rows) if rung == OFF else np.minimum(view.most_rows, 1 + terms.cap_tokens)
     lagged, live = (Offers(of, most_rows, paced) for of in (view.lagged, view.live))
     budget = terms.row_budget or None
-    total = best_total(lagged, times, rung=rung, context_tokens=view.context_tokens, row_budget=budget)
-    return share_out(live, total)
+    return planned_rows(lagged, live, times, rung=rung, context_tokens=view.context_tokens, row_budget=budget)
 
 
 def _knowing(view: StepView, times: StepTimeModel, rung: int, terms: StepTerms) -> Ints:
@@ -100,8 +99,7 @@ def _blind_within(view: StepView, times: StepTimeModel, rung: int, terms: StepTe
     equal = np.ones(len(view.most_rows))
     lagged, live = (Offers(of, view.most_rows, equal) for of in (view.lagged, view.live))
     budget = terms.row_budget or None
-    total = best_total(lagged, times, rung=rung, context_tokens=view.context_tokens, row_budget=budget)
-    return share_out(live, total)
+    return planned_rows(lagged, live, times, rung=rung, context_tokens=view.context_tokens, row_budget=budget)
 
 
 POLICIES: Mapping[str, FleetPolicy] = {

@@ -18,7 +18,7 @@ from sparktier.cluster.verify_planner import PaceRules
 from sparktier.configs.step_times import reference_table
 from sparktier.serving.bench.tiers import grid
 from sparktier.serving.bench.tiers.settings import TableSettings
-from support.oracles.one_step_ahead import LEAST_MARGIN, Before, Kept, Run, compared, margin
+from support.oracles.one_step_ahead import LEAST_MARGIN, Before, Kept, PassedOn, Run, compared, margin
 
 USERS, NODES, PROMISE_TOK_S = 6, 11, 5.0
 TABLE = TableSettings(
@@ -41,22 +41,16 @@ def request(user: int, turn: int) -> SimRequest:
     return SimRequest((user, turn), strict, PROMISE_TOK_S * strict, 20, answer(user, turn))
 
 
-class Traced:
+class Traced(PassedOn):
     """A simulated engine whose steps are kept as those of the real one are."""
 
     def __init__(self, engine: SimEngine) -> None:
-        self._engine = engine
+        super().__init__(engine)
+        self._sim = engine
         self.kept: list[Kept] = []
 
-    @property
-    def idle(self) -> bool:
-        return self._engine.idle
-
-    def submit(self, request: SimRequest, *, now_ms: float) -> None:
-        self._engine.submit(request, now_ms=now_ms)
-
     def step(self, *, now_ms: float) -> SimStep:
-        slots = self._engine._slots
+        slots = self._sim._slots
         state = zip(
             slots.requests, slots._submitted, slots.first_ms, slots.delivered, slots.seen, slots.age_steps, strict=True
         )
@@ -64,14 +58,14 @@ class Traced:
             asked.key: Before(submitted, first, int(delivered), seen if age == 1 else None)
             for asked, submitted, first, delivered, seen, age in state
         }
-        curves, live = deepcopy(self._engine._curves), self._live()
-        step = self._engine.step(now_ms=now_ms)
+        curves, live = deepcopy(self._sim._curves), self._live()
+        step = self._sim.step(now_ms=now_ms)
         ended = [(each.request.key, each.submitted_ms, each.first_ms, each.last_ms) for each in step.ended]
         self.kept.append(Kept(now_ms, step, ended, before, curves, live, []))
         return step
 
     def _live(self) -> Mapping[tuple[int, ...], Floats]:
-        slots = self._engine._slots
+        slots = self._sim._slots
         return {asked.key: row for asked, row in zip(slots.requests, slots.drafts()[0], strict=True)}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from sparktier.cluster.arrays import Floats, Ints
 from sparktier.cluster.simulator.policies import Policy, StepView
 from sparktier.cluster.simulator.sim_engine import Running, SimEngine, SimRequest, SimStep
+from sparktier.cluster.simulator.users import SteppingEngine
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.cluster.survival_memory import TierCurves
 from sparktier.cluster.verify_planner import Offers, best_total, weights
@@ -44,6 +45,22 @@ class Kept(NamedTuple):
     curves: TierCurves
     drafted: Mapping[Key, Floats]
     unlike: Sequence[Key]
+
+
+class PassedOn:
+    """A `SteppingEngine` that asks another; what is kept of a step, subclasses say."""
+
+    def __init__(self, engine: SteppingEngine) -> None:
+        self._engine = engine
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self._engine.idle
+
+    def submit(self, request: SimRequest, *, now_ms: float) -> None:
+        """Queue a request that arrives now."""
+        self._engine.submit(request, now_ms=now_ms)
 
 
 @dataclass

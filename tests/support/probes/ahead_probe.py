@@ -27,24 +27,16 @@ from sparktier.serving.bench.tiers.real_engines import RealEngines
 from sparktier.serving.bench.tiers.settings import TableSettings, TiersSettings, load_tiers_settings
 from sparktier.serving.bench.tiers.virtual_engine import VirtualEngine
 from support.inputs.drafted_again import DraftedAgain, LastTokens
-from support.oracles.one_step_ahead import Before, Kept, Run, compared
+from support.oracles.one_step_ahead import Before, Kept, PassedOn, Run, compared
 
 
-class TracedEngine:
+class TracedEngine(PassedOn):
     """The real engine as a `SteppingEngine` that keeps its steps, and what it knew before each."""
 
     def __init__(self, real: VirtualEngine) -> None:
+        super().__init__(real)
         self._real = real
         self.kept: list[Kept] = []
-
-    @property
-    def idle(self) -> bool:
-        """Whether there is nothing to do."""
-        return self._real.idle
-
-    def submit(self, request: SimRequest, *, now_ms: float) -> None:
-        """Queue a request."""
-        self._real.submit(request, now_ms=now_ms)
 
     def step(self, *, now_ms: float) -> SimStep:
         """Run one step."""
@@ -176,18 +168,12 @@ def _found(engines: KeptEngines, unit: grid.Unit, settings: TiersSettings) -> di
     return {"unit": unit.name, "equal": real == simulated, "runs": runs_shown, "real": real, "simulated": simulated}
 
 
-class _Watched:
+class _Watched(PassedOn):
     """A `SteppingEngine` whose steps are kept in a list."""
 
     def __init__(self, engine: SteppingEngine, steps: list[SimStep]) -> None:
-        self._engine, self._steps = engine, steps
-
-    @property
-    def idle(self) -> bool:
-        return self._engine.idle
-
-    def submit(self, request: SimRequest, *, now_ms: float) -> None:
-        self._engine.submit(request, now_ms=now_ms)
+        super().__init__(engine)
+        self._steps = steps
 
     def step(self, *, now_ms: float) -> SimStep:
         self._steps.append(self._engine.step(now_ms=now_ms))
