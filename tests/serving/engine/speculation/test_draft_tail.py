@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang.srt.models.dspark import VanillaMarkov
+from sglang.srt.speculative.dspark_components.dspark_draft import DraftBlockProposer
 from torch import Tensor
 
 from sparktier.kernels.expand import Shape
@@ -21,6 +22,8 @@ from sparktier.serving.engine.speculation.row_budget import StepBudget
 from support.launches.fake_step import NO_SYNC, capturing
 
 VOCAB, RANK, BLOCK, MOST = 11, 4, 3, 6
+# Numbers of requests that graphs are captured for; others are padded up to the next.
+CAPTURED = (1, 3, MOST)
 TREE = TreeBounds(rows=7, parents=2, children=3)
 CPU = torch.device("cpu")
 
@@ -45,14 +48,15 @@ def random_worker(generator: torch.Generator, *, query_rows: int) -> Any:
     )
 
 
-class Proposer:
-    """In the place of SGLang's: the draft's layers are random, and a captured tail runs over a larger batch."""
+class Proposer(DraftBlockProposer):
+    """SGLang's, whose layers are random here; a captured tail runs over the next captured number of requests."""
 
     _base_logits_context = staticmethod(nullcontext)
     noise = SimpleNamespace(key=0, offset=torch.zeros(1, dtype=torch.int64))
 
     def __init__(self, worker: Any, generator: torch.Generator) -> None:
         self._worker, self._generator = worker, generator
+        self._staged_params_key, self.num_staged_params_calls, self.num_staged_params_skips = None, 0, 0
 
     def draw(self, requests: int) -> None:
         """Take other hidden states from now on."""
@@ -62,9 +66,10 @@ class Proposer:
     def _run_forward(self, *, batch: Any, draft_sampler: Any = None, sampling_info: Any = None, **_: Any) -> Any:
         requests, rows = len(batch.seq_lens), self._worker.query_token_num
         if draft_sampler is not None:
-            draft_sampler.stage_sampling_params(bs=requests, sampling_info=sampling_info)
-            padding = torch.randn((MOST - requests) * rows, RANK, generator=self._generator)
-            ids = torch.zeros(MOST, rows, dtype=torch.int64)
+            self._stage_sampling_params(draft_sampler, bs=requests, sampling_info=sampling_info)
+            captured = next(size for size in CAPTURED if size >= requests)
+            padding = torch.randn((captured - requests) * rows, RANK, generator=self._generator)
+            ids = torch.zeros(captured, rows, dtype=torch.int64)
             ids[:requests, 0] = batch.spec_info.bonus_tokens
             with capturing(getattr(self._worker._draft_block_spec_info, VARIANT)):
                 draft_sampler(torch.cat([self.hidden, padding]), ids.flatten())
