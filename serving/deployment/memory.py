@@ -11,7 +11,7 @@ from typing import Any
 from sparktier.configs.settings.settings import Settings
 from sparktier.configs.settings.speculation import LADDERS
 from sparktier.serving.deployment.model_sizes import ModelFacts, Role
-from sparktier.serving.engine.rank_options import DEFAULT_RUNNING_REQUESTS, penalty_table_bytes
+from sparktier.serving.engine.rank_options import DEFAULT_RUNNING_REQUESTS, LadderOptions, penalty_table_bytes
 
 MIB = 1 << 20
 # Total memory as nvidia-smi reports it.
@@ -152,7 +152,8 @@ def graph_table_bytes(settings: Settings, model: ModelFacts, draft: ModelFacts |
     These are 4 bytes of page table and 1 of mask for each row of the largest verify and draft graphs, and each token of
     the longest context.
 
-    Not in SGLang's estimate. Each graph also has a plan of 8 MiB, as much of it pinned on the host.
+    Not in SGLang's estimate. Each of a draft's graphs also has a plan of 8 MiB, as much of it pinned on the host; the
+    graphs of all verify passes share one.
     """
     speculation, block = settings.speculation, draft.draft_block if draft else None
     if speculation.method not in LADDERS or block is None:
@@ -165,6 +166,23 @@ def graph_table_bytes(settings: Settings, model: ModelFacts, draft: ModelFacts |
     rows = max(block + 1, speculation.tree_rows if speculation.method == "tree" else 0)
     context = settings.model.context_tokens or model.number("max_position_embeddings")
     return most * (rows + block) * context * (4 + 1)
+
+
+def graphs_of_a_size(settings: Settings, block_tokens: int) -> dict[str, int]:
+    """Return how many graphs a ladder captures for each number of requests, by what they run.
+
+    Drafts drawn by the ratio rule end with the draft's layers. Attention groups have SGLang's verify graphs alone.
+    """
+    speculation = settings.speculation
+    block = min(speculation.block_tokens or block_tokens, block_tokens)
+    trees = speculation.method == "tree"
+    chains = LadderOptions(short_tokens=speculation.short_tokens).chain_rows(block)
+    grouped = settings.replicas.attention_data_parallel > 1
+    return {
+        "draft": 1 if speculation.accept_rule == "ratio" else 1 + trees,
+        "verify by rows in all": 1 + trees,
+        "verify by rows of a request": 0 if grouped else len(chains) + trees,
+    }
 
 
 def _method(settings: Settings, model: ModelFacts) -> str | None:

@@ -19,6 +19,7 @@ from sparktier.serving.deployment.memory import (
     estimated_reserve_bytes,
     graph_mib,
     graph_table_bytes,
+    graphs_of_a_size,
     rank_memory,
 )
 from sparktier.serving.deployment.model_sizes import ModelFacts, model_facts, read_config
@@ -120,9 +121,16 @@ def _memory_lines(settings: Settings, memory: RankMemory) -> Iterator[PlanLine]:
 
 
 def _graph_lines(settings: Settings, model: ModelFacts, draft: ModelFacts | None) -> Iterator[PlanLine]:
-    if size := graph_table_bytes(settings, model, draft):
-        note = "page tables and masks of FlashInfer's graphs, each of which has 8 MiB beside; not in SGLang's estimate"
-        yield PlanLine("memory of a rank", "graph_tables_gib", round(size / _GIB, 2), note)
+    block = draft.draft_block if draft else None
+    size = graph_table_bytes(settings, model, draft)
+    if not size or block is None:
+        return
+    note = "page tables and masks of FlashInfer's graphs; not in SGLang's estimate"
+    yield PlanLine("memory of a rank", "graph_tables_gib", round(size / _GIB, 2), note)
+    graphs = graphs_of_a_size(settings, block)
+    parts = ", ".join(f"{number} {what}" for what, number in graphs.items())
+    note = f"for each number of requests: {parts}; plans take 8 MiB for each draft graph, and 8 for all verify graphs"
+    yield PlanLine("memory of a rank", "graphs_of_a_size", sum(graphs.values()), note)
 
 
 def _capacity_lines(settings: Settings, kv_tokens: int) -> Iterator[PlanLine]:

@@ -64,6 +64,10 @@ class LadderOptions(_Options):
         """Return the rows a request may bring to a verify pass, with drafts of `block_tokens`."""
         return max(block_tokens + 1, self.tree.rows if self.tree else 0)
 
+    def chain_rows(self, block_tokens: int) -> list[int]:
+        """Return the most rows of a request on each rung of chains, without any draft first."""
+        return sorted({1, min(self.short_tokens, block_tokens) + 1, block_tokens + 1})
+
 
 class PlannerOptions(_Options):
     """`table`: step times of this deployment. `live`: whether survivals of a step's own drafts decide whose rows it

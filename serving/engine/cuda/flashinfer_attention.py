@@ -1,7 +1,8 @@
-"""FlashInfer attention on GPUs: ragged verify passes of chains and trees inside CUDA graphs.
+"""FlashInfer attention on GPUs: verify passes of chains and trees inside CUDA graphs.
 
-Extends SGLang's backend, which runs ragged rows only without graphs. For each bucket of rows two graphs are captured:
-one without a mask for chains, and one with a mask for trees. A draft's block has two as well, which end differently.
+Extends SGLang's backend, which runs ragged rows and trees only without graphs. For each bucket of rows two graphs are
+captured: one without a mask for chains, and one with a mask for trees. Passes whose requests have equal rows have one
+of these kinds (graphs/verify_graphs.py). A draft's block has two graphs as well, which end differently.
 """
 
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sparktier.kernels.flashinfer_mask import MaskBuffers, mask_bytes, write_tree_mask
+from sparktier.serving.engine.cuda.flashinfer_plan import plan_equal_rows
+from sparktier.serving.engine.graphs.verify_graphs import CHAIN, TREE
 from sparktier.serving.engine.speculation.draft_tail import CHAIN_TAIL, TREE_TAIL, VARIANT
 
 _NAME = "flashinfer"
-CHAIN, TREE = "sparktier_chain", "sparktier_tree"
 _ALL_BITS = 255
 
 
@@ -65,10 +67,23 @@ class Lengths(NamedTuple):
         return self.committed + self.rows
 
 
+class GraphKey(NamedTuple):
+    """A captured verify pass. rows: of each request, None where they differ; tokens: in all."""
+
+    slots: int
+    rows: int | None
+    tokens: int
+    is_tree: bool
+
+
 class LadderFlashInfer(FlashInferAttnBackend):
     """SGLang's FlashInfer backend with ragged verify passes under graphs."""
 
+    # Every graph's plan comes just before its replay, and the first runner's buffers are large enough for all.
+    shares_graph_buffers = True
+
     def __init__(self, model_runner: Any, **options: Any) -> None:
+        self._is_draft, self._graph_rows = model_runner.is_draft_worker, 0
         super().__init__(model_runner, **options)
         # SGLang runs these checks only for its own class.
         if model_runner.prefill_attention_backend_str == _NAME:
@@ -82,39 +97,76 @@ class LadderFlashInfer(FlashInferAttnBackend):
         return self.dispatch_reason is None
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int, kv_indices_buf: Tensor | None = None) -> None:
-        """Allocate the buffers that graphs read; SGLang's mask buffer has a byte where ours needs a bit."""
+        """Allocate the buffers that graphs read, once: the target's first runner has the most rows.
+
+        SGLang's mask buffer has a byte where ours needs a bit.
+        """
+        if self._graph_rows:
+            assert max_num_tokens <= self._graph_rows, "graphs were captured that read buffers of fewer rows"
+            return
+        self._graph_rows = max_num_tokens
         super().init_cuda_graph_state(max_bs, max_num_tokens, kv_indices_buf)
         # Results of a capture are discarded, but rows that see no column would route tokens by NaN.
         self.cuda_graph_custom_mask.fill_(_ALL_BITS)
-        self._verify_wrappers: dict[tuple[int, int, bool], Any] = {}
+        self._verify_wrappers: dict[GraphKey, Any] = {}
+        self._equal_rows: dict[GraphKey, RaggedVerifyLayout] = {}
         # SGLang keeps one plan for each number of requests; a graph must not read the plan of another.
         self._plans: dict[str | None, dict[int, Any]] = {None: self.prefill_cuda_graph_metadata}
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """Update a graph's buffers to the lengths, slots and tree of this pass, before its capture and every replay."""
-        layout = resolve_ragged_verify_layout(forward_batch)
-        if layout is None or not forward_batch.forward_mode.is_target_verify():
+        if self._is_draft or not forward_batch.forward_mode.is_target_verify():
             kind = get_capture_attention_variant() if in_capture else getattr(forward_batch.spec_info, VARIANT, None)
             if kind not in (DraftVariants.capture_labels if in_capture else self._plans):
                 kind = None
             self.prefill_cuda_graph_metadata = self._plans.setdefault(kind, {})
             super().init_forward_metadata_out_graph(forward_batch, in_capture)
             return
-        slots = forward_batch.batch_size
-        variant = get_capture_attention_variant() if in_capture else VerifyVariants().select(forward_batch)
-        key = (slots, layout.graph_num_tokens, variant == TREE)
+        key = self._key(forward_batch, in_capture=in_capture)
         if in_capture:
-            (self._verify_wrappers[key],) = self._create_prefill_wrappers(slots, use_custom_mask=variant == TREE)
-            self.forward_metadata = PrefillMetadata([self._verify_wrappers[key]], False, False)
+            self._add_wrapper(key, forward_batch.seq_lens.device)
         wrapper = self._verify_wrappers[key]
-        padded = layout.padded_to_bucket(padded_bs=slots)
-        lengths = host_lengths(forward_batch, layout, slots=slots, in_capture=in_capture)
-        self._plan(wrapper, forward_batch, padded, lengths, in_capture=in_capture)
-        if variant == TREE and not in_capture:
-            self._write_mask(forward_batch, layout, padded, lengths)
+        layout = resolve_ragged_verify_layout(forward_batch)
+        if layout is None:
+            padded, lengths = self._equal_rows[key], equal_lengths(forward_batch, key, in_capture=in_capture)
+        else:
+            padded = layout.padded_to_bucket(padded_bs=key.slots)
+            lengths = host_lengths(forward_batch, layout, slots=key.slots, in_capture=in_capture)
+        self._plan(wrapper, forward_batch, padded, lengths, key, in_capture=in_capture)
+        if key.is_tree and not in_capture:
+            self._write_mask(forward_batch, padded if layout is None else layout, padded, lengths)
+
+    @staticmethod
+    def _key(forward_batch: Any, *, in_capture: bool) -> GraphKey:
+        variant = get_capture_attention_variant() if in_capture else VerifyVariants().select(forward_batch)
+        slots, layout = forward_batch.batch_size, resolve_ragged_verify_layout(forward_batch)
+        if layout is not None:
+            return GraphKey(slots, None, layout.graph_num_tokens, variant == TREE)
+        rows = forward_batch.spec_info.draft_token_num
+        return GraphKey(slots, rows, slots * rows, variant == TREE)
+
+    def _add_wrapper(self, key: GraphKey, device: torch.device) -> None:
+        (wrapper,) = self._create_prefill_wrappers(key.slots, use_custom_mask=key.is_tree)
+        # Passes follow each other on one stream, each planned anew, so one plan's buffers serve all graphs.
+        for other in self._verify_wrappers.values():
+            wrapper._int_workspace_buffer = other._int_workspace_buffer
+            wrapper._pin_memory_int_workspace_buffer = other._pin_memory_int_workspace_buffer
+        self._verify_wrappers[key] = wrapper
+        self.forward_metadata = PrefillMetadata([wrapper], False, False)
+        if key.rows is not None:
+            self._equal_rows[key] = RaggedVerifyLayout.from_verify_lens(
+                verify_lens_cpu=[key.rows] * key.slots, device=device, grid=[key.tokens]
+            )
 
     def _plan(
-        self, wrapper: Any, forward_batch: Any, padded: RaggedVerifyLayout, lengths: Lengths, *, in_capture: bool
+        self,
+        wrapper: Any,
+        forward_batch: Any,
+        padded: RaggedVerifyLayout,
+        lengths: Lengths,
+        key: GraphKey,
+        *,
+        in_capture: bool,
     ) -> None:
         slots = len(lengths.rows)
         keys = forward_batch.seq_lens[:slots] + padded.verify_lens
@@ -129,7 +181,7 @@ class LadderFlashInfer(FlashInferAttnBackend):
             kind=IdSpaceKind.FULL,
         )
         heads = self.indices_updater_prefill
-        known = {} if in_capture else _host_plan(lengths)
+        known = {} if in_capture else host_plan(lengths)
         wrapper.begin_forward(
             padded.qo_indptr_device.to(torch.int32),
             kv_indptr,
@@ -144,20 +196,26 @@ class LadderFlashInfer(FlashInferAttnBackend):
             non_blocking=True,
             **known,
         )
-        if in_capture:
-            # Replays use SGLang's plan without a sync; it reuses what this first, full plan has allocated.
-            wrapper.begin_forward = partial(fast_prefill_plan, wrapper)
+        if not in_capture:
+            return
+        # Replays use SGLang's plan without a sync; it reuses what this first, full plan has allocated.
+        wrapper.begin_forward = partial(fast_prefill_plan, wrapper)
+        if key.rows is not None:
+            wrapper.begin_forward = partial(plan_equal_rows, wrapper, rows=key.rows)
+            # The graph launches what is planned last, and tiles differ.
+            self._plan(wrapper, forward_batch, padded, lengths, key, in_capture=False)
 
     def _write_mask(
         self, forward_batch: Any, layout: RaggedVerifyLayout, padded: RaggedVerifyLayout, lengths: Lengths
     ) -> None:
-        slots, requests = len(lengths.rows), layout.bs
+        words = forward_batch.spec_info.ancestor_words
+        slots, requests = len(lengths.rows), len(words)
         total = mask_bytes(prefix_lens=lengths.committed.tolist(), query_lens=lengths.rows.tolist())
         write_tree_mask(
             buffers=MaskBuffers(self.cuda_graph_custom_mask[:total], self.cuda_graph_qk_indptr[0][: slots + 1]),
             # Rows of an empty slot see one column, as padding rows do.
-            words=pad(forward_batch.spec_info.ancestor_words, (0, 0, 0, 0, 0, slots - requests), value=1),
-            row_counts=pad(layout.verify_lens.long(), (0, slots - requests)),
+            words=pad(words, (0, 0, 0, 0, 0, slots - requests), value=1),
+            row_counts=pad(layout.verify_lens[:requests].long(), (0, slots - requests)),
             prefix_lens=forward_batch.seq_lens[:slots].long(),
             query_lens=padded.verify_lens.long(),
         )
@@ -182,7 +240,21 @@ def host_lengths(forward_batch: Any, layout: RaggedVerifyLayout, *, slots: int, 
     return Lengths(committed, rows)
 
 
-def _host_plan(lengths: Lengths) -> dict[str, Any]:
+def equal_lengths(forward_batch: Any, key: GraphKey, *, in_capture: bool) -> Lengths:
+    """Return the lengths of `key`'s slots, all of whose requests have equal rows, as `host_lengths` does."""
+    assert key.rows is not None
+    rows = torch.full((key.slots,), key.rows, dtype=torch.int32)
+    if forward_batch.seq_lens_cpu is None:
+        return Lengths(forward_batch.seq_lens[: key.slots].cpu().int(), rows)
+    committed = forward_batch.seq_lens_cpu[: key.slots].int()
+    if not in_capture:
+        live = key.slots - forward_batch.num_padding
+        committed = torch.cat((committed[:live] - key.rows, committed[live:]))
+    return Lengths(committed, rows)
+
+
+def host_plan(lengths: Lengths) -> dict[str, Any]:
+    """Return what a plan without a wait for the device is told."""
     return {
         "qo_indptr_host": pad(lengths.rows.cumsum(0), (1, 0)).int(),
         "kv_indptr_host": pad(lengths.keys.cumsum(0), (1, 0)).int(),

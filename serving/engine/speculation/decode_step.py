@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparktier.kernels.accept_tree import TreeAcceptance
 from sparktier.kernels.draft_tree import compaction_plan
+from sparktier.serving.engine.graphs.verify_graphs import VerifyGraphs
 from sparktier.serving.engine.plan.agreement import of_first_rank
 from sparktier.serving.engine.plan.step_inputs import StepInputs
 from sparktier.serving.engine.rank_options import LadderOptions
@@ -29,8 +30,8 @@ class DecodeStep:
     """The step of one rank, and what stays the same from step to step.
 
     executor, sync, group, model_runner: SGLang's verify pass, agreement of ranks, the ranks themselves, and target.
-    block_tokens: what the draft
-    drafts at once. window_rows: most rows that one request may verify.
+    block_tokens: what the draft drafts at once. window_rows: most rows that one request may verify. graphs: of verify
+    passes, beside SGLang's; None without any.
     """
 
     options: LadderOptions
@@ -44,6 +45,7 @@ class DecodeStep:
     sync: Any
     group: Any
     model_runner: Any
+    graphs: VerifyGraphs | None = None
 
     def run(self, inputs: StepInputs) -> CountedResult:
         """Draft, verify and commit tokens for every request of the batch."""
@@ -63,6 +65,7 @@ class DecodeStep:
                 row_counts=drafted.row_counts.tolist(),
                 branching=budget.branching,
                 words=drafted.words,
+                graphs=self.graphs,
             )
         accepted = self._accept(inputs, budget, drafted, verified, grammar)
         committed = commit(inputs, accepted)

@@ -1,4 +1,4 @@
-"""One forward of the target over ragged rows of chains or trees in SGLang's verify mode: what its attention is told."""
+"""One forward of the target over rows of chains or trees in SGLang's verify mode: what its attention is told."""
 
 import functools
 from collections.abc import Sequence
@@ -9,15 +9,12 @@ import torch
 from msgspec import structs
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.speculative.dflash_info import DFlashVerifyInput
-from sglang.srt.speculative.dspark_components.dspark_planner import (
-    ragged_capture_max_slots,
-    ragged_capture_num_tokens,
-)
-from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout, round_up_grid
+from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout
 from torch import Tensor
 
 from sparktier.kernels.draft_tree import NO_ROW, DraftTree
 from sparktier.kernels.mask import ancestor_words, flat_mask
+from sparktier.serving.engine.graphs.verify_graphs import VerifyGraph, VerifyGraphs, bucket_rows
 
 _MOST_PACKINGS = 64
 _HOST = torch.device("cpu")
@@ -38,8 +35,10 @@ class RaggedVerifyInput(DFlashVerifyInput):
         indices, indptr, qo_indptr, mask = super().generate_attn_arg_prefill(
             paged_kernel_lens=paged_kernel_lens, **rest
         )
-        if self.ancestor_words is not None and self.ragged_verify_layout is not None:
-            rows = self.ragged_verify_layout.verify_lens.long()
+        if self.ancestor_words is not None:
+            layout = self.ragged_verify_layout
+            equal = torch.full_like(paged_kernel_lens, self.draft_token_num)
+            rows = (equal if layout is None else layout.verify_lens).long()
             mask = flat_mask(words=self.ancestor_words, row_counts=rows, prefix_lens=paged_kernel_lens.long())
         return indices, indptr, qo_indptr, mask
 
@@ -47,7 +46,8 @@ class RaggedVerifyInput(DFlashVerifyInput):
 class Verified(NamedTuple):
     """logits [n, V] and hidden [n, features] of the rows; request b's row j is at `first[b] + j`.
 
-    requests, rows [live rows] int64: every live row, request by request.
+    requests, rows [live rows] int64: every live row, request by request; dead ones are among them where requests have
+    equal rows.
     """
 
     result: Any
@@ -80,17 +80,21 @@ def run(
     row_counts: Sequence[int],
     branching: bool,
     words: Tensor | None = None,
+    graphs: VerifyGraphs | None = None,
 ) -> Verified:
     """Verify the first `row_counts` rows of each request's `tree`, which take the first slots of its `window`.
 
     They may be more than the tree has: padding rows are verified too, and nothing comes of them. `branching` says
-    whether the tree may have more than one branch; `words` are its `ancestor_words`, if they are known. Source of the
-    sequence: `_run_ragged` and `run_compact` of SGLang's `dspark_components/dspark_verify.py`, which verifies chains
-    only.
+    whether the tree may have more than one branch; `words` are its `ancestor_words`, if they are known; `graphs` are
+    those of equal rows a request. Source of the sequence: `_run_ragged` and `run_compact` of SGLang's
+    `dspark_components/dspark_verify.py`, which verifies chains only.
     """
     counts = list(row_counts)
     if branching and words is None:
         words = ancestor_words(tree=tree)
+    if graphs is not None and (graph := graphs.choose(counts, branching=branching)) is not None:
+        with graphs.replaying(graph):
+            return _equal_rows(executor, batch, window, tree, words, graph)
     total = graph_rows(executor.target_worker.model_runner, requests=len(counts), rows=sum(counts))
     layout, requests, rows, first = _packed(tuple(counts), total, tree.tokens.device)
     width = window.verify_cache_loc_2d.shape[1]
@@ -114,16 +118,42 @@ def run(
     return Verified(result, output.next_token_logits, output.hidden_states, first, requests, rows)
 
 
-def graph_rows(model_runner: Any, *, requests: int, rows: int) -> int:
-    """Return how many rows a pass over `rows` of `requests` has: up to the next captured graph's, if one fits them.
+def _equal_rows(
+    executor: Any, batch: Any, window: Any, tree: DraftTree, words: Tensor | None, graph: VerifyGraph
+) -> Verified:
+    """Verify as many rows of each request as `graph` has. They have slots of their own, and none sees a dead one."""
+    requests, width = len(tree.tokens), graph.rows
+    tokens, depths = tree.tokens[:, :width], tree.depths[:, :width]
+    verify_input = RaggedVerifyInput(
+        draft_token=tokens.flatten(),
+        positions=(batch.seq_lens.unsqueeze(1) + depths).flatten(),
+        draft_token_num=width,
+        custom_mask=None,
+        capture_hidden_mode=CaptureHiddenMode.FULL,
+        live_seq_lens_cpu=batch.seq_lens_cpu,
+        kv_loc_plan=window.kv_loc_plan,
+        kv_loc_cols=slice(width),
+        ancestor_words=words if graph.is_tree else None,
+    )
+    # SGLang takes the graph's columns of it.
+    batch.out_cache_loc = window.verify_cache_loc_2d.view(-1)
+    result = _forward(executor, batch, verify_input, [width] * requests)
+    output = result.logits_output
+    first, owners, rows = _in_step(requests, width, tree.tokens.device)
+    return Verified(result, output.next_token_logits, output.hidden_states, first, owners, rows)
 
-    Source of the conditions: `_can_run_ragged_verify_graph` of SGLang's `decode_cuda_graph_runner.py`.
-    """
-    tiers = ragged_capture_num_tokens(model_runner=model_runner)
-    if tiers is None or not model_runner.attn_backend.supports_ragged_verify_graph or rows > tiers[-1]:
-        return rows
-    tier = round_up_grid(rows, tiers)
-    return tier if requests <= min(tier, ragged_capture_max_slots(model_runner=model_runner)) else rows
+
+@functools.lru_cache(maxsize=_MOST_PACKINGS)
+def _in_step(requests: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """First rows, and requests and rows of all rows, where each request has `width` of them."""
+    each = torch.arange(requests * width, device=device)
+    return torch.arange(0, requests * width, width, device=device), each // width, each % width
+
+
+def graph_rows(model_runner: Any, *, requests: int, rows: int) -> int:
+    """Return how many rows a pass over `rows` of `requests` has: up to the next captured graph's, if one fits them."""
+    bucket = bucket_rows(model_runner, requests=requests, rows=rows)
+    return rows if bucket is None else bucket
 
 
 def _filled(values: Tensor, spare: int, value: int = 0) -> Tensor:

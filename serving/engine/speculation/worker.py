@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from sglang.srt.layers.dp_attention import get_dp_tp_group
-from sglang.srt.runtime_context import get_exec, get_schedule
+from sglang.srt.runtime_context import get_exec, get_parallel, get_schedule
 from sglang.srt.speculative.dflash_info_v2 import DFlashDraftInputV2
 from sglang.srt.speculative.dspark_components.dspark_planner import alloc_verify_window
 from sglang.srt.speculative.dspark_components.dspark_worker_v2 import DSparkWorkerV2
@@ -18,6 +18,7 @@ from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
 
 from sparktier.configs.plan_keys import EnginePlan, Rung
 from sparktier.serving.engine.canary.scoring import Scorer
+from sparktier.serving.engine.graphs import verify_graphs
 from sparktier.serving.engine.plan.in_force import start_plan
 from sparktier.serving.engine.plan.step_inputs import StepInputs
 from sparktier.serving.engine.rank_options import ladder_options, rank_options
@@ -111,6 +112,19 @@ class LadderWorker(DSparkWorkerV2):
         if slots > self.penalties.slots:
             self.penalties = self._penalty_table(slots)
         self.decode_step = self._made_step()
+
+    def init_cuda_graphs(self) -> None:
+        """Capture the draft's graphs, then those of verify passes by requests and rows of a request."""
+        super().init_cuda_graphs()
+        # Ranks with requests of their own may need graphs of different rows, but have collectives in common.
+        if torch.device(self.device).type != "cpu" and not get_parallel().attn_dp_enabled:
+            tree = self.options.tree
+            graphs = verify_graphs.capture(
+                self.model_runner,
+                chains=self.options.chain_rows(self.gamma),
+                tree=None if tree is None else tree.rows,
+            )
+            self.decode_step = replace(self.decode_step, graphs=graphs)
 
     def _penalty_table(self, slots: int) -> PenaltyTable:
         vocab = self.model_runner.model_config.vocab_size

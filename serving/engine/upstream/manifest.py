@@ -93,6 +93,11 @@ USES: tuple[Use, ...] = (
     ),
     Use("sglang.srt.speculative.ragged_verify:round_up_grid", "the bucket that holds so many rows"),
     Use(
+        "sglang.srt.model_executor.runner.decode_cuda_graph_runner:ragged_verify_compact_graphs_enabled",
+        "whether graphs are by rows in all: replaced while those of equal rows are captured",
+    ),
+    Use("sglang.srt.mem_cache.kv_loc_plan:KVLocPlan", "takes a window's first columns for passes of equal rows"),
+    Use(
         "sglang.srt.speculative.dspark_components.dspark_planner:ragged_capture_num_tokens",
         "the buckets that were captured",
     ),

@@ -8,7 +8,13 @@ import pytest
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.loading.loader import load_settings, settings_from
 from sparktier.configs.settings.settings import Settings
-from sparktier.serving.deployment.memory import graph_table_bytes, kv_bytes_per_token, rank_memory, weight_bytes
+from sparktier.serving.deployment.memory import (
+    graph_table_bytes,
+    graphs_of_a_size,
+    kv_bytes_per_token,
+    rank_memory,
+    weight_bytes,
+)
 from sparktier.serving.deployment.model_sizes import ModelFacts, Role, model_facts, read_config
 from sparktier.serving.deployment.plan import plan_deployment, plan_of
 from support.tiny_moe import make_tiny_moe
@@ -222,6 +228,23 @@ def test_tables_of_graphs_are_told_as_sglang_allocates_them(qwen: ModelFacts) ->
     settings = settings_of(speculation={"draft_path": QWEN, "method": "chain"})
     assert "graph_tables_gib" in {line.name for line in plan_of(settings, qwen, draft).lines}
     assert graph_table_bytes(settings_of(), qwen, None) == 0
+
+
+def test_graphs_are_counted_for_each_number_of_requests(qwen: ModelFacts) -> None:
+    draft = ModelFacts({"num_hidden_layers": 1, "block_size": 5, "vocab_size": 151936}, {}, {})
+
+    def graphs(replicas: dict[str, Any] | None = None, **speculation: Any) -> dict[str, int]:
+        layout = {"attention_backend": "flashinfer", **(replicas or {})}
+        settings = settings_of(replicas=layout, speculation={"draft_path": QWEN, **speculation})
+        line = next(line for line in plan_of(settings, qwen, draft).lines if line.name == "graphs_of_a_size")
+        found = graphs_of_a_size(settings, 5)
+        assert line.value == sum(found.values())
+        return found
+
+    # A step without drafts, short chains, whole ones, and trees.
+    assert graphs(method="tree") == {"draft": 2, "verify by rows in all": 2, "verify by rows of a request": 4}
+    assert graphs(method="chain", block_tokens=2, short_tokens=2)["verify by rows of a request"] == 2
+    assert graphs(method="tree", accept_rule="ratio")["draft"] == 1
 
 
 def test_lengths_beyond_the_draft_s_block_are_cut_and_said(qwen: ModelFacts) -> None:

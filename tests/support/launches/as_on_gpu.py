@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 from sparktier.kernels import accept_triton
+from sparktier.serving.engine.graphs.verify_graphs import CHAIN, TREE, VerifyGraphs
 from sparktier.serving.engine.speculation import accept_step
 from sparktier.serving.engine.speculation.accept_step import MatchWalk
 from sparktier.serving.engine.speculation.draft_step import _Selected
@@ -17,10 +19,37 @@ from support.oracles.winners_walk import walk_of_winners
 _MOST_REQUESTS = 32
 
 
+class EagerGraph:
+    """In the place of SGLang's graph runner, for any number of requests: its passes run without graphs."""
+
+    max_bs = _MOST_REQUESTS
+    capture_bs = tuple(range(1, _MOST_REQUESTS + 1))
+
+    @staticmethod
+    def _pad_to_bucket(requests: int, _buckets: Any) -> int:
+        return requests
+
+    @staticmethod
+    def can_run_graph(_forward_batch: Any) -> bool:
+        """No: a CPU has none."""
+        return False
+
+
+def graphs_of(worker: Any) -> VerifyGraphs:
+    """The graphs that `worker` has on a GPU."""
+    tree = worker.options.tree
+    shapes = [(CHAIN, rows) for rows in worker.options.chain_rows(worker.gamma)]
+    shapes += [] if tree is None else [(TREE, tree.rows)]
+    return VerifyGraphs(worker.model_runner, dict.fromkeys(shapes, EagerGraph()))
+
+
 @contextmanager
 def as_on_gpu(worker: Any) -> Iterator[None]:
-    """Rows are known before the draft has run, its tail is part of the draft, and all rows are read at once."""
+    """Rows are known before the draft has run and padded to equal numbers, the tail is part of the draft, and all rows
+    are read at once."""
     proposer, drafter = worker._proposer, worker.decode_step.drafter
+    plain = worker.decode_step
+    worker.decode_step = replace(plain, graphs=graphs_of(worker))
     stock = proposer._run_forward
 
     def forward(*, draft_sampler: Any = None, sampling_info: Any = None, **given: Any) -> Any:
@@ -40,7 +69,7 @@ def as_on_gpu(worker: Any) -> Iterator[None]:
         mock.patch.object(accept_triton, "walk_matching_triton", walk_of_winners),
     ):
         yield
-    drafter._tail = None
+    drafter._tail, worker.decode_step = None, plain
 
 
 def _walk(*, penalised: bool, **_: bool) -> MatchWalk:

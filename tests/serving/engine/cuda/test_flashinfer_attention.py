@@ -7,7 +7,6 @@ import inspect
 from types import SimpleNamespace
 from typing import Any
 
-import flashinfer
 import numpy as np
 import pytest
 import torch
@@ -23,61 +22,24 @@ from sparktier.kernels.mask import ancestor_words
 from sparktier.kernels.reference import tree as reference
 from sparktier.serving.engine.cuda import flashinfer_attention as gpu_attention
 from sparktier.serving.engine.cuda.flashinfer_attention import (
-    CHAIN,
-    TREE,
     DraftVariants,
-    LadderFlashInfer,
+    GraphKey,
     VerifyVariants,
     install,
 )
+from sparktier.serving.engine.graphs.verify_graphs import CHAIN, TREE
 from sparktier.serving.engine.rank_options import LadderOptions, PlannerOptions, RankOptions, TreeBounds
 from sparktier.serving.engine.speculation import worker as worker_module
 from sparktier.serving.engine.speculation.draft_step import DraftStep
 from sparktier.serving.engine.speculation.draft_tail import CHAIN_TAIL, TREE_TAIL, VARIANT, DraftTail
 from sparktier.serving.engine.speculation.edge_acceptance import EdgeTable
 from sparktier.serving.engine.speculation.worker import LadderWorker
+from support.launches.attention import SLOTS, Attention, Wrapper
 from support.random_trees import random_tree
 
 DECODE_SIZES = SimpleNamespace(decode=SimpleNamespace(bs=[1, 2, 4]))
-WIDTH, SLOTS, BUCKET, CONTEXT = 6, 5, 24, 64
-PLAN = inspect.signature(flashinfer.BatchPrefillWithPagedKVCacheWrapper.plan)
+WIDTH, BUCKET = 6, 24
 FAST_PLAN = inspect.signature(fast_prefill_plan)
-
-
-class Wrapper:
-    """Records plans; the first is FlashInfer's own, later ones SGLang's."""
-
-    def __init__(self, masked: bool) -> None:
-        self.masked, self.plans = masked, list[dict[str, Any]]()
-
-    def begin_forward(self, *args: Any, **kwargs: Any) -> None:
-        self.plans.append(PLAN.bind(self, *args, **kwargs).arguments)
-
-
-class Attention(LadderFlashInfer):
-    """The backend with buffers on the CPU and no model."""
-
-    def __init__(self) -> None:
-        self.dispatch_reason = None
-        self.indices_updater_prefill = SimpleNamespace(
-            num_qo_heads=8, num_kv_heads=2, head_dim=64, q_data_type=torch.bfloat16, data_type=torch.bfloat16
-        )
-        self.kv_last_page_len = torch.ones(SLOTS, dtype=torch.int32)
-        self.cuda_graph_custom_mask = torch.zeros(BUCKET * CONTEXT, dtype=torch.uint8)
-        self.cuda_graph_qk_indptr = [torch.zeros(SLOTS + 1, dtype=torch.int32)]
-        self.kv_index_translator = SimpleNamespace(pack_read_stream=self._pack)
-        self._verify_wrappers = {}
-        self.prefill_cuda_graph_metadata: dict[int, Any] = {}
-        self._plans = {None: self.prefill_cuda_graph_metadata}
-
-    def _create_prefill_wrappers(self, bs: int, use_custom_mask: bool = False) -> list[Any]:
-        return [Wrapper(use_custom_mask)]
-
-    @staticmethod
-    def _pack(plan: Any, *, req_pool_indices: Any, seq_lens: Any, indptr: Any, out: Any, kind: Any) -> None:
-        """Slot s of request r is 1000 r + s."""
-        for request, length, start in zip(req_pool_indices.tolist(), seq_lens.tolist(), indptr.tolist(), strict=False):
-            out[start : start + length] = 1000 * request + torch.arange(length)
 
 
 @pytest.fixture
@@ -128,7 +90,7 @@ def a_replay(tree: DraftTree, prefix: torch.Tensor, *, branching: bool, host_len
 
 
 def last_plan(attention: Attention, masked: bool) -> dict[str, Any]:
-    wrapper = attention._verify_wrappers[(SLOTS, BUCKET, masked)]
+    wrapper = attention._verify_wrappers[GraphKey(SLOTS, None, BUCKET, masked)]
     assert wrapper.masked == masked
     return dict(wrapper.plans[-1])
 
@@ -191,7 +153,9 @@ def test_chains_and_trees_have_a_graph_each(attention: Attention) -> None:
     for label, replay in replays.items():
         assert VerifyVariants().select(replay) == label
         attention.init_forward_metadata_out_graph(replay)
-    assert [len(attention._verify_wrappers[(SLOTS, BUCKET, masked)].plans) for masked in (False, True)] == [2, 2]
+    assert [
+        len(attention._verify_wrappers[GraphKey(SLOTS, None, BUCKET, masked)].plans) for masked in (False, True)
+    ] == [2, 2]
 
 
 def test_other_passes_are_left_to_sglang(attention: Attention, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +164,7 @@ def test_other_passes_are_left_to_sglang(attention: Attention, monkeypatch: pyte
     monkeypatch.setattr(
         FlashInferAttnBackend, stock, lambda self, batch, in_capture=False: seen.append((batch, in_capture))
     )
+    attention._is_draft = True
     draft = SimpleNamespace(
         forward_mode=ForwardMode.TARGET_VERIFY, spec_info=SimpleNamespace(ragged_verify_layout=None)
     )
@@ -267,6 +232,7 @@ def test_each_kind_of_draft_has_plans_of_its_own(attention: Attention, monkeypat
             self.prefill_cuda_graph_metadata[batch.batch_size] = object()
         used.append(self.prefill_cuda_graph_metadata[batch.batch_size])
 
+    attention._is_draft = True
     used: list[object] = []
     monkeypatch.setattr(FlashInferAttnBackend, "init_forward_metadata_out_graph", stock)
     block = SimpleNamespace(ragged_verify_layout=None)
@@ -292,6 +258,7 @@ def test_a_draft_of_chains_alone_has_one_plan_for_each_size(
         lambda self, batch, in_capture=False: seen.append(self.prefill_cuda_graph_metadata),
     )
     monkeypatch.setattr(gpu_attention, "get_capture_attention_variant", lambda: None)
+    attention._is_draft = True
     block = SimpleNamespace(ragged_verify_layout=None)
     draft = SimpleNamespace(forward_mode=ForwardMode.TARGET_VERIFY, spec_info=block, batch_size=4)
     attention.init_forward_metadata_out_graph(draft, in_capture=True)

@@ -1,0 +1,1 @@
+"""CUDA graphs of verify passes: which there are, and which one a pass replays."""
