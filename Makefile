@@ -16,8 +16,9 @@ lock: env ## resolve requirements.lock anew from pyproject.toml
 demo: env ## serve the demo model in the foreground; Ctrl-C ends everything
 	@exec .venv/bin/sparktier demo
 
-demo-drafter: env ## make the demo model's drafter anew: QUESTIONS=gsm8k's train.jsonl
-	$(PY) -m sparktier.serving.drafting.demo_drafter $(if $(QUESTIONS),--questions $(QUESTIONS))
+demo-drafter: env ## make the demo model's drafter anew: MINUTES=3, DEVICE=cuda, QUESTIONS=gsm8k's train.jsonl
+	$(PY) -m sparktier.serving.drafting.demo_drafter $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DEVICE),--device $(DEVICE)) \
+	  $(if $(QUESTIONS),--questions $(QUESTIONS)) $(if $(WORK),--work $(WORK))
 
 check: env ## ruff, mypy, import rules, links, the Helm chart
 	$(PY) -m ruff check .

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from sparktier.configs.errors import ArtifactError
 from sparktier.configs.files import staged
@@ -50,7 +51,14 @@ class Calibrated(NamedTuple):
     children: list[ChildCalibrator]
 
 
-def calibrate(draft: Path, target: Target, sources: Sequence[FeatureSource], seed: int, folder: Path) -> Calibrated:
+def calibrate(
+    draft: Path,
+    target: Target,
+    sources: Sequence[FeatureSource],
+    seed: int,
+    folder: Path,
+    device: torch.device | None = None,
+) -> Calibrated:
     """Calibrate the checkpoint `draft` and replace `folder` by the result in one step.
 
     Args:
@@ -60,13 +68,14 @@ def calibrate(draft: Path, target: Target, sources: Sequence[FeatureSource], see
             answers of the lowest temperature; children get a fit for each temperature class.
         seed: of coins and draws.
         folder: `draft` itself, or a folder whose content may be replaced.
+        device: where the drafter is replayed; None: the CPU.
 
     Raises:
         ArtifactError: the checkpoint is no draft of this target or can't be written, or there are too few answers.
     """
     _require_enough(sources)
     require_served(draft)
-    model = load_draft(draft, target)
+    model = load_draft(draft, target).to(device)
     for source in sources:
         target.binding.require(source.spec.binding, f"features {source.spec.dataset}")
     children = _children(model, sources)

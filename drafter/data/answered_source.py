@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from sparktier.configs.errors import ArtifactError
 from sparktier.drafter.data.answers import MIN_ANSWER_TOKENS
 from sparktier.drafter.data.features import FeatureSpec
@@ -51,7 +49,7 @@ def answer_prompts(
     Raises:
         ArtifactError: no answer is long enough to draft for.
     """
-    generator = torch.Generator().manual_seed(spec.seed)
+    generator = target.generator(spec.seed)
     # Prompts of about one length side by side: shorter ones are padded to the longest of their batch.
     encoded = sorted((target.encode(prompt) for prompt in prompts), key=len)
     records: list[FeatureRecord] = []

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sparktier.configs.errors import ArtifactError
-from sparktier.drafter.data.features import FeatureSpec, checked_record, record_tensors
+from sparktier.drafter.data.features import FeatureSource, FeatureSpec, checked_record, record_tensors
 from sparktier.drafter.data.packing import FeatureRecord
 
 Produce = Callable[[Iterator[int]], Iterator[FeatureRecord]]
@@ -64,6 +64,16 @@ class FeatureStream:
     def _checked(self, record: FeatureRecord, index: int) -> FeatureRecord:
         tensors = record_tensors(record, self.spec)
         return checked_record(tensors, self.spec, self.lengths_tokens[index], f"streamed sequence {index}")
+
+
+def prefetched(source: FeatureSource, in_flight: int = 16) -> FeatureStream:
+    """Return a source on disk as one that is read ahead of the trainer, `in_flight` records at most."""
+
+    def produce(order: Iterator[int]) -> Iterator[FeatureRecord]:
+        for index in order:
+            yield from source.read([index])
+
+    return FeatureStream(source.spec, source.lengths_tokens, produce, in_flight)
 
 
 def _offer(ready: _Ready, item: "FeatureRecord | _Failure", closed: threading.Event) -> bool:

@@ -3,7 +3,7 @@
 The demo drafter's recipe and the evaluation of small targets get their features here, without an engine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import sdpa_mask
 
 from sparktier.configs.errors import ArtifactError
+from sparktier.drafter.data.chat_tokenizer import ChatTokenizer
 from sparktier.drafter.data.features import FeatureSpec
 from sparktier.drafter.data.packing import FeatureRecord
 from sparktier.drafter.data.prompts import Prompt
@@ -27,7 +28,7 @@ ROOM_TOKENS = 64
 # Finished rows are computed along until so many rows are left: dropping them copies the cache.
 LIVE_SHARE = 0.85
 _ATTENTION = "sparktier_grouped"
-_MARK = "\x00content\x00"
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,26 @@ class Written:
 
 
 class LocalTarget:
-    """A Hugging Face checkpoint with its tokenizer and chat template, in its own number format on the CPU."""
+    """A Hugging Face checkpoint with its tokenizer and chat template, in its own number format. Records are on the
+    host, whatever device made them."""
 
-    def __init__(self, folder: Path, layer_ids: Sequence[int], *, float32: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        layer_ids: Sequence[int],
+        *,
+        float32: bool = False,
+        device: torch.device = _CPU,
+        thinking: bool | None = None,
+    ) -> None:
         """Load the model.
 
         Args:
             folder: the checkpoint.
             layer_ids: 0-based layers whose hidden states are the features; not the last, which transformers normalises.
             float32: compute and keep features in float32, as an engine does that serves in float32.
+            device: where it computes.
+            thinking: `enable_thinking` of the chat template; None leaves that to the template.
 
         Raises:
             ArtifactError: the folder holds no model that transformers runs, or has no such layers.
@@ -63,26 +75,23 @@ class LocalTarget:
             self._model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype="auto", attn_implementation=_ATTENTION
             ).eval()
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        # Readers of weights, configs and tokenizers raise different errors, even bare `Exception`.
+        # Readers of weights and configs raise different errors, even bare `Exception`.
         except Exception as error:
             raise ArtifactError(
                 f"{folder}: transformers must be able to run it (found {type(error).__name__}: {error}). Restore the "
                 "checkpoint, or take features from an engine."
             ) from None
-        if not self._tokenizer.chat_template:
-            raise ArtifactError(
-                f"{folder}: must have a chat template (found none in its tokenizer). Add chat_template.jinja, or take "
-                "features from an engine."
-            )
+        self.chat = ChatTokenizer(folder, thinking=thinking)
         # Features are stored in the checkpoint's format, whatever format computes them.
         self._kept_dtype = torch.float32 if float32 or self._model.dtype == torch.float32 else torch.bfloat16
-        if float32 or not has_bfloat16_units():
+        if float32 or (device.type == "cpu" and not has_bfloat16_units()):
             self._model.float()
+        self._model.to(device)
+        self.device = device
         self.layer_ids = tuple(layer_ids)
         self.binding, self.hidden_size = facts.binding, facts.hidden_size
-        stops = self._model.generation_config.eos_token_id or self._tokenizer.eos_token_id
-        self._ends = torch.tensor([stops]).flatten()
+        stops = self._model.generation_config.eos_token_id or self.chat.end_token_id
+        self._ends = torch.tensor([stops], device=device).flatten()
 
     def spec(self, dataset: str, temperature: float, seed: int) -> FeatureSpec:
         """Return the spec of records written at `temperature`."""
@@ -99,29 +108,20 @@ class LocalTarget:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the ids of the first turn as the chat template lays it out, ready to be answered."""
-        return self._ids(self._laid_out(prompt.turns[0], answer=True))
+        return self.chat.encode(prompt)
 
-    def encode_user_turn(self, beginning: str) -> list[int]:
-        """Return the ids of a conversation that stops inside the user's first turn, after `beginning`."""
-        return self._ids(self._laid_out(_MARK, answer=False).split(_MARK)[0] + beginning)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, without special tokens."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return text
-
-    def _laid_out(self, content: str, *, answer: bool) -> str:
-        turns = [{"role": "user", "content": content}]
-        text: str = self._tokenizer.apply_chat_template(turns, add_generation_prompt=answer, tokenize=False)
-        return text
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+    def generator(self, seed: int) -> torch.Generator:
+        """Return a generator of draws for `write`, on this model's device."""
+        return torch.Generator(self.device).manual_seed(seed)
 
     @torch.no_grad()
     def write(
-        self, prefixes: Sequence[Sequence[int]], tokens: int, temperature: float, generator: torch.Generator
+        self,
+        prefixes: Sequence[Sequence[int]],
+        tokens: int,
+        temperature: float,
+        generator: torch.Generator,
+        over: Callable[[], bool] = lambda: False,
     ) -> Written:
         """Continue prefixes side by side, each up to its end of turn or `tokens` tokens.
 
@@ -129,20 +129,21 @@ class LocalTarget:
             prefixes: token ids, at least one each.
             tokens: the most to write, at least 1.
             temperature: 0 takes the likeliest token.
-            generator: of the draws, on the CPU.
+            generator: of the draws, from `generator`.
+            over: asked after each token whether to stop writing, as when time is up; answers are cut there.
         """
-        batch = _Batch(prefixes)
+        batch = _Batch(prefixes, self.device)
         cache = Cache(layer_class_to_replicate=_RoomyLayer)
         last = self._step(batch, batch.ids, cache)
         for _ in range(tokens):
             chosen = _choose(self._model.lm_head(last), temperature, generator)
-            batch.append(chosen)
+            batch.append()
             last = self._step(batch, chosen.unsqueeze(1), cache)
             kept = batch.drop_finished(torch.isin(chosen, self._ends))
             if kept is not None:
                 cache.batch_select_indices(kept)
                 last = last[kept]
-            if not len(last):
+            if not len(last) or over():
                 break
         return batch.written()
 
@@ -158,64 +159,78 @@ class LocalTarget:
         )
         states = outcome.hidden_states
         features = torch.cat([states[layer + 1] for layer in self.layer_ids], dim=-1)
-        batch.keep(features.to(self._kept_dtype), outcome.last_hidden_state.to(self._kept_dtype))
+        batch.keep(ids, features.to(self._kept_dtype), outcome.last_hidden_state.to(self._kept_dtype))
         final: Tensor = outcome.last_hidden_state[:, -1]
         return final
 
 
 class _Batch:
-    """Left-padded rows that grow together. Finished rows are dropped once there are enough of them."""
+    """Left-padded rows that grow together. Finished rows are dropped once there are enough of them.
 
-    def __init__(self, prefixes: Sequence[Sequence[int]]) -> None:
-        widest = max(map(len, prefixes))
-        self.prefixes = [torch.tensor(prefix) for prefix in prefixes]
-        self.ids = torch.stack([torch.nn.functional.pad(ids, (widest - len(ids), 0)) for ids in self.prefixes])
-        pads = torch.tensor([widest - len(prefix) for prefix in prefixes])
-        self.visible = (torch.arange(widest) >= pads.unsqueeze(1)).long()
-        self._rows = torch.arange(len(prefixes))
-        self._done = torch.zeros(len(prefixes), dtype=torch.bool)
-        self._answers: list[list[int]] = [[] for _ in prefixes]
-        self._ended = [False] * len(prefixes)
-        self._states: list[list[tuple[Tensor, Tensor]]] = [[] for _ in prefixes]
+    The host waits for the device once a token: to learn how many rows are left.
+    """
+
+    def __init__(self, prefixes: Sequence[Sequence[int]], device: torch.device) -> None:
+        self._widths = [len(prefix) for prefix in prefixes]
+        widest = max(self._widths)
+        padded = [[0] * (widest - len(prefix)) + list(prefix) for prefix in prefixes]
+        self.ids = torch.tensor(padded, device=device)
+        pads = torch.tensor([widest - width for width in self._widths], device=device)
+        self.visible = (torch.arange(widest, device=device) >= pads.unsqueeze(1)).long()
+        self._rows = torch.arange(len(prefixes), device=device)
+        self._done = torch.zeros(len(prefixes), dtype=torch.bool, device=device)
+        self._written = torch.zeros(len(prefixes), dtype=torch.int64, device=device)
+        self._ended = self._done.clone()
+        # What the live rows had since the last were dropped: ids [rows, n], features and final states [rows, n, ...].
+        self._columns: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._parts: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in prefixes]
 
     def positions(self, width: int) -> Tensor:
         """Return the positions of the newest `width` ids [rows, width]; a row's first own id has position 0."""
         return (self.visible.cumsum(dim=1) - 1).clamp(min=0)[:, -width:]
 
-    def append(self, chosen: Tensor) -> None:
-        """Add one token to each live row [rows]."""
+    def append(self) -> None:
+        """Make room for one more token of each live row."""
         self.visible = torch.nn.functional.pad(self.visible, (0, 1), value=1)
-        for row, done, token in zip(self._rows.tolist(), self._done.tolist(), chosen.tolist(), strict=True):
-            if not done:
-                self._answers[row].append(token)
+        self._written[self._rows] += (~self._done).long()
 
-    def keep(self, features: Tensor, hidden: Tensor) -> None:
-        """Store the newest positions' states, [rows, n, K*hidden] and [rows, n, hidden], of rows not finished."""
-        for place, (row, done) in enumerate(zip(self._rows.tolist(), self._done.tolist(), strict=True)):
-            if not done:
-                own = min(features.shape[1], int(self.visible[place].sum()))
-                self._states[row].append((features[place, -own:].clone(), hidden[place, -own:].clone()))
+    def keep(self, ids: Tensor, features: Tensor, hidden: Tensor) -> None:
+        """Store the newest ids [rows, n] and their states, [rows, n, K*hidden] and [rows, n, hidden]."""
+        self._columns.append((ids, features, hidden))
 
     def drop_finished(self, ends: Tensor) -> Tensor | None:
         """Note which rows wrote their end [rows]; return the places of those to go on with if it is time to drop."""
-        for row, done, end in zip(self._rows.tolist(), self._done.tolist(), ends.tolist(), strict=True):
-            self._ended[row] |= end and not done
+        self._ended[self._rows] |= ends & ~self._done
         self._done = self._done | ends
-        live = (~self._done).nonzero().squeeze(1)
-        if len(live) > LIVE_SHARE * len(self._rows):
+        if len(self._rows) - int(self._done.sum()) > LIVE_SHARE * len(self._rows):
             return None
+        self._close()
+        live = (~self._done).nonzero().squeeze(1)
         self._rows, self._done, self.visible = self._rows[live], self._done[live], self.visible[live]
         return live
 
+    def _close(self) -> None:
+        """Bring what the live rows had to the host, and give each row its own."""
+        if not self._columns:
+            return
+        ids, features, hidden = (torch.cat(parts, dim=1).cpu() for parts in zip(*self._columns, strict=True))
+        for place, row in enumerate(self._rows.tolist()):
+            self._parts[row].append((ids[place], features[place], hidden[place]))
+        self._columns = []
+
     def written(self) -> Written:
         """Return the records."""
-        return Written(tuple(self._record(row) for row in range(len(self.prefixes))), tuple(self._ended))
+        self._close()
+        lengths = self._written.tolist()
+        records = [self._record(row, length) for row, length in enumerate(lengths)]
+        return Written(tuple(records), tuple(self._ended.tolist()))
 
-    def _record(self, row: int) -> FeatureRecord:
-        prefix, answer = self.prefixes[row], torch.tensor(self._answers[row], dtype=torch.int64)
-        features, hidden = (torch.cat(parts) for parts in zip(*self._states[row], strict=True))
-        tokens = torch.cat((prefix, answer))
-        return FeatureRecord(tokens, torch.arange(len(tokens)) >= len(prefix), features, hidden)
+    def _record(self, row: int, length: int) -> FeatureRecord:
+        width = self._widths[row]
+        first = max(self._widths) - width
+        own = slice(first, first + width + length)
+        ids, features, hidden = (torch.cat(parts)[own].clone() for parts in zip(*self._parts[row], strict=True))
+        return FeatureRecord(ids, torch.arange(len(ids)) >= width, features, hidden)
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[misc]

@@ -53,9 +53,9 @@ def of_split(prompts: Iterable[Prompt], split: Split) -> list[Prompt]:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Read a jsonl file of prompts: `{"turns": [...]}`, OpenAI's `messages` or ShareGPT's `conversations` a line.
+    """Read a jsonl file of prompts: `turns`, OpenAI's `messages`, ShareGPT's `conversations` or a `prompt` a line.
 
-    Only the user's turns of the latter two are read: the target gives its own answers.
+    Only what users say is read, no response beside it: the target gives its own answers.
 
     Raises:
         ArtifactError: a line is no prompt; it is named.
@@ -86,13 +86,21 @@ def read_prompt_files(paths: Sequence[Path]) -> dict[str, list[Prompt]]:
 
 
 def _parsed(row: Mapping[str, Any], where: str) -> Prompt:
-    turns = row["turns"] if "turns" in row else _said(row.get("messages", row.get("conversations")), where)
+    turns = _turns(row, where)
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise ArtifactError(
-            f'{where}: a prompt is {{"turns": ["text", ...]}}, or messages or conversations in which a user says '
-            f"something (found {shown(row)}). Mend or delete the line."
+            f'{where}: a prompt is {{"turns": ["text", ...]}}, a prompt, or messages or conversations in which a '
+            f"user says something (found {shown(row)}). Mend or delete the line."
         )
     return Prompt(tuple(require_text(turn, where) for turn in turns))
+
+
+def _turns(row: Mapping[str, Any], where: str) -> object:
+    """Return what the user says; a `prompt` is text, or messages as preference data has them."""
+    if "turns" in row:
+        return row["turns"]
+    prompt = row.get("prompt")
+    return [prompt] if isinstance(prompt, str) else _said(row.get("messages", row.get("conversations", prompt)), where)
 
 
 def _said(messages: object, where: str) -> list[Any]:

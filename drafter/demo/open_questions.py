@@ -7,7 +7,7 @@ confidence must be judged on another kind. The same seed gives the same prompts.
 import itertools
 import random
 
-from sparktier.drafter.data.prompts import Prompt, of_split
+from sparktier.drafter.data.prompts import Prompt, Split, of_split
 
 _WHO = (
     "a museum guide", "a nervous job applicant", "a retired sailor", "a strict editor", "a village doctor",
@@ -48,15 +48,15 @@ _FORMS = (
 )  # fmt: skip
 
 
-def open_questions(count: int, seed: int) -> list[Prompt]:
-    """Return up to `count` of the calibrate split's prompts, drawn evenly from all kinds."""
+def open_questions(count: int, seed: int, split: Split = "calibrate") -> list[Prompt]:
+    """Return up to `count` of the prompts of `split`, drawn evenly from all kinds."""
     rng = random.Random(seed)
-    kinds = [_kind(form, rng) for form in _FORMS]
+    kinds = [_kind(form, split, rng) for form in _FORMS]
     evenly = [prompt for row in itertools.zip_longest(*kinds) for prompt in row if prompt is not None]
     return evenly[:count]
 
 
-def _kind(form: str, rng: random.Random) -> list[Prompt]:
+def _kind(form: str, split: Split, rng: random.Random) -> list[Prompt]:
     filled = [form.format(who=who, what=what) for who in _WHO for what in _WHAT]
-    judged = of_split((Prompt((text[0].upper() + text[1:],)) for text in filled), "calibrate")
+    judged = of_split((Prompt((text[0].upper() + text[1:],)) for text in filled), split)
     return rng.sample(judged, len(judged))

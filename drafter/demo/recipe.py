@@ -6,7 +6,7 @@ The figures it reached are in the log (docs/log.md).
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,25 @@ from sparktier.drafter.training.train_settings import DraftShape, TrainSettings
 
 # `grade_school_math/data/train.jsonl` of github.com/openai/grade-school-math, MIT.
 QUESTIONS_SHA256 = "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"
-# Every sixth batch is answered at temperature 1, the others greedily.
-SAMPLED_EVERY = 6
+# Every sixth batch that trains is answered at temperature 1, the others greedily.
+TRAINING_TEMPERATURES = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 LONGEST_PROMPT_TOKENS = 320
-BATCH = 64
 # How benchmarks ask, DeepSpec's evaluation sets among them.
 _ASKED_CODE = "Write a solution to the following problem and make sure that it passes the tests:\n"
 _ASKED_SUM = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 # The beginnings from which the model writes prompts, and how many tokens it may add.
 _OWN_QUESTIONS = ("", 60)
+# From here on a CPU has time for whole batches of long answers.
+_LONG_MINUTES = 30.0
 _OWN_PROBLEMS = (_ASKED_CODE + "```python\nfrom typing import List\n\n\ndef ", 180)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The sizes of the recipe: prompts sampled for each family (fewer are kept), answer length, steps.
+    """The sizes of the recipe: prompts sampled for each family (fewer are kept), answers, steps.
 
-    `calibrate` prompts are held out from the families that train; no open question trains.
+    `calibrate` and `evaluate` prompts are held out from the families that train; no open question trains. With
+    `minutes`, sizes are bounds: each stage has a share of that time, and the steps are those that fit.
     """
 
     functions: int = 2400
@@ -47,18 +49,46 @@ class Scale:
     own_problems: int = 1000
     calibrate: int = 192
     open_questions: int = 128
+    evaluate: int = 64
     answer_tokens: int = 224
+    batch: int = 64
     steps: int = 3600
     held_out: int = 48
+    minutes: float | None = None
+
+    @classmethod
+    def within(cls, minutes: float, *, on_gpu: bool) -> "Scale":
+        """Return the sizes for so many minutes of a GPU, or of a CPU."""
+        if on_gpu:
+            return cls(batch=512, steps=20_000, minutes=minutes)
+        if minutes >= _LONG_MINUTES:
+            return cls(minutes=minutes)
+        # Too little time for prompts that the target writes itself, and for long answers.
+        small = cls(functions=400, everyday=400, questions=400, own_questions=0, own_problems=0, minutes=minutes)
+        return replace(small, calibrate=16, open_questions=8, evaluate=12, answer_tokens=64, batch=16, held_out=8)
+
+
+# Which share of the minutes is over when a stage must end. What follows the training is short.
+DEADLINES: Mapping[str, float] = {
+    "prompts": 0.12,
+    "calibrate-T0": 0.2,
+    "calibrate-T1": 0.28,
+    "evaluate-T0": 0.33,
+    "evaluate-T1": 0.38,
+    "made": 0.55,
+    "self_written": 0.62,
+    "train": 0.88,
+}
 
 
 @dataclass(frozen=True)
 class Families:
-    """Prompts by purpose: `made` and `self_written` train the drafter; `calibrate` is held out of all families."""
+    """Prompts by purpose: `made` and `self_written` train the drafter; the others are held out of all families."""
 
     made: list[Prompt]
     self_written: list[Prompt]
     calibrate: list[Prompt]
+    evaluate: list[Prompt]
 
 
 def read_questions(path: Path) -> list[str]:
@@ -75,8 +105,17 @@ def read_questions(path: Path) -> list[str]:
     return [json.loads(line)["question"] for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def families(target: LocalTarget, questions: Sequence[str], scale: Scale, done: Callable[[int], None]) -> Families:
-    """Make all prompts; `done` gets the number of those that the target wrote."""
+def families(
+    target: LocalTarget,
+    questions: Sequence[str],
+    scale: Scale,
+    done: Callable[[int], None],
+    over: Callable[[], bool] = lambda: False,
+) -> Families:
+    """Make all prompts; `done` gets the number of those that the target wrote, until time is `over`.
+
+    `questions` are gsm8k's, of its training half; none are needed.
+    """
     rng = random.Random(1)
     functions = functions_to_complete(_ASKED_CODE)
     everyday = make_prompts(scale.everyday, seed=7)
@@ -90,9 +129,10 @@ def families(target: LocalTarget, questions: Sequence[str], scale: Scale, done: 
         for seed, (count, (beginning, tokens)) in enumerate(
             ((scale.own_questions, _OWN_QUESTIONS), (scale.own_problems, _OWN_PROBLEMS))
         )
-        for prompt in self_written(target, count, beginning, tokens, 0.8, seed, done)
+        for prompt in self_written(target, count, beginning, tokens, 0.8, seed, done, over)
     )
-    judged = of_split(distinct([*made, *own]), "calibrate")
+    everything = distinct([*made, *own])
+    judged, held_out = of_split(everything, "calibrate"), of_split(everything, "evaluate")
     return Families(
         made=of_split(made, "train"),
         self_written=of_split(own, "train"),
@@ -100,14 +140,8 @@ def families(target: LocalTarget, questions: Sequence[str], scale: Scale, done: 
             *rng.sample(judged, min(scale.calibrate, len(judged))),
             *open_questions(scale.open_questions, seed=1),
         ],
+        evaluate=rng.sample(held_out, min(scale.evaluate, len(held_out))),
     )
-
-
-def batches(target: LocalTarget, prompts: Sequence[Prompt]) -> list[list[list[int]]]:
-    """Return the encoded prompts in batches of about one length, without the longest."""
-    encoded = sorted((target.encode(prompt) for prompt in prompts), key=len)
-    short = [ids for ids in encoded if len(ids) <= LONGEST_PROMPT_TOKENS]
-    return [short[start : start + BATCH] for start in range(0, len(short), BATCH)]
 
 
 def shape(mask_token_id: int, heads: int = 8, head_dim: int = 64, intermediate_size: int = 1536) -> DraftShape:
@@ -147,5 +181,5 @@ def course(target: Path, folder: Path, draft: DraftShape, scale: Scale) -> Train
         **STEP,
         held_out_sequences=scale.held_out,
         evaluate_every_steps=200,
-        checkpoint_every_steps=200,
+        checkpoint_every_steps=min(200, max(1, scale.steps // 4)),
     )

@@ -5,8 +5,6 @@ They vary more than templates do and need no data (Magpie, arXiv 2406.08464).
 
 from collections.abc import Callable
 
-import torch
-
 from sparktier.drafter.data.local_target import LocalTarget
 from sparktier.drafter.data.prompts import Prompt
 
@@ -22,6 +20,7 @@ def self_written(
     temperature: float,
     seed: int,
     done: Callable[[int], None],
+    over: Callable[[], bool] = lambda: False,
 ) -> list[Prompt]:
     """Sample user turns that start with `beginning` and drop those not ended within `tokens` tokens.
 
@@ -33,15 +32,18 @@ def self_written(
         temperature: of the sampling, above 0.
         seed: of the draws.
         done: called with the number sampled in each batch.
+        over: asked before each batch whether to stop, as when time is up.
     """
-    generator = torch.Generator().manual_seed(seed)
-    prefix = target.encode_user_turn(beginning)
+    generator = target.generator(seed)
+    prefix = target.chat.encode_user_turn(beginning)
     prompts = []
     for start in range(0, count, BATCH):
+        if over():
+            break
         rows = min(BATCH, count - start)
-        written = target.write([prefix] * rows, tokens, temperature, generator)
+        written = target.write([prefix] * rows, tokens, temperature, generator, over)
         for record, ended in zip(written.records, written.ended, strict=True):
-            text = beginning + target.decode(record.token_ids[record.answer_mask].tolist())
+            text = beginning + target.chat.decode(record.token_ids[record.answer_mask].tolist())
             if ended and len(text.strip()) >= len(beginning) + LEAST_CHARS:
                 prompts.append(Prompt((text.strip(),)))
         done(rows)

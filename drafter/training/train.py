@@ -3,6 +3,7 @@
 The same call trains, fine-tunes and resumes, on one rank or many.
 """
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from sparktier.drafter.model.config import DraftConfig
 from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.drafter.model.recurrent import build_draft
 from sparktier.drafter.training.distributed import DistributedContext
-from sparktier.drafter.training.progress import TrainingProgress
+from sparktier.drafter.training.progress import StepTimes, TrainingProgress
 from sparktier.drafter.training.schedule import generator
 from sparktier.drafter.training.train_settings import TrainSettings
 from sparktier.drafter.training.trainer import Trainer
 from sparktier.drafter.training.training_run import TrainingRun
 from sparktier.kernels.cpu_features import has_bfloat16_units
+
+PROBE_STEPS = 4
 
 
 def train(
@@ -56,7 +59,7 @@ def train(
     trainer = Trainer(settings, build_model(settings, target, source.spec), target, source, context)
     run = TrainingRun(settings.run_dir, settings.keep_checkpoints)
     if context.rank == 0:
-        run.start(facts, settings.model_dump(mode="json"))
+        run.start(facts, settings)
     state = run.latest()
     if state is not None:
         trainer.restore(state)
@@ -65,6 +68,19 @@ def train(
     with TrainingProgress(settings.steps, trainer.step, console, shown=context.rank == 0) as progress:
         trainer.run(run, progress)
     return settings.run_dir / "checkpoints" / f"step-{settings.steps:08d}" / "draft"
+
+
+def seconds_per_step(settings: TrainSettings, source: FeatureSource, context: DistributedContext) -> float:
+    """Take a few steps of a run on this machine, keep nothing of them, and return how long one takes."""
+    few = {"steps": PROBE_STEPS, "evaluate_every_steps": PROBE_STEPS, "held_out_sequences": 1}
+    trial = _with_precision(settings.model_copy(update=few), context)
+    target = read_target(settings.target)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(trial, build_model(trial, target, source.spec), target, source, context)
+        times = StepTimes()
+        trainer.run(TrainingRun(Path(scratch), keep_checkpoints=1), times)
+    # The first step also loads libraries and allocates; the last also evaluates.
+    return (times.ended_s[-2] - times.ended_s[0]) / (PROBE_STEPS - 2)
 
 
 def _with_precision(settings: TrainSettings, context: DistributedContext) -> TrainSettings:

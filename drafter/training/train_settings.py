@@ -1,5 +1,6 @@
 """The settings of `sparktier train`: the shape of the draft and the course of the run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -46,19 +47,42 @@ class DraftShape(Section):
         return self
 
 
+class DataSettings(Section):
+    """What a run that makes its own answers learns from.
+
+    Prompts of the train split are answered at the `temperatures` in turn, up to `judged` of the calibrate and of the
+    evaluate split at each of them. `engine` is a replica's own address; without one the target runs in this process,
+    `batch` prompts side by side, and hands out the states after `target_layer_ids` (default: those of the draft to
+    start from, else five spread as DeepSpec does). `thinking` is `enable_thinking` of the chat template.
+    """
+
+    prompts: Sequence[Folder] = Field(min_length=1)
+    engine: str | None = Field(default=None, pattern="^https?://")
+    temperatures: Sequence[Annotated[float, Field(strict=False, ge=0, le=2)]] = Field(default=(0.0, 1.0), min_length=1)
+    answer_tokens: int = Field(default=512, ge=2)
+    longest_prompt_tokens: int = Field(default=2048, gt=0)
+    limit: int | None = Field(default=None, gt=0)
+    judged: int = Field(default=128, ge=4)
+    batch: int = Field(default=64, gt=0)
+    target_layer_ids: Sequence[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
+    thinking: bool | None = None
+
+
 class TrainSettings(Section):
     """One run. Fine-tuning is the same with `init_from`, the folder of a draft checkpoint, in place of `draft`.
 
     A step takes `rows_per_step` packed rows of up to `row_tokens` tokens, spread over all ranks, and draws up to
     `anchors_per_row` blocks in each, scored on about `loss_columns` columns of the vocabulary (0: all). Cross entropy
     is against the target's tokens, with `soft_labels` against its distribution, as EAGLE-3's. Defaults are DeepSpec's
-    (`config/dspark`) where it has them.
+    (`config/dspark`) where it has them. With `data`, answers and features are made first, and the draft is calibrated
+    and evaluated in the end.
     """
 
     target: Folder
     run_dir: Folder
     draft: DraftShape | None = None
     init_from: Folder | None = None
+    data: DataSettings | None = None
     seed: int = 42
     steps: int = Field(gt=0)
     row_tokens: int = Field(default=4096, gt=0)

@@ -24,7 +24,7 @@ from sparktier.drafter.model.sampled_vocab import VocabSample, sample_vocab
 from sparktier.drafter.training.distributed import DistributedContext
 from sparktier.drafter.training.losses import LossSums, LossWeights, loss_sums, weight_sum
 from sparktier.drafter.training.optimiser import Optimiser
-from sparktier.drafter.training.progress import TrainingProgress
+from sparktier.drafter.training.progress import Watcher
 from sparktier.drafter.training.schedule import generator, learning_rate_scale, rows_forever, rows_of_steps
 from sparktier.drafter.training.train_settings import TrainSettings
 from sparktier.drafter.training.training_run import TrainingRun, TrainingState
@@ -96,7 +96,7 @@ class Trainer:
         tensors |= self._optimiser.moments()
         return TrainingState(self.step, {name: value.contiguous().cpu() for name, value in tensors.items()})
 
-    def run(self, run: TrainingRun, progress: TrainingProgress) -> None:
+    def run(self, run: TrainingRun, progress: Watcher) -> None:
         """Train to the last step, logging, evaluating and saving on the way (files: rank 0).
 
         A checkpoint is saved only if its weights and its loss on a held-out sequence are finite.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,6 +22,7 @@ from sparktier.drafter.data.target import Binding
 from sparktier.drafter.model.checkpoint import NOTE, save_draft
 from sparktier.drafter.model.draft_model import DraftModel
 from sparktier.drafter.model.weights import WEIGHTS
+from sparktier.drafter.training.train_settings import TrainSettings
 
 STATE, STATE_NOTE, DRAFT = "state.safetensors", "state.json", "draft"
 _OWN_FILES = {STATE, STATE_NOTE, *(f"{DRAFT}/{name}" for name in ("config.json", WEIGHTS, NOTE))}
@@ -43,25 +45,28 @@ class TrainingRun:
         self._metrics = folder / "metrics.jsonl"
         self._checkpoints = folder / "checkpoints"
 
-    def start(self, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    def start(self, facts: Mapping[str, Any], settings: TrainSettings) -> None:
         """Write the settings of the run; refuse a folder that holds another run.
+
+        Where answers come from is no part of them: an engine may have another address by now. Settings that an older
+        version did not know had their defaults.
 
         Raises:
             ArtifactError: the folder was made with other settings.
         """
-        path = self.folder / "run.json"
+        path, now = self.folder / "run.json", _own(settings)
         if path.exists():
             before = read_json(path, "a run's description").get("settings")
             if not isinstance(before, dict):
                 raise ArtifactError(f"{path}: must hold a run's settings (found {before!r:.60}). Use a new run_dir.")
-            changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+            changed = _changes(_completed(before), now)
             if changed:
                 raise ArtifactError(
-                    f"{self.folder}: holds a run with other settings ({', '.join(changed)}). Use a new run_dir, or "
-                    "the old settings to resume it."
+                    f"{self.folder}: a run resumes with the settings it began with (found {', '.join(changed)}). Use a "
+                    "new run_dir, or the settings in its run.json."
                 )
             return
-        write_json(path, {**facts, "settings": settings})
+        write_json(path, {**facts, "settings": now})
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl."""
@@ -126,6 +131,31 @@ class TrainingRun:
         steps = {path: _step_in(path.name) for path in self._checkpoints.iterdir() if path.is_dir()}
         named = [path for path, step in steps.items() if step is not None and _noted_step(path) in (step, None)]
         return sorted(named, key=lambda path: steps[path] or 0)
+
+
+def _own(settings: TrainSettings) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude={"data"})
+
+
+def _completed(before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of an older run with the defaults of what it did not know; as they are if they are no more
+    settings of a run."""
+    try:
+        return _own(TrainSettings.model_validate(before))
+    except ValidationError:
+        return before
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
+    """Return what differs, each as `key before, now after`; the keys of a shape one by one."""
+    found = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _changes(old, new, f"{where}{key}.")
+        elif old != new:
+            found.append(f"{where}{key} {old!r:.60}, now {new!r:.60}")
+    return found
 
 
 def _step_in(name: str) -> int | None:

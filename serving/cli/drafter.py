@@ -19,15 +19,16 @@ ANSWER_TOKENS = 256
 def add_commands(add: Add) -> None:
     """Add `train`, `evaluate` and `calibrate`."""
     train = add(
-        "train", _train, "Train a drafter, or resume.", "sparktier train runs/my-drafter.yaml --features features/train"
+        "train", _train, "Make a drafter from prompts or features, or resume.", "sparktier train my-drafter.yaml"
     )
     train.add_argument("config", type=Path, metavar="FILE", help="settings of the run, see docs/drafter.md")
     _add_features(train)
-    train.add_argument("--engine", metavar="URL", help="or a replica that makes the features while training")
+    train.add_argument("--engine", metavar="URL", help="or a replica that makes features, and answers of `data`")
     train.add_argument("--answers", type=Path, metavar="FILE", help="with --engine: the target's answers, jsonl")
     train.add_argument(
         "--temperature", type=temperature, default=0.0, help="with --engine: what they were written at (default 0)"
     )
+    train.add_argument("--start", type=Path, metavar="CHECKPOINT", help="a draft to fine-tune: for a domain, thinking")
     evaluate = add(
         "evaluate",
         _evaluate,
@@ -90,6 +91,7 @@ def _train(options: argparse.Namespace) -> int:
         engine=options.engine,
         answers=options.answers,
         temperature=options.temperature,
+        start=options.start,
     )
 
 

@@ -10,15 +10,20 @@ from typing import Any
 import httpx
 import pytest
 import torch
+import yaml
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
 from sparktier.configs.errors import ArtifactError, ReplicaError
-from sparktier.drafter.data.answers import Answer
+from sparktier.drafter.data.answers import Answer, read_answers
 from sparktier.drafter.data.feature_store import FeatureStore, FeatureWriter, Manifest
 from sparktier.drafter.data.features import FeatureSource
 from sparktier.drafter.data.packing import FeatureRecord
+from sparktier.drafter.data.prompts import Prompt, write_prompts
 from sparktier.drafter.training.distributed import DistributedContext
 from sparktier.drafter.training.train import train
+from sparktier.serving.cli.main import main
+from sparktier.serving.clients.replica_keys import KEYS_FILE_ENV
 from sparktier.serving.demo_model import ensure_demo_model
 from sparktier.serving.drafting.feature_client import EngineFeatures, engine_facts
 from support import replica_http
@@ -218,3 +223,32 @@ def test_training_from_the_engine_follows_training_from_a_cache(
 
 def disk_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_one_command_makes_a_drafter_on_a_running_engine(
+    drafting: Deployment, predictable: Path, bigrams: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers and features come from the replica; what it answered greedily is what plain transformers would have."""
+    write_prompts(tmp_path / "asked.jsonl", [Prompt((f"Question {number}, please.",)) for number in range(120)])
+    data = {"prompts": [str(tmp_path / "asked.jsonl")], "answer_tokens": 24, "limit": 12, "judged": 6}
+    run = {
+        "target": str(predictable), "run_dir": str(tmp_path / "run"), "data": data, "steps": 3, "row_tokens": 128,
+        "rows_per_step": 2, "anchors_per_row": 8, "held_out_sequences": 2, "precision": "fp32", "learning_rate": 1e-5,
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    monkeypatch.setenv(KEYS_FILE_ENV, str(drafting.keys_file))
+    command = ["train", str(tmp_path / "run.yaml"), "--start", str(bigrams), "--engine", drafting.replica_url()]
+    assert main(command) == 0
+    fits = json.loads((tmp_path / "run/draft/children.json").read_text())["fits"]
+    assert [fit["temperature_class"] for fit in fits] == ["greedy", "warm"]
+    rows = json.loads((tmp_path / "run/evaluation.json").read_text())["rows"]
+    assert [(row["temperature"], row["answers"]) for row in rows] == [(0.0, 5), (1.0, 5)]
+    assert all(row["accepted_length"] > 1.2 for row in rows)
+    plain = AutoModelForCausalLM.from_pretrained(predictable, dtype=torch.float32)
+    asked = read_answers(tmp_path / "run/answers/evaluate-T0.jsonl")[0]
+    found = plain.generate(torch.tensor([asked.prompt_ids]), max_new_tokens=8, do_sample=False)[0]
+    assert tuple(found.tolist()) == (*asked.prompt_ids, *asked.answer_ids[:8])
+    # Nothing is asked twice.
+    written = {path: path.read_bytes() for path in (tmp_path / "run/answers").iterdir()}
+    assert main(command) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "run/answers").iterdir()} == written

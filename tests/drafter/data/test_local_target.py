@@ -89,8 +89,8 @@ def test_sampled_tokens_have_the_models_distribution(target: LocalTarget) -> Non
 
 
 def test_chat_template_surrounds_prompts_and_open_turns(target: LocalTarget) -> None:
-    assert target.decode(target.encode(Prompt(("Hello there",)))).endswith("Hello there\nassistant\n")
-    opened = target.decode(target.encode_user_turn("Write a"))
+    assert target.chat.decode(target.encode(Prompt(("Hello there",)))).endswith("Hello there\nassistant\n")
+    opened = target.chat.decode(target.chat.encode_user_turn("Write a"))
     assert opened.endswith("user\nWrite a")
 
 
@@ -113,7 +113,7 @@ def test_answers_are_a_feature_source(target: LocalTarget) -> None:
 
 def test_self_written_prompts_are_ended_turns(target: LocalTarget, monkeypatch: pytest.MonkeyPatch) -> None:
     assert self_written(target, 5, "Say", 8, 1.0, 0, lambda n: None) == []  # this model never ends by itself
-    printable = target.write([target.encode_user_turn("Say")] * 5, 40, 1.0, seeded())
+    printable = target.write([target.chat.encode_user_turn("Say")] * 5, 40, 1.0, seeded())
     tokens = torch.cat([record.token_ids[record.answer_mask][30:] for record in printable.records])
     monkeypatch.setattr(target, "_ends", tokens.unique())
     monkeypatch.setattr("sparktier.drafter.demo.self_prompts.LEAST_CHARS", 1)

@@ -33,7 +33,7 @@ from sparktier.drafter.training.train import train
 from sparktier.drafter.training.train_settings import TrainSettings, load_train_settings
 from sparktier.drafter.training.trainer import Trainer
 from sparktier.drafter.training.training_run import TrainingRun
-from support.toy_training import curve, toy_settings, write_world
+from support.toy_training import SHAPE, curve, toy_settings, write_world
 
 HERE = DistributedContext(0, 1, torch.device("cpu"))
 TESTS = Path(__file__).parents[2]
@@ -292,8 +292,23 @@ def test_features_of_another_target_are_refused(world: Path) -> None:
 
 def test_a_run_folder_with_other_settings_is_refused(world: Path) -> None:
     run(toy_settings(world, 4))
-    with pytest.raises(ArtifactError, match=r"other settings \(learning_rate\)"):
+    with pytest.raises(ArtifactError, match=r"settings it began with \(found learning_rate 0.02, now 0.001\)"):
         run(toy_settings(world, 4, learning_rate=1e-3))
+    with pytest.raises(ArtifactError, match=r"\(found draft.markov_rank 16, now 8\)"):
+        run(toy_settings(world, 4, draft=SHAPE | {"markov_rank": 8}))
+
+
+def test_a_run_of_before_resumes_with_the_defaults_of_what_it_did_not_know(world: Path) -> None:
+    run(toy_settings(world, 4))
+    file = world / "run" / "run.json"
+    written = json.loads(file.read_text())
+    del written["settings"]["soft_labels"], written["settings"]["draft"]["method"]
+    file.write_text(json.dumps(written))
+    run(toy_settings(world, 4))
+    written["settings"]["forgotten"] = 3
+    file.write_text(json.dumps(written))
+    with pytest.raises(ArtifactError, match=r"forgotten 3, now None"):
+        run(toy_settings(world, 4))
 
 
 def test_contradicting_settings_are_all_named_at_once(world: Path) -> None:

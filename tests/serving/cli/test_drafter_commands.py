@@ -166,7 +166,7 @@ BAD = {
     "wrong settings": (["train", "CONFIG", "--features", "STORE"], "config.yaml: target"),
     "two sources": (
         ["train", "RUN", "--features", "STORE", "--engine", "http://x"],
-        "features come from --features, or from --engine with --answers (found --features, --engine)",
+        "from --engine with --answers, or from `data` in the file (found --features, --engine)",
     ),
     "an engine without answers": (["train", "RUN", "--engine", "http://127.0.0.1:1"], "(found --engine)"),
     "no source": (["train", "RUN"], "(found neither)"),
