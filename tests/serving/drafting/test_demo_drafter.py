@@ -124,7 +124,7 @@ def test_stages_share_the_minutes_and_keep_what_they_have_when_time_is_up(
     """A recipe whose time is up from the start still answers a batch of each family, for a few tokens, and ends."""
     monkeypatch.setattr(demo_drafter, "LEAST_STEPS", 4)
     target = make_tiny_moe(tmp_path / "target", context_gain=0.2)
-    scale = replace(Scale.within(1e-6, on_gpu=False), answer_tokens=40)
+    scale = replace(Scale.within(0.0, on_gpu=False), answer_tokens=40)
     course = Course(target, tmp_path / "work", scale, CPU, Console(quiet=True))
     limits = [course.until_s(stage) for stage in demo_recipe.DEADLINES]
     assert limits == sorted(limits)
