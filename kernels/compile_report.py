@@ -16,7 +16,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sparktier.configs.errors import UpstreamError
-from sparktier.kernels import accept_triton, expand_triton, greedy_triton, mask_triton, noise_triton
+from sparktier.kernels import (
+    accept_triton,
+    attention_tables_triton,
+    commit_triton,
+    expand_triton,
+    greedy_triton,
+    mask_triton,
+    noise_triton,
+)
 
 ARCHITECTURES = (80, 90, 100)
 _WARP = 32
@@ -50,6 +58,11 @@ def variants() -> list[KernelVariant]:
     draw = ("*fp32", "*i64", "*i64", "*fp64", "*i64", "i32", "i32")
     top = ("*bf16", "*bf16", "*fp32", "*fp32", "*i64", "*fp32", "i32", "i32")
     mask = ("*i32", "*i64", "*i64", "*i64", "*i32", "*u8", "i32", "i32")
+    tables = ("*i64", "*i32", "*i32", "*i32", "*i64", "*i32", "*i32", "*i32", "*u8", "i32", "i32", "i32", "i32")
+    # As many slots as SGLang captures by itself at most.
+    tables_constants = {"SLOTS": 512, "BLOCK": mask_triton.MASK_BLOCK}
+    commit = (*("*i64",) * 10, "*i32", "*i1", *("i32",) * 5)
+    commit_constants = {"LEVELS": 16, "WIDTH": 64, "PAD": -1, "NO_TOKEN": -1}
     top_constants = {"COUNT": 8, "BLOCK": expand_triton.TOP_BLOCK}
     return [
         KernelVariant("walk", accept_triton._walk_kernel, walk, walk_constants),
@@ -58,6 +71,11 @@ def variants() -> list[KernelVariant]:
         KernelVariant("draw", noise_triton._draw_kernel, draw, {"BLOCK": noise_triton.DRAW_BLOCK}),
         KernelVariant("top_children_bf16", expand_triton._top_kernel, top, top_constants),
         KernelVariant("top_children_fp32", expand_triton._top_kernel, ("*fp32", "*fp32", *top[2:]), top_constants),
+        KernelVariant("commit", commit_triton._commit_kernel, commit, commit_constants),
+        *(
+            KernelVariant(name, attention_tables_triton._tables_kernel, tables, {**tables_constants, "TREE": is_tree})
+            for name, is_tree in (("chain_tables", 0), ("tree_tables", 1))
+        ),
         KernelVariant("packed_mask", mask_triton._mask_kernel, mask, {"BLOCK": mask_triton.MASK_BLOCK}),
     ]
 

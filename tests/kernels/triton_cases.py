@@ -8,9 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparktier.kernels.accept_tree import walk_matching
+from sparktier.kernels.accept_tree import TreeAcceptance, walk_matching
 from sparktier.kernels.accept_triton import walk_matching_triton
+from sparktier.kernels.attention_tables import AttentionTables, TreeMask, write_tables
+from sparktier.kernels.attention_tables_triton import write_tables_triton
+from sparktier.kernels.commit import commit_of
+from sparktier.kernels.commit_triton import commit_triton
 from sparktier.kernels.expand_triton import top_children_triton
+from sparktier.kernels.flashinfer_mask import MaskBuffers
 from sparktier.kernels.greedy_triton import greedy_winners_triton
 from sparktier.kernels.mask import ancestor_words, mask_byte_indptr, packed_mask
 from sparktier.kernels.mask_triton import packed_mask_triton
@@ -166,3 +171,90 @@ def test_noise_is_the_hash_of_sglang() -> None:
     torch.testing.assert_close(
         exponentials(seeds=seeds, positions=positions, columns=columns), expected, rtol=1e-12, atol=0
     )
+
+
+@settings(max_examples=60)
+@given(
+    batch=st.integers(1, 5),
+    rows=st.integers(1, 20),
+    levels=st.integers(1, 6),
+    spare=st.integers(0, 3),
+    chance=st.integers(0, 2**31),
+)
+def test_commit(batch: int, rows: int, levels: int, spare: int, chance: int) -> None:
+    draws = generator(chance)
+    accepted = torch.randint(min(rows, levels), (batch,), generator=draws)
+    each = torch.arange(levels)
+    below = each > accepted.unsqueeze(1)
+    path = torch.randint(rows, (batch, levels), generator=draws).sort(dim=1).values
+    path[:, 0] = 0
+    tokens = torch.randint(100, (batch, levels), generator=draws)
+    bonus = torch.where(
+        torch.rand(batch, generator=draws) < 0.3, NO_TOKEN, tokens.gather(1, accepted.unsqueeze(1))[:, 0]
+    )
+    outcome = TreeAcceptance(accepted, path.masked_fill(below, -1), tokens.masked_fill(below, -1), bonus)
+    depths = torch.randint(levels, (batch, rows + spare), generator=draws)
+    slots = torch.randint(10_000, (batch, max(rows, levels) + spare), generator=draws)
+    given_to = {
+        "accepted": outcome,
+        # Narrowed rows of wider tensors, as a shorter rung's are.
+        "depths": depths[:, :rows],
+        "seq_lens": torch.randint(1, 5000, (batch,), generator=draws),
+        "slots": slots,
+        "first": torch.randint(500, (batch,), generator=draws),
+    }
+    expected = commit_of(**given_to)
+    found = commit_triton(**{name: on_device(value) for name, value in given_to.items()})
+    for name, one, other in zip(expected._fields, expected, found, strict=True):
+        assert one.dtype == other.dtype, name
+        assert one.tolist() == other.tolist(), name
+
+
+def on_device(value: object) -> object:
+    """On the device, tensor by tensor, with the strides that it has."""
+    if isinstance(value, TreeAcceptance):
+        return TreeAcceptance(*(part.to(DEVICE) for part in value))
+    assert isinstance(value, torch.Tensor)
+    return value.to(DEVICE)
+
+
+@settings(max_examples=40)
+@given(
+    requests=st.integers(1, 4),
+    empty=st.integers(0, 3),
+    width=st.integers(1, 40),
+    equal=st.booleans(),
+    has_tree=st.booleans(),
+    chance=st.integers(0, 2**31),
+)
+def test_attention_tables(requests: int, empty: int, width: int, equal: bool, has_tree: bool, chance: int) -> None:
+    draws = generator(chance)
+    slots = requests + empty
+    tree = random_tree(batch=requests, rows=width, vocab=50, generator=draws)
+    live = torch.full((requests,), width) if equal else tree.row_counts
+    rows = torch.full((slots,), width) if equal else torch.cat([live, torch.randint(3, (empty,), generator=draws)])
+    if not equal:
+        # The last slot has the rows that a bucket leaves over, beyond the tree's width perhaps.
+        rows[-1] += int(torch.randint(50, (1,), generator=draws))
+    prefix = torch.cat([torch.randint(1, 700, (requests,), generator=draws), torch.ones(empty, dtype=torch.int64)])
+    size = int(((rows * (prefix + rows) + 7) // 8).sum())
+    most = int(((rows * (prefix + rows) + 7) // 8).max())
+    mask = TreeMask(ancestor_words(tree=tree), live.int(), most) if has_tree else None
+    found, expected = (made_tables(slots, size, device) for device in (DEVICE, "cpu"))
+    write_tables(tables=expected, prefix_lens=prefix, rows=rows.int(), tree=mask)
+    there = None if mask is None else TreeMask(mask.words.to(DEVICE), mask.live.to(DEVICE), most)
+    for _ in range(2):
+        write_tables_triton(tables=found, prefix_lens=prefix.to(DEVICE), rows=rows.int().to(DEVICE), tree=there)
+        for name, one, other in zip(expected._fields[:3], expected[:3], found[:3], strict=True):
+            assert one.tolist() == other.tolist(), name
+        if has_tree:
+            assert found.mask.indptr.tolist() == expected.mask.indptr.tolist()
+        assert found.mask.packed.tolist() == expected.mask.packed.tolist()
+
+
+def made_tables(slots: int, size: int, device: str) -> AttentionTables:
+    """Tables as a pass before may have left them."""
+    keys = torch.full((slots,), -7, device=device)
+    qo_indptr, kv_indptr, indptr = (torch.full((slots + 1,), -7, dtype=torch.int32, device=device) for _ in range(3))
+    packed = torch.full((size + 9,), 255, dtype=torch.uint8, device=device)
+    return AttentionTables(keys, qo_indptr, kv_indptr, MaskBuffers(packed, indptr))

@@ -5,15 +5,15 @@ captured: one without a mask for chains, and one with a mask for trees. Passes w
 of these kinds (graphs/verify_graphs.py). A draft's block has two graphs as well, which end differently.
 """
 
+import functools
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from sglang.kernels.ops.speculative.ragged_verify_kernels import PaddedToBucket
 from sglang.srt.layers.attention import attention_registry
 from sglang.srt.layers.attention.attention_registry import register_attention_backend
-from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend, PrefillMetadata, fast_prefill_plan
+from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend, PrefillMetadata
 from sglang.srt.mem_cache.kv_loc_plan import IdSpaceKind
 from sglang.srt.model_executor.runner import decode_cuda_graph_runner
 from sglang.srt.model_executor.runner_utils.capture_mode import get_capture_attention_variant
@@ -21,13 +21,14 @@ from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout, resolve_rag
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparktier.kernels.flashinfer_mask import MaskBuffers, mask_bytes, write_tree_mask
-from sparktier.serving.engine.cuda.flashinfer_plan import plan_equal_rows
+from sparktier.kernels.attention_tables import AttentionTables, TreeMask, write_tables
+from sparktier.kernels.flashinfer_mask import MaskBuffers
+from sparktier.serving.engine.cuda.flashinfer_plan import HostPlan, plan_on_host
 from sparktier.serving.engine.graphs.verify_graphs import CHAIN, TREE
 from sparktier.serving.engine.speculation.draft_tail import CHAIN_TAIL, TREE_TAIL, VARIANT
 
 _NAME = "flashinfer"
-_ALL_BITS = 255
+_ALL_BITS, _BYTE_BITS = 255, 8
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ class Lengths(NamedTuple):
     def keys(self) -> Tensor:
         """Number of keys that a slot's rows may attend to, [slots] int32."""
         return self.committed + self.rows
+
+    @property
+    def host_plan(self) -> HostPlan:
+        """What FlashInfer plans by."""
+        keys = self.keys
+        return HostPlan(pad(self.rows.cumsum(0), (1, 0)).int(), pad(keys.cumsum(0), (1, 0)).int(), keys)
 
 
 class GraphKey(NamedTuple):
@@ -109,7 +116,6 @@ class LadderFlashInfer(FlashInferAttnBackend):
         # Results of a capture are discarded, but rows that see no column would route tokens by NaN.
         self.cuda_graph_custom_mask.fill_(_ALL_BITS)
         self._verify_wrappers: dict[GraphKey, Any] = {}
-        self._equal_rows: dict[GraphKey, RaggedVerifyLayout] = {}
         # SGLang keeps one plan for each number of requests; a graph must not read the plan of another.
         self._plans: dict[str | None, dict[int, Any]] = {None: self.prefill_cuda_graph_metadata}
 
@@ -123,18 +129,21 @@ class LadderFlashInfer(FlashInferAttnBackend):
             super().init_forward_metadata_out_graph(forward_batch, in_capture)
             return
         key = self._key(forward_batch, in_capture=in_capture)
-        if in_capture:
-            self._add_wrapper(key, forward_batch.seq_lens.device)
-        wrapper = self._verify_wrappers[key]
         layout = resolve_ragged_verify_layout(forward_batch)
+        device = forward_batch.seq_lens.device
+        if in_capture:
+            self._add_wrapper(key)
         if layout is None:
-            padded, lengths = self._equal_rows[key], equal_lengths(forward_batch, key, in_capture=in_capture)
+            rows = live = _equal_rows(key.slots, key.rows, device)
+            lengths = equal_lengths(forward_batch, key, in_capture=in_capture)
         else:
-            padded = layout.padded_to_bucket(padded_bs=key.slots)
+            rows, live = layout.padded_to_bucket(padded_bs=key.slots).verify_lens, layout.verify_lens
             lengths = host_lengths(forward_batch, layout, slots=key.slots, in_capture=in_capture)
-        self._plan(wrapper, forward_batch, padded, lengths, key, in_capture=in_capture)
+        tree = None
         if key.is_tree and not in_capture:
-            self._write_mask(forward_batch, padded if layout is None else layout, padded, lengths)
+            most = max(_mask_bytes(*slot) for slot in zip(lengths.rows.tolist(), lengths.keys.tolist(), strict=True))
+            tree = TreeMask(forward_batch.spec_info.ancestor_words, live, most)
+        self._plan(self._verify_wrappers[key], forward_batch, rows, lengths, tree, key, in_capture=in_capture)
 
     @staticmethod
     def _key(forward_batch: Any, *, in_capture: bool) -> GraphKey:
@@ -145,7 +154,7 @@ class LadderFlashInfer(FlashInferAttnBackend):
         rows = forward_batch.spec_info.draft_token_num
         return GraphKey(slots, rows, slots * rows, variant == TREE)
 
-    def _add_wrapper(self, key: GraphKey, device: torch.device) -> None:
+    def _add_wrapper(self, key: GraphKey) -> None:
         (wrapper,) = self._create_prefill_wrappers(key.slots, use_custom_mask=key.is_tree)
         # Passes follow each other on one stream, each planned anew, so one plan's buffers serve all graphs.
         for other in self._verify_wrappers.values():
@@ -153,72 +162,62 @@ class LadderFlashInfer(FlashInferAttnBackend):
             wrapper._pin_memory_int_workspace_buffer = other._pin_memory_int_workspace_buffer
         self._verify_wrappers[key] = wrapper
         self.forward_metadata = PrefillMetadata([wrapper], False, False)
-        if key.rows is not None:
-            self._equal_rows[key] = RaggedVerifyLayout.from_verify_lens(
-                verify_lens_cpu=[key.rows] * key.slots, device=device, grid=[key.tokens]
-            )
 
     def _plan(
         self,
         wrapper: Any,
         forward_batch: Any,
-        padded: RaggedVerifyLayout,
+        rows: Tensor,
         lengths: Lengths,
+        tree: TreeMask | None,
         key: GraphKey,
         *,
         in_capture: bool,
     ) -> None:
-        slots = len(lengths.rows)
-        keys = forward_batch.seq_lens[:slots] + padded.verify_lens
-        kv_indptr = pad(keys.cumsum(0), (1, 0)).to(torch.int32)
-        kv_indices = torch.empty(int(lengths.keys.sum()), dtype=torch.int32, device=keys.device)
+        """Fill what `wrapper`'s graph reads, and plan it. rows [slots] int32: of `lengths`, on the device."""
+        slots = key.slots
+        tables = AttentionTables(
+            torch.empty(slots, dtype=torch.int64, device=rows.device),
+            self.cuda_graph_qo_indptr[0][: slots + 1],
+            self.kv_indptr[0][: slots + 1],
+            MaskBuffers(self.cuda_graph_custom_mask, self.cuda_graph_qk_indptr[0][: slots + 1]),
+        )
+        write_tables(tables=tables, prefix_lens=forward_batch.seq_lens[:slots], rows=rows, tree=tree)
+        kv_indices = self.cuda_graph_kv_indices[0][: int(lengths.keys.sum())]
         self.kv_index_translator.pack_read_stream(
             forward_batch.kv_loc_plan,
             req_pool_indices=forward_batch.req_pool_indices[:slots],
-            seq_lens=keys,
-            indptr=kv_indptr,
+            seq_lens=tables.keys,
+            indptr=tables.kv_indptr,
             out=kv_indices,
             kind=IdSpaceKind.FULL,
         )
         heads = self.indices_updater_prefill
-        known = {} if in_capture else host_plan(lengths)
-        wrapper.begin_forward(
-            padded.qo_indptr_device.to(torch.int32),
-            kv_indptr,
-            kv_indices,
-            self.kv_last_page_len[:slots],
-            heads.num_qo_heads,
-            heads.num_kv_heads,
-            heads.head_dim,
-            1,  # page size: the page table names single slots
-            q_data_type=heads.q_data_type,
-            kv_data_type=heads.data_type,
-            non_blocking=True,
-            **known,
-        )
-        if not in_capture:
-            return
-        # Replays use SGLang's plan without a sync; it reuses what this first, full plan has allocated.
-        wrapper.begin_forward = partial(fast_prefill_plan, wrapper)
-        if key.rows is not None:
-            wrapper.begin_forward = partial(plan_equal_rows, wrapper, rows=key.rows)
-            # The graph launches what is planned last, and tiles differ.
-            self._plan(wrapper, forward_batch, padded, lengths, key, in_capture=False)
+        if in_capture:
+            # A full plan first: it makes what the later ones use.
+            wrapper.begin_forward(
+                tables.qo_indptr,
+                tables.kv_indptr,
+                kv_indices,
+                self.kv_last_page_len[:slots],
+                heads.num_qo_heads,
+                heads.num_kv_heads,
+                heads.head_dim,
+                1,  # page size: the page table names single slots
+                q_data_type=heads.q_data_type,
+                kv_data_type=heads.data_type,
+                non_blocking=True,
+            )
+        plan_on_host(wrapper, heads, lengths.host_plan, equal_rows=key.rows)
 
-    def _write_mask(
-        self, forward_batch: Any, layout: RaggedVerifyLayout, padded: RaggedVerifyLayout, lengths: Lengths
-    ) -> None:
-        words = forward_batch.spec_info.ancestor_words
-        slots, requests = len(lengths.rows), len(words)
-        total = mask_bytes(prefix_lens=lengths.committed.tolist(), query_lens=lengths.rows.tolist())
-        write_tree_mask(
-            buffers=MaskBuffers(self.cuda_graph_custom_mask[:total], self.cuda_graph_qk_indptr[0][: slots + 1]),
-            # Rows of an empty slot see one column, as padding rows do.
-            words=pad(words, (0, 0, 0, 0, 0, slots - requests), value=1),
-            row_counts=pad(layout.verify_lens[:requests].long(), (0, slots - requests)),
-            prefix_lens=forward_batch.seq_lens[:slots].long(),
-            query_lens=padded.verify_lens.long(),
-        )
+
+@functools.cache
+def _equal_rows(slots: int, rows: int | None, device: torch.device) -> Tensor:
+    return torch.full((slots,), rows or 0, dtype=torch.int32, device=device)
+
+
+def _mask_bytes(rows: int, keys: int) -> int:
+    return -(-rows * keys // _BYTE_BITS)
 
 
 def host_lengths(forward_batch: Any, layout: RaggedVerifyLayout, *, slots: int, in_capture: bool) -> Lengths:
@@ -251,17 +250,6 @@ def equal_lengths(forward_batch: Any, key: GraphKey, *, in_capture: bool) -> Len
         live = key.slots - forward_batch.num_padding
         committed = torch.cat((committed[:live] - key.rows, committed[live:]))
     return Lengths(committed, rows)
-
-
-def host_plan(lengths: Lengths) -> dict[str, Any]:
-    """Return what a plan without a wait for the device is told."""
-    return {
-        "qo_indptr_host": pad(lengths.rows.cumsum(0), (1, 0)).int(),
-        "kv_indptr_host": pad(lengths.keys.cumsum(0), (1, 0)).int(),
-        "kv_lens_host": lengths.keys,
-        "max_q_len": int(lengths.rows.max()),
-        "max_kv_len": int(lengths.keys.max()),
-    }
 
 
 def install(*, trees: bool, proposals: bool) -> None:

@@ -4,10 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sparktier.kernels.accept_tree import TreeAcceptance
-from sparktier.kernels.draft_tree import compaction_plan
+from sparktier.kernels.commit import Commit
 from sparktier.serving.engine.graphs.verify_graphs import VerifyGraphs
 from sparktier.serving.engine.plan.agreement import of_first_rank
 from sparktier.serving.engine.plan.step_inputs import StepInputs
@@ -68,17 +67,17 @@ class DecodeStep:
                 graphs=self.graphs,
             )
         accepted = self._accept(inputs, budget, drafted, verified, grammar)
-        committed = commit(inputs, accepted)
+        committed = commit(inputs, tree, verified, accepted)
         if budget.branching:
-            self._compact(window, accepted.path)
+            self._compact(committed)
         with phases.of("inject"):
-            self.features.inject(batch, window, verified, accepted)
+            self.features.inject(batch, window, verified, committed)
         record = StepRecord(
             phases,
             int(inputs.plan.rung),
             inputs.tiers,
             drafted.row_counts,
-            tree.depths.amax(dim=1),
+            committed.depths,
             expected=drafted.expected,
             drawn=drafted.draft_probs is not None,
             pace=budget.pace,
@@ -123,7 +122,6 @@ class DecodeStep:
         accepted = accept(distribution, batch, budget, drafted, verified, block_tokens=self.block_tokens)
         return agreed(self.sync, accepted)
 
-    def _compact(self, window: Any, path: Tensor) -> None:
+    def _compact(self, committed: Commit) -> None:
         """Move the KV of accepted rows to the front of each request's window; the draft's KV is injected there."""
-        plan = compaction_plan(path=path, slots=window.verify_cache_loc_2d)
-        self.model_runner.token_to_kv_pool.move_kv_cache(plan.destination.flatten(), plan.source.flatten())
+        self.model_runner.token_to_kv_pool.move_kv_cache(committed.destination.flatten(), committed.source.flatten())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparktier.kernels.accept_tree import TreeAcceptance
+from sparktier.kernels.commit import Commit
 from sparktier.serving.engine.speculation.verify_pass import Verified
 
 # Bounds the memory, and how long the one step takes that writes it all.
@@ -57,28 +57,29 @@ class FeatureInjection:
         """Write all deferred features; due before a draft forward and before a prefill takes a slot."""
         self._deferred.flush()
 
-    def inject(self, batch: Any, window: Any, verified: Verified, accepted: TreeAcceptance) -> None:
+    def inject(self, batch: Any, window: Any, verified: Verified, committed: Commit) -> None:
         """Write the features of accepted rows, whose KV is at the front of `window`; where nothing was drafted, defer.
 
         Args:
             batch: SGLang's, whose requests own the rows.
             window: SGLang's KV slots and positions of the step.
             verified: the pass that made the features.
-            accepted: of that pass.
+            committed: of that pass.
         """
-        levels = accepted.path.shape[1]
-        slots = self._injector.ids_for(window.kv_loc_plan).view(len(accepted.path), -1)[:, :levels]
+        levels = committed.places.shape[1]
+        slots = self._injector.ids_for(window.kv_loc_plan).view(len(committed.places), -1)[:, :levels]
+        hidden = verified.hidden[committed.places.flatten()]
         if levels == 1:
             # The window's tensors may be written again by the next step.
-            positions = window.positions_2d[:, 0].clone()
-            self._deferred.defer(batch.reqs, verified.hidden[verified.first], slots.flatten().clone(), positions)
+            self._deferred.defer(batch.reqs, hidden, slots[:, 0].clone(), committed.positions[:, 0])
             return
+        slots = slots.contiguous()
         self._injector.inject_target_hidden(
-            target_hidden=verified.hidden[verified.places(accepted.path).flatten()],
+            target_hidden=hidden,
             cache_loc=slots.flatten(),
             cache_loc_2d=slots,
-            positions=window.positions_2d[:, :levels].flatten(),
-            commit_lens=accepted.accepted + 1,
+            positions=committed.positions.flatten(),
+            commit_lens=committed.lengths,
         )
 
     def _write(self, hidden: Tensor, slots: Tensor, positions: Tensor) -> None:

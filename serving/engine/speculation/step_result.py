@@ -5,7 +5,7 @@ The record is counted once the scheduler has the results on the host.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from sglang.srt.layers.logprob_processor import compute_spec_logprobs
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sparktier.kernels.accept import PAD_TOKEN
 from sparktier.kernels.accept_tree import TreeAcceptance
-from sparktier.kernels.target_probs import NO_TOKEN
+from sparktier.kernels.commit import Commit, commit_of
+from sparktier.kernels.draft_tree import DraftTree
 from sparktier.serving.engine.plan.step_inputs import StepInputs
 from sparktier.serving.engine.requests.request_faults import mark
 from sparktier.serving.engine.slots.penalty_table import PenaltyTable
@@ -95,27 +96,26 @@ class StepCounter:
             self._spans.step(record.phases, attributes)
 
 
-class Committed(NamedTuple):
-    """What a step adds to its requests, and their lengths after it: both [batch], lengths int32."""
-
-    lengths: Tensor
-    new_seq_lens: Tensor
-
-
-def commit(inputs: StepInputs, accepted: TreeAcceptance) -> Committed:
-    """Publish the requests' new lengths: the next step's preparation on the host waits for these alone."""
-    lengths = (accepted.accepted + 1).to(torch.int32)
-    new_seq_lens = inputs.batch.seq_lens + lengths
+def commit(inputs: StepInputs, tree: DraftTree, verified: Verified, accepted: TreeAcceptance) -> Commit:
+    """Return what is accepted, and publish the requests' new lengths: the next step's preparation on the host waits
+    for these alone."""
+    committed = commit_of(
+        accepted=accepted,
+        depths=tree.depths,
+        seq_lens=inputs.batch.seq_lens,
+        slots=inputs.window.verify_cache_loc_2d,
+        first=verified.first,
+    )
     if inputs.on_publish is not None:
-        inputs.on_publish(new_seq_lens)
-    return Committed(lengths, new_seq_lens)
+        inputs.on_publish(committed.new_seq_lens)
+    return committed
 
 
 def step_result(
     inputs: StepInputs,
     verified: Verified,
     accepted: TreeAcceptance,
-    committed: Committed,
+    committed: Commit,
     record: StepRecord,
     *,
     penalties: PenaltyTable,
@@ -133,15 +133,13 @@ def step_result(
         window_rows: most rows of one request.
     """
     batch = inputs.batch
-    valid = accepted.tokens != PAD_TOKEN
     if not penalties.idle:
-        penalties.count(batch.reqs, batch.req_pool_indices, accepted.tokens, valid)
-    tokens = accepted.tokens.masked_fill(~valid, 0)
-    output = verified.result.logits_output
+        penalties.count(batch.reqs, batch.req_pool_indices, accepted.tokens, accepted.tokens != PAD_TOKEN)
+    tokens, output = committed.tokens, verified.result.logits_output
     if batch.return_logprob:
-        _add_logprobs(batch, output, verified, tokens, accepted.path)
+        _add_logprobs(batch, output, verified, tokens, committed.places)
     output.hidden_states = None
-    mark(output, accepted.bonus == NO_TOKEN)
+    mark(output, committed.silent)
     return CountedResult(
         record=record,
         logits_output=output,
@@ -149,18 +147,15 @@ def step_result(
         accept_lens=committed.lengths,
         cap_lens=record.row_counts.to(torch.int32),
         can_run_cuda_graph=verified.result.can_run_cuda_graph,
-        next_draft_input=make_next_draft_input(
-            bonus_tokens=accepted.bonus.clamp(min=0), new_seq_lens=committed.new_seq_lens
-        ),
+        next_draft_input=make_next_draft_input(bonus_tokens=committed.anchors, new_seq_lens=committed.new_seq_lens),
         speculative_num_draft_tokens=window_rows,
         speculative_output_stride=tokens.shape[1],
         new_seq_lens=committed.new_seq_lens,
     )
 
 
-def _add_logprobs(batch: Any, output: Any, verified: Verified, tokens: Tensor, path: Tensor) -> None:
-    """Let SGLang compute the logprobs of `tokens` [batch, levels] from the rows of `path` that predicted them."""
-    places = verified.places(path)
+def _add_logprobs(batch: Any, output: Any, verified: Verified, tokens: Tensor, places: Tensor) -> None:
+    """Let SGLang compute the logprobs of `tokens` [batch, levels] from the rows at `places`, which predicted them."""
     output.next_token_logits = verified.logits
     predicted = tokens.new_zeros(len(verified.logits)).scatter_(0, places.flatten(), tokens.flatten())
     # Padding shares the anchor's place.

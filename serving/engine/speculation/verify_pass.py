@@ -57,10 +57,6 @@ class Verified(NamedTuple):
     requests: Tensor
     rows: Tensor
 
-    def places(self, path: Tensor) -> Tensor:
-        """Where the rows of `path` [batch, levels] are among the packed rows; below its end, the anchor's again."""
-        return self.first.unsqueeze(1) + path.clamp(min=0)
-
 
 class _Packing(NamedTuple):
     """Where every live row is, as in `Verified`; steps share it, so it must not be written to."""

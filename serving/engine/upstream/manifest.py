@@ -66,7 +66,10 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.layers.attention.flashinfer_backend:FlashInferAttnBackend", "ours extends it"),
     Use("sglang.srt.layers.attention.flashinfer_backend:FlashInferIndicesUpdaterPrefill", "knows heads and types"),
     Use("sglang.srt.layers.attention.flashinfer_backend:PrefillMetadata", "hands our wrapper to its layers"),
-    Use("sglang.srt.layers.attention.flashinfer_backend:fast_prefill_plan", "plans a replay without a wait"),
+    Use(
+        "sglang.srt.layers.attention.flashinfer_backend:fast_prefill_plan",
+        "plans a replay without a wait; ours does as it, with equal rows",
+    ),
     Use("sglang.srt.mem_cache.kv_loc_plan:IdSpaceKind", "which slots the page table names"),
     Use("sglang.srt.mem_cache.kv_index_translator:KVIndexTranslator.pack_read_stream", "fills the page table"),
     Use(

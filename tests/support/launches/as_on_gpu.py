@@ -8,39 +8,13 @@ from typing import Any
 from unittest import mock
 
 from sparktier.kernels import accept_triton
-from sparktier.serving.engine.graphs.verify_graphs import CHAIN, TREE, VerifyGraphs
 from sparktier.serving.engine.speculation import accept_step
 from sparktier.serving.engine.speculation.accept_step import MatchWalk
 from sparktier.serving.engine.speculation.draft_step import _Selected
 from sparktier.serving.engine.speculation.draft_tail import VARIANT
 from support.launches.fake_step import capturing
+from support.launches.graphs import MOST_REQUESTS, graphs_of
 from support.oracles.winners_walk import walk_of_winners
-
-_MOST_REQUESTS = 32
-
-
-class EagerGraph:
-    """In the place of SGLang's graph runner, for any number of requests: its passes run without graphs."""
-
-    max_bs = _MOST_REQUESTS
-    capture_bs = tuple(range(1, _MOST_REQUESTS + 1))
-
-    @staticmethod
-    def _pad_to_bucket(requests: int, _buckets: Any) -> int:
-        return requests
-
-    @staticmethod
-    def can_run_graph(_forward_batch: Any) -> bool:
-        """No: a CPU has none."""
-        return False
-
-
-def graphs_of(worker: Any) -> VerifyGraphs:
-    """The graphs that `worker` has on a GPU."""
-    tree = worker.options.tree
-    shapes = [(CHAIN, rows) for rows in worker.options.chain_rows(worker.gamma)]
-    shapes += [] if tree is None else [(TREE, tree.rows)]
-    return VerifyGraphs(worker.model_runner, dict.fromkeys(shapes, EagerGraph()))
 
 
 @contextmanager
@@ -61,7 +35,7 @@ def as_on_gpu(worker: Any) -> Iterator[None]:
             draft_sampler(done.raw_hidden, done.draft_block_ids.flatten())
         return SimpleNamespace(raw_hidden=done.raw_hidden, can_run_graph=True)
 
-    drafter.capture_tail(most_requests=_MOST_REQUESTS, tree=worker.options.tree, paced=worker.pacer is not None)
+    drafter.capture_tail(most_requests=MOST_REQUESTS, tree=worker.options.tree, paced=worker.pacer is not None)
     with (
         mock.patch.object(proposer, "_run_forward", forward),
         mock.patch.object(_Selected, "verified", lambda selected, _tree: selected.most_rows),

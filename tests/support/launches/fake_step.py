@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.model_executor.runner_utils.capture_mode import _set_capture_attention_variant
 from sglang.srt.models.dspark import VanillaMarkov
 
@@ -20,7 +21,9 @@ from sparktier.serving.engine.speculation.draft_tail import VARIANT
 from sparktier.serving.engine.speculation.edge_acceptance import EdgeTable
 from sparktier.serving.engine.speculation.pacing import Pacer
 from sparktier.serving.engine.speculation.worker import LadderWorker
+from support.launches.attention import Attention
 from support.launches.counter import GRAPH, Launches
+from support.launches.graphs import graphs_of
 
 CUDA = torch.device("cuda")
 VOCAB, RANK, HIDDEN, BLOCK = 151_936, 256, 2048, 5
@@ -28,8 +31,10 @@ TREE = TreeBounds(rows=12, parents=4, children=4)
 NO_SYNC = SimpleNamespace(enabled=lambda _site: False, sync=lambda _site, values: values)
 
 
-def rank(launches: Launches, *, users: int, plan: EnginePlan, pacer: Pacer | None = None) -> tuple[LadderWorker, Any]:
-    """A worker that drafts trees, and its batch of `users` that decode greedily."""
+def rank(
+    launches: Launches, *, users: int, plan: EnginePlan, pacer: Pacer | None = None, equal_rows: bool = True
+) -> tuple[LadderWorker, Any]:
+    """A worker that drafts trees, and its batch of `users` that decode greedily; `equal_rows`: in graphs of those."""
     worker: Any = object.__new__(LadderWorker)
     worker.options = LadderOptions(short_tokens=2, tree=TREE)
     worker.device, worker.gamma, worker.verify_num_draft_tokens = "cuda", BLOCK, TREE.rows
@@ -40,7 +45,7 @@ def rank(launches: Launches, *, users: int, plan: EnginePlan, pacer: Pacer | Non
     worker._proposer = _Proposer(launches, users, worker._draft_block_spec_info)
     worker._draft_context = nullcontext
     worker._resolve_target_embed_tokens = lambda _model: None
-    worker._verify_executor = _Executor(launches, worker._target_worker)
+    worker._verify_executor = _Executor(launches, worker._target_worker, users)
     worker._kv_injector = SimpleNamespace(
         ids_for=lambda plan: plan.write_virtual, inject_target_hidden=lambda **_: None
     )
@@ -63,6 +68,7 @@ def rank(launches: Launches, *, users: int, plan: EnginePlan, pacer: Pacer | Non
         sync=NO_SYNC,
         group=None,
         model_runner=worker._target_worker.model_runner,
+        graphs=graphs_of(worker) if equal_rows else None,
     )
     return worker, _batch(launches, users)
 
@@ -122,14 +128,29 @@ class _Proposer:
 
 
 class _Executor:
-    """In the place of SGLang's, whose pass is the target's layers."""
+    """In the place of SGLang's, whose pass is the target's layers; our attention plans it where rows are equal."""
 
     verify_epilogue = None
 
-    def __init__(self, launches: Launches, target_worker: Any) -> None:
+    def __init__(self, launches: Launches, target_worker: Any, users: int) -> None:
         self._launches, self.target_worker = launches, target_worker
+        self._attention = Attention(slots=users, most_rows=users * TREE.rows, context=256, made=launches.cuda)
+        self._attention.kv_index_translator = SimpleNamespace(pack_read_stream=lambda *_, **__: None)
 
-    def _forward_prepared_verify(self, *, verify_input: Any, **_: Any) -> Any:
+    def _forward_prepared_verify(self, *, batch: Any, verify_input: Any, **_: Any) -> Any:
+        if verify_input.ragged_verify_layout is None:
+            self._attention.replay(
+                SimpleNamespace(
+                    batch_size=len(batch.seq_lens),
+                    num_padding=0,
+                    forward_mode=ForwardMode.TARGET_VERIFY,
+                    req_pool_indices=batch.req_pool_indices,
+                    seq_lens=batch.seq_lens,
+                    seq_lens_cpu=batch.seq_lens_cpu,
+                    kv_loc_plan=None,
+                    spec_info=verify_input,
+                )
+            )
         rows = len(verify_input.draft_token)
         output = SimpleNamespace(
             next_token_logits=self._launches.cuda(rows, VOCAB, dtype=torch.bfloat16),

@@ -13,8 +13,8 @@ from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout
 from sparktier.kernels.mask import ancestor_words
 from sparktier.kernels.reference import tree as reference
 from sparktier.serving.engine.cuda import flashinfer_attention
-from sparktier.serving.engine.cuda.flashinfer_attention import GraphKey, host_plan
-from sparktier.serving.engine.cuda.flashinfer_plan import plan_equal_rows
+from sparktier.serving.engine.cuda.flashinfer_attention import GraphKey, Lengths
+from sparktier.serving.engine.cuda.flashinfer_plan import plan_on_host
 from sparktier.serving.engine.graphs.verify_graphs import CHAIN, TREE
 from sparktier.serving.engine.speculation.verify_pass import RaggedVerifyInput
 from support.launches.attention import SLOTS, Attention, Wrapper
@@ -121,22 +121,30 @@ def test_one_plans_buffers_serve_all_graphs_and_buckets_stay_apart(
 
 
 def test_a_plan_differs_from_sglangs_in_the_equal_rows_alone() -> None:
-    lengths = flashinfer_attention.Lengths(torch.tensor([4, 9], dtype=torch.int32), torch.full((2,), 3))
-    known = host_plan(lengths)
-    device = (known["qo_indptr_host"], known["kv_indptr_host"], torch.arange(19), torch.ones(2, dtype=torch.int32))
+    lengths = Lengths(torch.tensor([4, 9], dtype=torch.int32), torch.full((2,), 3)).host_plan
+    qo_indptr, kv_indptr, kv_indices = lengths.qo_indptr.clone(), lengths.kv_indptr.clone(), torch.arange(19)
+    wrapper: Any = Wrapper(False, qo_indptr, kv_indptr, kv_indices)
     told: list[tuple[Any, ...]] = []
-    for plan, more in ((fast_prefill_plan, {}), (plan_equal_rows, {"rows": 3})):
-        wrapper: Any = Wrapper(masked=False, slots=2)
-        wrapper._cached_module = SimpleNamespace(plan=lambda *given: told.append(given) or "planned")
-        wrapper._max_total_num_rows = 6
-        kinds = {"q_data_type": torch.bfloat16, "kv_data_type": torch.bfloat16, "non_blocking": True}
-        plan(wrapper, *device, 8, 2, 64, 1, **kinds, **known, **more)
-        assert wrapper._plan_info == "planned"
-        assert wrapper._paged_kv_indices_buf[:19].tolist() == list(range(19))
-    ours, theirs = told[1], told[0]
-    assert len(ours) == len(theirs) == 20
-    assert [same(*pair) for pair in zip(ours, theirs, strict=True)] == [True] * 19 + [False]
-    assert (ours[-1], theirs[-1]) == (3, 0)
+    wrapper._cached_module = SimpleNamespace(plan=lambda *given: told.append(given))
+    wrapper._max_total_num_rows = 6
+    heads = SimpleNamespace(
+        num_qo_heads=8, num_kv_heads=2, head_dim=64, q_data_type=torch.bfloat16, data_type=torch.float16
+    )
+    tables = (qo_indptr, kv_indptr, kv_indices, torch.ones(2, dtype=torch.int32))
+    kinds = {"q_data_type": heads.q_data_type, "kv_data_type": heads.data_type}
+    host = {f"{name}_host": part for name, part in lengths._asdict().items()}
+    fast_prefill_plan(wrapper, *tables, 8, 2, 64, 1, **kinds, **host, max_q_len=3, max_kv_len=12)
+    theirs_keeps = {
+        name: value for name, value in vars(wrapper).items() if name.startswith("_max") or "_cached" in name
+    }
+    for rows in (None, 3):
+        plan_on_host(wrapper, heads, lengths, equal_rows=rows)
+        assert {name: vars(wrapper)[name] for name in theirs_keeps} == theirs_keeps
+    theirs, different, equal = told
+    assert len(theirs) == 20
+    assert all(same(*pair) for pair in zip(different, theirs, strict=True))
+    assert all(same(*pair) for pair in zip(equal[:-1], theirs[:-1], strict=True))
+    assert (theirs[-1], equal[-1]) == (0, 3)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -3,7 +3,6 @@
 The kernels need a GPU, so wrappers are stand-ins that bind each call to the installed release's signature.
 """
 
-import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sglang.srt.layers.attention import attention_registry
-from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend, fast_prefill_plan
+from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.model_executor.runner import decode_cuda_graph_runner
 from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout, build_capture_verify_lens
@@ -39,17 +38,11 @@ from support.random_trees import random_tree
 
 DECODE_SIZES = SimpleNamespace(decode=SimpleNamespace(bs=[1, 2, 4]))
 WIDTH, BUCKET = 6, 24
-FAST_PLAN = inspect.signature(fast_prefill_plan)
 
 
 @pytest.fixture
 def attention(monkeypatch: pytest.MonkeyPatch) -> Attention:
     backend = Attention()
-
-    def planned(wrapper: Wrapper, *args: Any, **kwargs: Any) -> None:
-        wrapper.plans.append(FAST_PLAN.bind(wrapper, *args, **kwargs).arguments)
-
-    monkeypatch.setattr(gpu_attention, "fast_prefill_plan", planned)
     lengths = build_capture_verify_lens(num_tokens=BUCKET, num_slots=SLOTS, num_draft_tokens=WIDTH)
     ones = torch.ones(SLOTS, dtype=torch.int32)
     for label in VerifyVariants.capture_labels:
@@ -89,10 +82,10 @@ def a_replay(tree: DraftTree, prefix: torch.Tensor, *, branching: bool, host_len
     )
 
 
-def last_plan(attention: Attention, masked: bool) -> dict[str, Any]:
-    wrapper = attention._verify_wrappers[GraphKey(SLOTS, None, BUCKET, masked)]
+def wrapper_of(attention: Attention, masked: bool) -> Wrapper:
+    wrapper: Wrapper = attention._verify_wrappers[GraphKey(SLOTS, None, BUCKET, masked)]
     assert wrapper.masked == masked
-    return dict(wrapper.plans[-1])
+    return wrapper
 
 
 @pytest.mark.parametrize("branching", [True, False])
@@ -107,21 +100,23 @@ def test_a_replay_is_told_its_own_lengths_and_slots(
         prefix = torch.randint(1, 30, (requests,), generator=generator)
         replay = a_replay(tree, prefix, branching=branching, host_lengths=host_lengths)
         attention.init_forward_metadata_out_graph(replay)
-        told = last_plan(attention, branching)
-        rows, keys = told["qo_indptr"].diff().tolist(), told["paged_kv_indptr"].diff().tolist()
+        wrapper = wrapper_of(attention, branching)
+        rows, keys = wrapper._qo_indptr_buf.diff().tolist(), wrapper._paged_kv_indptr_buf.diff().tolist()
         assert rows[: requests - 1] == tree.row_counts[:-1].tolist()
         assert rows[requests - 1] >= tree.row_counts[-1]
         assert sum(rows) == BUCKET
         committed = prefix.tolist() + [1] * (SLOTS - requests)
         assert keys == [prefix + row for prefix, row in zip(committed, rows, strict=True)]
         # What is planned on the host is what the device reads.
-        assert torch.equal(told["qo_indptr_host"], told["qo_indptr"])
-        assert torch.equal(told["kv_indptr_host"], told["paged_kv_indptr"])
-        assert told["kv_lens_host"].tolist() == keys
-        assert (told["max_q_len"], told["max_kv_len"]) == (max(rows), max(keys))
+        told = wrapper.modules[-1]
+        assert torch.equal(told[3], wrapper._qo_indptr_buf)
+        assert torch.equal(told[4], wrapper._paged_kv_indptr_buf)
+        assert told[5].tolist() == keys
+        assert (wrapper._max_q_len, wrapper._max_kv_len) == (max(rows), max(keys))
+        assert told[-1] == 0, "rows differ"
         names = [*range(1, requests + 1), *[0] * (SLOTS - requests)]
         slots = [1000 * name + slot for name, length in zip(names, keys, strict=True) for slot in range(length)]
-        assert told["paged_kv_indices"].tolist() == slots
+        assert wrapper._paged_kv_indices_buf[: len(slots)].tolist() == slots
 
 
 @pytest.mark.parametrize("requests", [1, 3, SLOTS])
@@ -131,8 +126,8 @@ def test_a_trees_graph_reads_the_oracles_mask(attention: Attention, requests: in
         tree = random_tree(batch=requests, rows=4, vocab=9, generator=generator)
         prefix = torch.randint(1, 30, (requests,), generator=generator)
         attention.init_forward_metadata_out_graph(a_replay(tree, prefix, branching=True))
-        told = last_plan(attention, True)
-        rows, keys = told["qo_indptr"].diff().tolist(), told["paged_kv_indptr"].diff().tolist()
+        wrapper = wrapper_of(attention, True)
+        rows, keys = wrapper._qo_indptr_buf.diff().tolist(), wrapper._paged_kv_indptr_buf.diff().tolist()
         starts = attention.cuda_graph_qk_indptr[0].tolist()
         for slot in range(SLOTS):
             packed = attention.cuda_graph_custom_mask[starts[slot] : starts[slot + 1]].numpy()
@@ -153,9 +148,7 @@ def test_chains_and_trees_have_a_graph_each(attention: Attention) -> None:
     for label, replay in replays.items():
         assert VerifyVariants().select(replay) == label
         attention.init_forward_metadata_out_graph(replay)
-    assert [
-        len(attention._verify_wrappers[GraphKey(SLOTS, None, BUCKET, masked)].plans) for masked in (False, True)
-    ] == [2, 2]
+    assert [len(wrapper_of(attention, masked).modules) for masked in (False, True)] == [2, 2]
 
 
 def test_other_passes_are_left_to_sglang(attention: Attention, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,10 @@ import torch
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.configs.plan_keys import EnginePlan, Rung
 from sparktier.configs.step_times import reference_table
+from sparktier.serving.engine.cuda import flashinfer_attention
+from sparktier.serving.engine.cuda.flashinfer_attention import LadderFlashInfer
 from sparktier.serving.engine.requests import request_faults
-from sparktier.serving.engine.speculation import decode_step, draft_step, verify_pass
+from sparktier.serving.engine.speculation import decode_step, draft_step, step_result, verify_pass
 from sparktier.serving.engine.speculation.decode_step import DecodeStep
 from sparktier.serving.engine.speculation.deferred_injection import FeatureInjection
 from sparktier.serving.engine.speculation.draft_step import DraftStep
@@ -34,33 +36,22 @@ PHASES = {
     (verify_pass, "ancestor_words"): "words",
     (DecodeStep, "_accept"): "walk",
     (decode_step, "commit"): "commit",
+    (LadderFlashInfer, "init_forward_metadata_out_graph"): "attention",
     (DecodeStep, "_compact"): "move",
     (FeatureInjection, "inject"): "inject",
     (DecodeStep, "run"): "result",
 }
-# Launches at 16 users. The graph's are one for the host, whatever they are.
+# Launches at 16 users, where requests have equal rows. The graph's are one for the host, whatever they are.
+_AFTER = {"walk": 2, "commit": 1, "inject": 2, "result": 1}
 BUDGETS = {
-    Rung.OFF: {"draft tail": 3, "verify inputs": 9, "walk": 2, "commit": 3, "inject": 3, "result": 7},
-    Rung.CHAIN: {
-        "draft tail": 3,
-        GRAPH: 41,
-        "verify inputs": 9,
-        "walk": 2,
-        "commit": 3,
-        "inject": 6,
-        "result": 7,
-    },
-    Rung.TREE: {
-        "draft tail": 3,
-        GRAPH: 240,
-        "verify inputs": 9,
-        "walk": 2,
-        "commit": 3,
-        "move": 8,
-        "inject": 6,
-        "result": 7,
-    },
+    Rung.OFF: {"draft tail": 3, "verify inputs": 1, "attention": 1, **_AFTER},
+    Rung.CHAIN: {"draft tail": 3, GRAPH: 35, "verify inputs": 1, "attention": 1, **_AFTER},
+    Rung.TREE: {"draft tail": 3, GRAPH: 234, "verify inputs": 1, "attention": 1, **_AFTER},
 }
+MOST_IN_ALL = 20
+KEPT = (verify_pass._packed, verify_pass._in_step, flashinfer_attention._equal_rows)
+# In SGLang's buckets of rows, where the layout is another than the step before; attention is SGLang's to prepare there.
+OF_A_BUCKET = {"verify inputs": 9}
 
 
 @pytest.fixture
@@ -69,17 +60,24 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
     monkeypatch.setattr(decode_step, "Phases", lambda _device: SimpleNamespace(of=lambda _name: nullcontext()))
     # SGLang pins memory for it where there is a GPU.
     monkeypatch.setattr(request_faults, "async_d2h", lambda values: values.to("cpu", non_blocking=True))
-    verify_pass._packed.cache_clear()
+    for kept in KEPT:
+        kept.cache_clear()
     with Launches() as counted:
         counted.watch(monkeypatch, PHASES)
         yield counted
-    verify_pass._packed.cache_clear()
+    for kept in KEPT:
+        kept.cache_clear()
 
 
-def launched(launches: Launches, *, rung: Rung, users: int, pacer: Pacer | None = None) -> dict[str, int]:
-    worker, batch = fake_step.rank(launches, users=users, plan=EnginePlan(rung=rung), pacer=pacer)
-    launches.by_phase.clear()
-    fake_step.run(worker, batch)
+def launched(
+    launches: Launches, *, rung: Rung, users: int, pacer: Pacer | None = None, equal_rows: bool = True
+) -> dict[str, int]:
+    """Launches of a step by phase; where rows are equal of the second, as tables of places are made once."""
+    plan = EnginePlan(rung=rung)
+    worker, batch = fake_step.rank(launches, users=users, plan=plan, pacer=pacer, equal_rows=equal_rows)
+    for _ in range(2 if equal_rows else 1):
+        launches.by_phase.clear()
+        fake_step.run(worker, batch)
     return launches.totals()
 
 
@@ -92,6 +90,16 @@ def test_a_greedy_step_stays_within_its_launches_and_never_waits(launches: Launc
     assert not over, f"launched {counted}, of at most {budget}"
     if users == 16:
         assert counted == budget, "lower the budget to what is launched"
+    assert sum(number for phase, number in counted.items() if phase != GRAPH) <= MOST_IN_ALL
+
+
+@pytest.mark.parametrize("rung", BUDGETS)
+def test_a_bucket_of_rows_costs_its_layout_beside(launches: Launches, rung: Rung) -> None:
+    counted = launched(launches, rung=rung, users=16, equal_rows=False)
+    counted.pop(GRAPH, None)
+    budget = {phase: number for phase, number in BUDGETS[rung].items() if phase not in {"attention", GRAPH}}
+    assert counted == budget | OF_A_BUCKET
+    assert sum(counted.values()) <= MOST_IN_ALL
 
 
 @pytest.mark.parametrize("rung", [Rung.CHAIN, Rung.TREE])
@@ -118,12 +126,12 @@ def test_live_shares_wait_for_the_drafts(launches: Launches) -> None:
     ],
 )
 def test_what_waits_for_the_device_is_seen(launches: Launches, monkeypatch: pytest.MonkeyPatch, wait: Any) -> None:
-    stock = decode_step.compaction_plan
+    stock = step_result.commit_of
 
     def waiting(**given: Any) -> Any:
         wait(given["slots"])
         return stock(**given)
 
-    monkeypatch.setattr(decode_step, "compaction_plan", waiting)
-    with pytest.raises(WouldWait, match="move"):
+    monkeypatch.setattr(step_result, "commit_of", waiting)
+    with pytest.raises(WouldWait, match="commit"):
         launched(launches, rung=Rung.TREE, users=2)
