@@ -59,7 +59,9 @@ def write_tables(*, tables: AttentionTables, prefix_lens: Tensor, rows: Tensor, 
     if tree is None:
         return
     empty = len(rows) - len(tree.words)
-    total = int(((rows * keys + _BYTE_BITS - 1) // _BYTE_BITS).sum())
+    sizes = (rows * keys + _BYTE_BITS - 1) // _BYTE_BITS
+    assert int(sizes.max()) <= tree.most_bytes, "the kernel would leave bytes as they were"
+    total = int(sizes.sum())
     write_tree_mask(
         buffers=MaskBuffers(tables.mask.packed[:total], tables.mask.indptr),
         words=pad(tree.words, (0, 0, 0, 0, 0, empty), value=1),

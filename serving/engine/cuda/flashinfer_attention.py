@@ -137,7 +137,10 @@ class LadderFlashInfer(FlashInferAttnBackend):
             rows = live = _equal_rows(key.slots, key.rows, device)
             lengths = equal_lengths(forward_batch, key, in_capture=in_capture)
         else:
-            rows, live = layout.padded_to_bucket(padded_bs=key.slots).verify_lens, layout.verify_lens
+            live = layout.verify_lens
+            rows = PaddedToBucket.execute(
+                verify_lens=live, graph_num_tokens=key.tokens, bs=layout.bs, padded_bs=key.slots
+            )
             lengths = host_lengths(forward_batch, layout, slots=key.slots, in_capture=in_capture)
         tree = None
         if key.is_tree and not in_capture:
