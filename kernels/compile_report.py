@@ -16,15 +16,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sparktier.configs.errors import UpstreamError
-from sparktier.kernels import (
-    accept_triton,
-    attention_tables_triton,
-    commit_triton,
-    expand_triton,
-    greedy_triton,
-    mask_triton,
-    noise_triton,
-)
+from sparktier.kernels import accept_triton, expand_triton, greedy_triton, mask_triton, noise_triton
+from sparktier.kernels.verify import attention_tables_triton, commit_triton
 
 ARCHITECTURES = (80, 90, 100)
 _WARP = 32

@@ -10,10 +10,6 @@ from hypothesis import strategies as st
 
 from sparktier.kernels.accept_tree import TreeAcceptance, walk_matching
 from sparktier.kernels.accept_triton import walk_matching_triton
-from sparktier.kernels.attention_tables import AttentionTables, TreeMask, write_tables
-from sparktier.kernels.attention_tables_triton import write_tables_triton
-from sparktier.kernels.commit import commit_of
-from sparktier.kernels.commit_triton import commit_triton
 from sparktier.kernels.expand_triton import top_children_triton
 from sparktier.kernels.flashinfer_mask import MaskBuffers
 from sparktier.kernels.greedy_triton import greedy_winners_triton
@@ -22,6 +18,10 @@ from sparktier.kernels.mask_triton import packed_mask_triton
 from sparktier.kernels.noise import draw, exponentials
 from sparktier.kernels.noise_triton import draw_triton
 from sparktier.kernels.target_probs import NO_TOKEN, greedy_tokens
+from sparktier.kernels.verify.attention_tables import AttentionTables, TreeMask, write_tables
+from sparktier.kernels.verify.attention_tables_triton import write_tables_triton
+from sparktier.kernels.verify.commit import Commit, commit_of
+from sparktier.kernels.verify.commit_triton import commit_triton
 from sparktier.kernels.vocab_search import top_tokens
 from sparktier.kernels.winners import of_tokens
 from support.random_trees import random_tree
@@ -204,7 +204,7 @@ def test_commit(batch: int, rows: int, levels: int, spare: int, chance: int) -> 
         "first": torch.randint(500, (batch,), generator=draws),
     }
     expected = commit_of(**given_to)
-    found = commit_triton(**{name: on_device(value) for name, value in given_to.items()})
+    found = Commit(*commit_triton(**{name: on_device(value) for name, value in given_to.items()}))
     for name, one, other in zip(expected._fields, expected, found, strict=True):
         assert one.dtype == other.dtype, name
         assert one.tolist() == other.tolist(), name
@@ -244,7 +244,16 @@ def test_attention_tables(requests: int, empty: int, width: int, equal: bool, ha
     write_tables(tables=expected, prefix_lens=prefix, rows=rows.int(), tree=mask)
     there = None if mask is None else TreeMask(mask.words.to(DEVICE), mask.live.to(DEVICE), most)
     for _ in range(2):
-        write_tables_triton(tables=found, prefix_lens=prefix.to(DEVICE), rows=rows.int().to(DEVICE), tree=there)
+        write_tables_triton(
+            keys=found.keys,
+            qo_indptr=found.qo_indptr,
+            kv_indptr=found.kv_indptr,
+            mask_indptr=found.mask.indptr,
+            packed=found.mask.packed,
+            prefix_lens=prefix.to(DEVICE),
+            rows=rows.int().to(DEVICE),
+            tree=there,
+        )
         for name, one, other in zip(expected._fields[:3], expected[:3], found[:3], strict=True):
             assert one.tolist() == other.tolist(), name
         if has_tree:

@@ -21,8 +21,8 @@ from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout, resolve_rag
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparktier.kernels.attention_tables import AttentionTables, TreeMask, write_tables
 from sparktier.kernels.flashinfer_mask import MaskBuffers
+from sparktier.kernels.verify.attention_tables import AttentionTables, TreeMask, write_tables
 from sparktier.serving.engine.cuda.flashinfer_plan import HostPlan, plan_on_host
 from sparktier.serving.engine.graphs.verify_graphs import CHAIN, TREE
 from sparktier.serving.engine.speculation.draft_tail import CHAIN_TAIL, TREE_TAIL, VARIANT

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from sparktier.kernels.accept_tree import TreeAcceptance
-from sparktier.kernels.commit import Commit
+from sparktier.kernels.verify.commit import Commit
 from sparktier.serving.engine.graphs.verify_graphs import VerifyGraphs
 from sparktier.serving.engine.plan.agreement import of_first_rank
 from sparktier.serving.engine.plan.step_inputs import StepInputs

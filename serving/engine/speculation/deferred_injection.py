@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparktier.kernels.commit import Commit
+from sparktier.kernels.verify.commit import Commit
 from sparktier.serving.engine.speculation.verify_pass import Verified
 
 # Bounds the memory, and how long the one step takes that writes it all.

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sparktier.kernels.accept import PAD_TOKEN
 from sparktier.kernels.accept_tree import TreeAcceptance
-from sparktier.kernels.commit import Commit, commit_of
 from sparktier.kernels.draft_tree import DraftTree
+from sparktier.kernels.verify.commit import Commit, commit_of
 from sparktier.serving.engine.plan.step_inputs import StepInputs
 from sparktier.serving.engine.requests.request_faults import mark
 from sparktier.serving.engine.slots.penalty_table import PenaltyTable

@@ -47,9 +47,9 @@ def commit_of(*, accepted: TreeAcceptance, depths: Tensor, seq_lens: Tensor, slo
         first: [batch] int64, where each request's rows begin among those of the pass.
     """
     if accepted.path.is_cuda:
-        from sparktier.kernels.commit_triton import commit_triton
+        from sparktier.kernels.verify.commit_triton import commit_triton
 
-        return commit_triton(accepted=accepted, depths=depths, seq_lens=seq_lens, slots=slots, first=first)
+        return Commit(*commit_triton(accepted=accepted, depths=depths, seq_lens=seq_lens, slots=slots, first=first))
     lengths = accepted.accepted + 1
     steps = torch.arange(accepted.path.shape[1], device=seq_lens.device)
     moves = compaction_plan(path=accepted.path, slots=slots)

@@ -8,29 +8,39 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparktier.kernels.attention_tables import AttentionTables, TreeMask
 from sparktier.kernels.mask_triton import MASK_BLOCK, mask_bytes_of
 
 
-def write_tables_triton(*, tables: AttentionTables, prefix_lens: Tensor, rows: Tensor, tree: TreeMask | None) -> None:
-    """As `attention_tables.write_tables`. One slot's mask has less than 2^31 bits."""
+def write_tables_triton(
+    *,
+    keys: Tensor,
+    qo_indptr: Tensor,
+    kv_indptr: Tensor,
+    mask_indptr: Tensor,
+    packed: Tensor,
+    prefix_lens: Tensor,
+    rows: Tensor,
+    tree: tuple[Tensor, Tensor, int] | None,
+) -> None:
+    """As `attention_tables.write_tables`, whose tables are taken apart. A slot's mask has less than 2^31 bits."""
     slots = len(rows)
     if tree is None:
         # Nothing is read through what stands in for a tree.
         words, live, (requests, width, each), blocks = rows, rows, (0, 1, 1), 1
     else:
-        words, live, (requests, width, each) = tree.words.contiguous(), tree.live, tree.words.shape
-        blocks = max(1, triton.cdiv(tree.most_bytes, MASK_BLOCK))
+        words, live, most_bytes = tree
+        words, (requests, width, each) = words.contiguous(), words.shape
+        blocks = max(1, triton.cdiv(most_bytes, MASK_BLOCK))
     _tables_kernel[(slots, blocks)](
         prefix_lens,
         rows,
         words,
         live,
-        tables.keys,
-        tables.qo_indptr,
-        tables.kv_indptr,
-        tables.mask.indptr,
-        tables.mask.packed,
+        keys,
+        qo_indptr,
+        kv_indptr,
+        mask_indptr,
+        packed,
         slots,
         requests,
         width,

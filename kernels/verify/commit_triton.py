@@ -11,14 +11,13 @@ from torch import Tensor
 
 from sparktier.kernels.accept import PAD_TOKEN
 from sparktier.kernels.accept_tree import TreeAcceptance
-from sparktier.kernels.commit import Commit
 from sparktier.kernels.target_probs import NO_TOKEN
 
 
 def commit_triton(
     *, accepted: TreeAcceptance, depths: Tensor, seq_lens: Tensor, slots: Tensor, first: Tensor
-) -> Commit:
-    """As `commit.commit_of`."""
+) -> tuple[Tensor, ...]:
+    """As `commit.commit_of`: the parts of what it returns, in order."""
     batch, levels = accepted.path.shape
     # Tensors of one type lie in one piece: an allocation each would cost more of the host's time than the kernel.
     per_request = torch.empty(3, batch, dtype=torch.int64, device=seq_lens.device)
@@ -50,7 +49,7 @@ def commit_triton(
     )
     new_seq_lens, anchors, deepest = per_request.unbind()
     tokens, places, positions, source, destination = per_level.unbind()
-    return Commit(lengths, new_seq_lens, tokens, anchors, silent, deepest, places, positions, source, destination)
+    return (lengths, new_seq_lens, tokens, anchors, silent, deepest, places, positions, source, destination)
 
 
 @triton.jit

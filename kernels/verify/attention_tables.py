@@ -48,9 +48,18 @@ def write_tables(*, tables: AttentionTables, prefix_lens: Tensor, rows: Tensor, 
         tree: of the first slots; those after them are empty, and their rows see the first of themselves.
     """
     if rows.is_cuda:
-        from sparktier.kernels.attention_tables_triton import write_tables_triton
+        from sparktier.kernels.verify.attention_tables_triton import write_tables_triton
 
-        write_tables_triton(tables=tables, prefix_lens=prefix_lens, rows=rows, tree=tree)
+        write_tables_triton(
+            keys=tables.keys,
+            qo_indptr=tables.qo_indptr,
+            kv_indptr=tables.kv_indptr,
+            mask_indptr=tables.mask.indptr,
+            packed=tables.mask.packed,
+            prefix_lens=prefix_lens,
+            rows=rows,
+            tree=tree,
+        )
         return
     keys = prefix_lens + rows
     tables.keys.copy_(keys)
