@@ -46,8 +46,9 @@ conformance: env ## official OpenAI clients, generated gRPC clients and SGLang's
 	tests/end_to_end/conformance/make_clients
 	$(PY) -m pytest -rPs -m "prove or not prove" tests/end_to_end/conformance tests/end_to_end/gateway
 
-gpu-check: env ## kernels, exactness and speed on a GPU node: CONFIG=my.yaml PROMPTS=prompts.jsonl
-	PYTHONPATH=tests $(PY) tests/bench/gpu_check.py $(if $(CONFIG),--config $(CONFIG)) $(if $(PROMPTS),--prompts $(PROMPTS))
+gpu-check: env ## kernels, exactness and speed on a GPU node: CONFIG=my.yaml PROMPTS=prompts.jsonl, or STAGE=A, B or C
+	PYTHONPATH=tests $(PY) tests/bench/gpu_check.py $(if $(CONFIG),--config $(CONFIG)) $(if $(PROMPTS),--prompts $(PROMPTS)) \
+	  $(if $(STAGE),--stage $(STAGE)) $(if $(SHAPE),--shape $(SHAPE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out $(OUT))
 
 TOOLS := out/tools/bin
 out/tools/.complete: .ci/tools.lock

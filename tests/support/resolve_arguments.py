@@ -10,6 +10,8 @@ import subprocess
 import sys
 from typing import Any
 
+from sparktier.serving.engine.rank_options import ALGORITHM
+
 
 def resolve(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return SGLang's answer to each case: `error` (None if accepted) and the resolved fields that were asked for."""
@@ -24,6 +26,10 @@ def resolve(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _answer(case: dict[str, Any]) -> dict[str, Any]:
     from sglang.srt.server_args import ServerArgs
 
+    if case["kwargs"].get("speculative_algorithm") == ALGORITHM:
+        from sparktier.serving.engine.algorithm import register
+
+        register()
     for name in [name for name in os.environ if name.startswith("SGLANG_")]:
         del os.environ[name]
     os.environ.update(case["environment"])

@@ -29,7 +29,8 @@ from support.probes.pacing_probe import RecordingPacer, decoded, random_plans
 from support.stepped_engine import stepped_settings
 
 
-def _runs_on_cpus() -> None:
+def runs_on_cpus() -> None:
+    """Lift what keeps the worker from CPUs; for good."""
     source = inspect.getsource(speculative_hook._handle_dspark).replace('"xpu")', '"xpu", "cpu")')
     exec(source, {**vars(speculative_hook), "ServerArgs": object}, found := {})
     speculative_hook._handle_dspark = found["_handle_dspark"]
@@ -48,7 +49,7 @@ def main() -> None:
     """Write what the command line asks for."""
     model, draft, batches, out, rank, ranks, port = sys.argv[1:]
     torch.set_num_threads(1)
-    _runs_on_cpus()
+    runs_on_cpus()
     place = Place(int(rank), int(ranks), int(port))
     engine = started(_native(Path(model), Path(draft), ranks=place.ranks), place)
     worker = engine.worker
