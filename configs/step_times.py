@@ -43,6 +43,7 @@ class TableKey(_Part):
     expert_parallel: Annotated[int, Field(ge=1)]
     sglang: str
     sparktier: str
+    attention_data_parallel: Annotated[int, Field(ge=1)] = 1
     row_buckets: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Row counts that a verify pass is filled up to, rising; above the last one, and where there are none, none is."""
 

@@ -93,33 +93,37 @@ def _safe_rung_is_on_the_ladder(settings: Settings) -> Iterator[Problem]:
         )
 
 
-def _method_without_attention_groups(settings: Settings) -> Iterator[Problem]:
-    # speculative_hook.py, _handle_eagle_family; our chain worker takes no idle steps beside busy groups.
+def _standalone_has_no_groups(settings: Settings) -> Iterator[Problem]:
+    # speculative_hook.py, _handle_eagle_family.
     groups = settings.replicas.attention_data_parallel
-    reasons = {
-        **dict.fromkeys(LADDERS, "our worker is not tried under it"),
-        "standalone": "SGLang has none for such a draft",
-    }
-    if settings.speculation.method in reasons and groups > 1:
+    if settings.speculation.method == "standalone" and groups > 1:
         yield Problem(
             "replicas.attention_data_parallel",
-            f"must be 1 with speculation.method {settings.speculation.method}: {reasons[settings.speculation.method]}",
+            "must be 1 with speculation.method standalone: SGLang has none for such a draft",
             str(groups),
             "Set it to 1, or choose another method.",
         )
 
 
 def _dspark_all_to_all(settings: Settings) -> Iterator[Problem]:
-    # speculative_hook.py, _handle_dspark.
-    replicas = settings.replicas
-    if settings.speculation.method != "dspark_native" or replicas.attention_data_parallel == 1:
+    # speculative_hook.py, _handle_dspark; our ladder drafts and verifies by SGLang's DSpark, so it keeps its rules.
+    replicas, method = settings.replicas, settings.speculation.method
+    if replicas.attention_data_parallel == 1:
         return
-    if replicas.moe_all_to_all not in _DSPARK_ATTENTION_DP:
+    if method == "dspark_native" and replicas.moe_all_to_all not in _DSPARK_ATTENTION_DP:
         yield Problem(
             "replicas.moe_all_to_all",
             "must be none, megamoe or mori for DSpark under attention-DP: SGLang runs no other",
             replicas.moe_all_to_all,
             "Use one of the three, or attention_data_parallel: 1.",
+        )
+    if method in LADDERS and replicas.moe_all_to_all != "none":
+        yield Problem(
+            "replicas.moe_all_to_all",
+            f"must be none with speculation.method {method} under attention-DP: with all-to-all SGLang verifies whole"
+            " blocks there, and a ladder's rows differ from request to request",
+            replicas.moe_all_to_all,
+            "Set it to none, or attention_data_parallel to 1.",
         )
 
 
@@ -164,13 +168,13 @@ def _one_planner_for_one_group(settings: Settings) -> Iterator[Problem]:
             speculation.step_cost_path,
             "Keep one of the two.",
         )
-    if groups > 1:
+    if groups > 1 and speculation.method == "dspark_native":
         yield Problem(
             "speculation.step_times_path",
-            f"needs replicas.attention_data_parallel 1, where it is {groups}: a group's planner doesn't see what the"
-            " others verify",
+            f"needs replicas.attention_data_parallel 1 with speculation.method dspark_native, where it is {groups}:"
+            " SGLang's worker agrees with no other group on its rows",
             speculation.step_times_path,
-            "Remove it, or set attention_data_parallel: 1.",
+            "Remove it, set attention_data_parallel: 1, or choose the method chain.",
         )
 
 
@@ -180,7 +184,7 @@ RULES = (
     Rule(("speculation",), _short_rung_is_shorter),
     Rule(("speculation",), _safe_rung_is_on_the_ladder),
     Rule(("speculation",), _live_shares_need_a_planner),
-    Rule(("speculation.method", "replicas.attention_data_parallel"), _method_without_attention_groups),
+    Rule(("speculation.method", "replicas.attention_data_parallel"), _standalone_has_no_groups),
     Rule(
         ("speculation.method", "replicas.attention_data_parallel", "replicas.moe_all_to_all"),
         _dspark_all_to_all,

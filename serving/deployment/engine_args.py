@@ -162,7 +162,8 @@ def _speculation(resolved: Resolved) -> dict[str, Any]:
     if speculation.method == "standalone":
         return draft | _standalone(speculation)
     if speculation.method in LADDERS:
-        return draft | {"sampling_backend": KEYED_SAMPLER, **_ladder(speculation)}
+        groups = settings.replicas.attention_data_parallel
+        return draft | {"sampling_backend": KEYED_SAMPLER, **_ladder(speculation, attention_groups=groups)}
     # On GPUs plain decoding keeps SGLang's own fused sampler.
     sampler = {"sampling_backend": KEYED_SAMPLER} if resolved.device == "cpu" else {}
     return sampler | _capture(settings.training)
@@ -188,8 +189,10 @@ def _ladder_options(speculation: SpeculationSettings) -> LadderOptions:
     )
 
 
-def _ladder(speculation: SpeculationSettings) -> dict[str, Any]:
+def _ladder(speculation: SpeculationSettings, *, attention_groups: int) -> dict[str, Any]:
     return {
+        # As for SGLang's own DSpark: each group has the logits of its own rows without asking the others.
+        "enable_dp_lm_head": True if attention_groups > 1 else None,
         "speculative_algorithm": ALGORITHM,
         "speculative_num_draft_tokens": speculation.rows_per_request,
     }

@@ -24,6 +24,7 @@ def table_key(resolved: Resolved) -> TableKey:
         dtype=resolved.dtype,
         tensor_parallel=replicas.tensor_parallel,
         expert_parallel=replicas.expert_parallel,
+        attention_data_parallel=replicas.attention_data_parallel,
         sglang=version("sglang"),
         sparktier=version("sparktier"),
     )

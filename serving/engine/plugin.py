@@ -15,10 +15,10 @@ def register() -> None:
     global _active
     from sparktier.serving.engine import algorithm
     from sparktier.serving.engine.features import capture
+    from sparktier.serving.engine.plan import control
     from sparktier.serving.engine.rank_options import rank_options
     from sparktier.serving.engine.requests import context_limit, grammar_faults, least_length, request_faults
     from sparktier.serving.engine.sampling import seed_hook
-    from sparktier.serving.engine.speculation import control
 
     options = rank_options()
     if not torch.accelerator.is_available():

@@ -37,7 +37,7 @@ class Rank(SchedulerActor.__ray_actor_class__):  # type: ignore[name-defined, mi
 
         from sparktier.serving.engine import plugin
         from sparktier.serving.engine.canary import watch
-        from sparktier.serving.engine.speculation import control
+        from sparktier.serving.engine.plan import control
         from sparktier.serving.engine.telemetry.observer import Observer
 
         # Made where the replica was started, so on the first node alone.

@@ -108,8 +108,12 @@ def _scheduler(arguments: Mapping[str, Any], place: Place) -> Any:
     from sglang.srt.runtime_context import SpawnRanks, publish
     from sglang.srt.server_args import PortArgs, ServerArgs
 
-    server_args = ServerArgs(**{**arguments, "use_ray": False, "enable_metrics": False, "nccl_port": place.port})
-    ports = PortArgs.init_new(server_args)
-    publish(server_args, role="scheduler", ranks=SpawnRanks(world_rank=place.rank, gpu_id=place.rank))
+    groups = arguments.get("attn_dp_size") or 1
+    # Groups meet at an address, and take the ports after it; nobody sends them anything here.
+    meeting = {"dist_init_addr": f"127.0.0.1:{place.port}"} if groups > 1 else {"nccl_port": place.port}
+    server_args = ServerArgs(**{**arguments, "use_ray": False, "enable_metrics": False, **meeting})
+    group = place.rank * groups // place.ranks if groups > 1 else None
+    ports = PortArgs.init_new(server_args, group, [place.port + 7 + each for each in range(groups)])
+    publish(server_args, role="scheduler", ranks=SpawnRanks(world_rank=place.rank, dp_rank=group, gpu_id=place.rank))
     configure_scheduler_process(server_args, place.rank)
     return Scheduler(server_args=server_args, port_args=ports)

@@ -1,14 +1,17 @@
 """One decode step: budget, draft, verify, accept, compact, inject, result."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from sparktier.configs.plan_keys import EnginePlan
 from sparktier.kernels.accept_tree import TreeAcceptance
 from sparktier.kernels.verify.commit import Commit
 from sparktier.serving.engine.graphs.verify_graphs import VerifyGraphs
 from sparktier.serving.engine.plan.agreement import of_first_rank
+from sparktier.serving.engine.plan.group_step import Wish
 from sparktier.serving.engine.plan.step_inputs import StepInputs
 from sparktier.serving.engine.rank_options import LadderOptions
 from sparktier.serving.engine.slots.penalty_table import PenaltyTable
@@ -65,6 +68,7 @@ class DecodeStep:
                 branching=budget.branching,
                 words=drafted.words,
                 graphs=self.graphs,
+                group_step=inputs.group_step,
             )
         accepted = self._accept(inputs, budget, drafted, verified, grammar)
         committed = commit(inputs, tree, verified, accepted)
@@ -74,7 +78,7 @@ class DecodeStep:
             self.features.inject(batch, window, verified, committed)
         record = StepRecord(
             phases,
-            int(inputs.plan.rung),
+            int(inputs.rung),
             inputs.tiers,
             drafted.row_counts,
             committed.depths,
@@ -82,18 +86,43 @@ class DecodeStep:
             drawn=drafted.draft_probs is not None,
             pace=budget.pace,
             survival=drafted.survival,
+            padding_rows=len(verified.logits) - len(verified.rows),
         )
         return step_result(
             inputs, verified, accepted, committed, record, penalties=self.penalties, window_rows=self.window_rows
         )
 
-    def _budget(self, inputs: StepInputs) -> StepBudget:
+    def wish(self, requests: Sequence[Any], plan: EnginePlan, *, caps: Tensor, room: Tensor) -> Wish:
+        """Return what a step of SGLang's `requests` would run alone; `caps` and `room` as in `StepInputs`."""
+        bounds = self._bounds(plan)
+        budget = step_budget(bounds, self.options, block_tokens=self.block_tokens, caps=caps, room=room)
+        if self.pacer is None or budget.draft_tokens == 0:
+            rows = int(budget.most_rows.sum())
+        else:
+            most, nodes = budget.row_counts, budget.draft_tokens
+            rows = self.pacer.planned(requests, plan, most_rows=most, nodes=nodes).total
+        return Wish(int(plan.rung), max(rows, len(requests)))
+
+    def _bounds(self, plan: EnginePlan) -> EnginePlan:
         # The planner shares out the row budget itself.
-        plan = inputs.plan if self.pacer is None else replace(inputs.plan, rows=0)
-        budget = step_budget(plan, self.options, block_tokens=self.block_tokens, caps=inputs.caps, room=inputs.room)
+        return plan if self.pacer is None else replace(plan, rows=0)
+
+    def _budget(self, inputs: StepInputs) -> StepBudget:
+        plan, group = inputs.plan, inputs.group_step
+        if group is not None:
+            # Rows that another group's load pays for are free: all that are there may be used.
+            plan = replace(plan, rung=group.rung, rows=group.rows)
+        bounds = self._bounds(plan)
+        budget = step_budget(bounds, self.options, block_tokens=self.block_tokens, caps=inputs.caps, room=inputs.room)
         if self.pacer is None or budget.draft_tokens == 0:
             return budget
-        pace = self.pacer.begin(inputs.batch.reqs, inputs.plan, most_rows=budget.row_counts, nodes=budget.draft_tokens)
+        pace = self.pacer.begin(
+            inputs.batch.reqs,
+            plan,
+            most_rows=budget.row_counts,
+            nodes=budget.draft_tokens,
+            total=None if group is None else group.rows,
+        )
         if self.pacer.live or inputs.batch.seq_lens.device.type == "cpu":
             return budget._replace(pace=pace)
         # Nothing waits for a GPU here, so drafts of earlier steps decide.

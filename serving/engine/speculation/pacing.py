@@ -90,7 +90,24 @@ class Pacer:
         self._curves = TierCurves()
         self._outcomes: dict[tuple[int, int], _Outcome] = {}
 
-    def begin(self, requests: Sequence[Any], plan: EnginePlan, *, most_rows: Tensor, nodes: int) -> "Pace":
+    def planned(self, requests: Sequence[Any], plan: EnginePlan, *, most_rows: Tensor, nodes: int) -> PacedStep:
+        """Return what `begin` would plan now, and keep nothing of it."""
+        terms = [admitted(request, plan) for request in requests]
+        offers = Offers(
+            self._survivals(requests, terms, plan, nodes), _on_host(most_rows), self._weights(requests, terms)
+        )
+        total = best_total(
+            offers,
+            self._times,
+            rung=int(plan.rung),
+            context_tokens=_context_tokens(requests),
+            row_budget=plan.rows or None,
+        )
+        return PacedStep(offers, total, share_out(offers, total))
+
+    def begin(
+        self, requests: Sequence[Any], plan: EnginePlan, *, most_rows: Tensor, nodes: int, total: int | None = None
+    ) -> "Pace":
         """Plan a step before it drafts.
 
         Args:
@@ -98,22 +115,14 @@ class Pacer:
             plan: in force.
             most_rows: [requests] int64, rows that caps and ends allow, anchors included.
             nodes: most drafted nodes of a request.
+            total: rows of the pass where they have been decided already.
         """
         self._step += 1
         terms = [admitted(request, plan) for request in requests]
-        offers = Offers(
-            self._survivals(requests, terms, plan, nodes), _on_host(most_rows), self._weights(requests, terms)
-        )
-        context_tokens = _context_tokens(requests)
-        total = best_total(
-            offers,
-            self._times,
-            rung=int(plan.rung),
-            context_tokens=context_tokens,
-            row_budget=plan.rows or None,
-        )
-        step = PacedStep(offers, total, share_out(offers, total))
-        return Pace(self, [each.rid for each in requests], terms, int(plan.rung), context_tokens, step)
+        step = self.planned(requests, plan, most_rows=most_rows, nodes=nodes)
+        if total is not None:
+            step = PacedStep(step.offers, total, share_out(step.offers, total))
+        return Pace(self, [each.rid for each in requests], terms, int(plan.rung), _context_tokens(requests), step)
 
     def share(self, pace: "Pace", survival: Floats, *, drawn: bool) -> Ints:
         """Return the rows [requests] now that the drafts are known, and keep `survival` [requests, nodes] for later.

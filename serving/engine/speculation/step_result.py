@@ -33,6 +33,7 @@ class StepRecord:
 
     tiers, row_counts, depths [batch]: of each request, on the device until the step's results are read. expected: of
     each, drafted tokens that the planner expects to be accepted; None without one. drawn: whether drafts were drawn.
+    padding_rows: of the pass, which no request brought to it.
     pace, survival: a planned step and what its drafts promised, where the planner is told only with the results.
     """
 
@@ -45,6 +46,7 @@ class StepRecord:
     drawn: bool = False
     pace: Pace | None = None
     survival: Tensor | None = None
+    padding_rows: int = 0
 
     def on_host(self) -> "StepRecord":
         """Return the record with copies of its tensors on the way to the host."""
@@ -88,6 +90,7 @@ class StepCounter:
             depths=record.depths.tolist(),
             accepted=accepted,
             expected=expected,
+            padding_rows=record.padding_rows,
         )
         if self._pacer is not None and record.drawn and expected is not None:
             self._pacer.accepted(record.rung, tiers, expected, accepted)

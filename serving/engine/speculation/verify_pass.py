@@ -15,6 +15,7 @@ from torch import Tensor
 from sparktier.kernels.draft_tree import NO_ROW, DraftTree
 from sparktier.kernels.mask import ancestor_words, flat_mask
 from sparktier.serving.engine.graphs.verify_graphs import VerifyGraph, VerifyGraphs, bucket_rows
+from sparktier.serving.engine.plan.group_step import GroupStep
 
 _MOST_PACKINGS = 64
 _HOST = torch.device("cpu")
@@ -25,9 +26,11 @@ class RaggedVerifyInput(DFlashVerifyInput):
     """SGLang's verify input with who sees whom beside it.
 
     ancestor_words: [batch, width, words] int32 as `kernels.mask` makes them; None for chains, which are causal.
+    group_step: whose rows SGLang is told that the groups' passes have; None where there is one group.
     """
 
     ancestor_words: Tensor | None = None
+    group_step: GroupStep | None = None
 
     def generate_attn_arg_prefill(self, *, paged_kernel_lens: Tensor, **rest: Any) -> tuple[Tensor, ...]:
         """Page table and lengths for SGLang's FlashInfer backend, which takes trees by a mask. `paged_kernel_lens`: of
@@ -77,13 +80,14 @@ def run(
     branching: bool,
     words: Tensor | None = None,
     graphs: VerifyGraphs | None = None,
+    group_step: GroupStep | None = None,
 ) -> Verified:
     """Verify the first `row_counts` rows of each request's `tree`, which take the first slots of its `window`.
 
     They may be more than the tree has: padding rows are verified too, and nothing comes of them. `branching` says
     whether the tree may have more than one branch; `words` are its `ancestor_words`, if they are known; `graphs` are
-    those of equal rows a request. Source of the sequence: `_run_ragged` and `run_compact` of SGLang's
-    `dspark_components/dspark_verify.py`, which verifies chains only.
+    those of equal rows a request; `group_step` is what all groups run, its rows padded. Source of the sequence:
+    `_run_ragged` and `run_compact` of SGLang's `dspark_components/dspark_verify.py`, which verifies chains only.
     """
     counts = list(row_counts)
     if branching and words is None:
@@ -92,6 +96,8 @@ def run(
         with graphs.replaying(graph):
             return _equal_rows(executor, batch, window, tree, words, graph)
     total = graph_rows(executor.target_worker.model_runner, requests=len(counts), rows=sum(counts))
+    if group_step is not None:
+        total = group_step.rows
     layout, requests, rows, first = _packed(tuple(counts), total, tree.tokens.device)
     width = window.verify_cache_loc_2d.shape[1]
     spare = total - len(rows)
@@ -106,6 +112,7 @@ def run(
         kv_loc_plan=window.kv_loc_plan,
         kv_loc_cols=_filled(requests * width + rows, spare, NO_ROW),
         ancestor_words=words if branching else None,
+        group_step=group_step,
     )
     # Slot 0 is SGLang's scratch slot, here for padding rows.
     batch.out_cache_loc = _filled(window.verify_cache_loc_2d[requests, rows], spare)

@@ -19,6 +19,7 @@ from sglang.srt.speculative.spec_tp_sync import SpecTpSyncSite
 from sparktier.configs.plan_keys import EnginePlan, Rung
 from sparktier.serving.engine.canary.scoring import Scorer
 from sparktier.serving.engine.graphs import verify_graphs
+from sparktier.serving.engine.plan import group_step
 from sparktier.serving.engine.plan.in_force import start_plan
 from sparktier.serving.engine.plan.step_inputs import StepInputs
 from sparktier.serving.engine.rank_options import ladder_options, rank_options
@@ -26,6 +27,7 @@ from sparktier.serving.engine.requests.request_faults import is_marked, mark
 from sparktier.serving.engine.sampling.keyed_sampler import KeyedSampler
 from sparktier.serving.engine.slots.penalty_table import PenaltyTable
 from sparktier.serving.engine.slots.request_slots import SlotTable
+from sparktier.serving.engine.speculation import group_pass
 from sparktier.serving.engine.speculation.decode_step import DecodeStep
 from sparktier.serving.engine.speculation.deferred_injection import FeatureInjection
 from sparktier.serving.engine.speculation.draft_step import DraftStep
@@ -112,6 +114,9 @@ class LadderWorker(DSparkWorkerV2):
         if slots > self.penalties.slots:
             self.penalties = self._penalty_table(slots)
         self.decode_step = self._made_step()
+        if get_parallel().attn_dp_enabled:
+            group_step.install(self._wish)
+            group_pass.install()
 
     def init_cuda_graphs(self) -> None:
         """Capture the draft's graphs, then those of verify passes by requests and rows of a request."""
@@ -184,14 +189,23 @@ class LadderWorker(DSparkWorkerV2):
         if batch.spec_info is None:
             batch.spec_info = DFlashDraftInputV2.create_idle_input(device=self.device)
         if batch.forward_mode.is_idle():
+            if (step := group_step.group_step_of(batch)) is not None:
+                group_pass.run_idle(self._verify_executor, batch, step, width=self.verify_num_draft_tokens)
             return self._decode_idle_result(on_publish=on_publish)
         return self.decode_step.run(self._inputs(batch, on_publish, grammar_barrier))
+
+    def _wish(self, batch: Any) -> group_step.Wish:
+        """Return what this group's next step would run alone. With overlap, lengths may be those of the step before."""
+        slots = batch.req_pool_indices_cpu
+        lengths = torch.zeros_like(slots) if batch.seq_lens_cpu is None else batch.seq_lens_cpu
+        caps, room = self._caps[self.slots.tier[slots]], self.slots.room(slots, lengths)
+        return self.decode_step.wish(batch.reqs, self.plan, caps=caps, room=room)
 
     def _inputs(self, batch: Any, on_publish: Any, grammar_barrier: Any) -> StepInputs:
         slots = batch.req_pool_indices_cpu
         # SGLang keeps lengths on the host for attention that plans there, as FlashInfer's does.
         lengths = batch.seq_lens.cpu() if batch.seq_lens_cpu is None else batch.seq_lens_cpu
-        tiers = self.slots.tier[slots]
+        tiers, step = self.slots.tier[slots], group_step.group_step_of(batch)
         return StepInputs(
             batch=batch,
             window=self._window(batch),
@@ -200,6 +214,7 @@ class LadderWorker(DSparkWorkerV2):
             caps=self._caps[tiers],
             room=self.slots.room(slots, lengths),
             prompt_lens=self.slots.prompt[slots],
+            group_step=None if step is None else group_pass.padded(step, self.model_runner, batch),
             grammar_barrier=grammar_barrier,
             on_publish=on_publish,
         )

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sglang.srt.models import dspark
+from sglang.srt.runtime_context import get_parallel
 from sglang.srt.speculative.dspark_components import dspark_worker_v2
 from sglang.srt.speculative.dspark_components.dspark_config import parse_dspark_draft_config
 from sglang.srt.speculative.dspark_components.dspark_planner import DSparkVerifyPlanner
@@ -47,7 +48,14 @@ class HeadlessPlanner(DSparkVerifyPlanner):
 
     Where rows differ by request (GPUs) SGLang's own refuses a draft without a confidence head, which it would budget
     rows by. Our rows come from the plan and no confidence is ever computed, so any head will do.
+
+    is_compact_mode: False beside other attention groups. SGLang refuses graphs of ragged rows there, which its idle
+    groups can't join; ours do (group_pass.py).
     """
+
+    @property
+    def is_compact_mode(self) -> bool:
+        return super().is_compact_mode and not get_parallel().attn_dp_enabled
 
     def __init__(self, *, draft_model: Any, **facts: Any) -> None:
         head = getattr(draft_model, "confidence_head", None) or SimpleNamespace()

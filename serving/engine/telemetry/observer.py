@@ -72,7 +72,7 @@ class Observer:
             # The plan may have changed since the step was launched.
             took_ms = self.times.decoded(now_s, rung=int(self._plan.plan.rung) if record is None else record.rung)
             if record is not None and self._pacer is not None:
-                rows = sum(record.row_counts.tolist())
+                rows = sum(record.row_counts.tolist()) + record.padding_rows
                 self._pacer.took(took_ms, batch.reqs, rung=record.rung, rows=rows)
         elif batch.forward_mode.is_extend():
             self.times.prefilled(now_s, tokens=getattr(batch, "extend_num_tokens", None) or 0)

@@ -70,10 +70,14 @@ class TierStats:
 
 @dataclass
 class SpeculationStats:
-    """All tiers of one rank. `phase_ms` is the total time of each part of its steps, `rung` that of the last one."""
+    """All tiers of one rank. `phase_ms` is the total time of each part of its steps, `rung` that of the last one.
+
+    `padding_rows` of its passes belonged to no request: a pass is filled up to a graph's rows, or to another group's.
+    """
 
     block_tokens: int
     rung: int = 0
+    padding_rows: int = 0
     phase_ms: dict[str, float] = field(default_factory=dict)
     by_tier: dict[int, TierStats] = field(default_factory=dict)
 
@@ -87,12 +91,14 @@ class SpeculationStats:
         depths: list[int],
         accepted: list[int],
         expected: Sequence[float] | None = None,
+        padding_rows: int = 0,
     ) -> None:
         """Count one decode step, given how long each part took; the lists have an entry for each request.
 
         `expected`: drafted tokens that the planner expects to be accepted, where it plans.
         """
         self.rung = rung
+        self.padding_rows += padding_rows
         for name, took_ms in phase_ms.items():
             self.phase_ms[name] = self.phase_ms.get(name, 0.0) + took_ms
         found = set(tiers)

@@ -196,6 +196,35 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.layers.dp_attention:memcpy_func", "Triton only; replaced on CPUs"),
     Use("sglang.srt.layers.dp_attention:memcpy_cpu", "what replaces it"),
     Use("sglang.srt.model_executor.forward_batch_info:_is_cpu", "without it, padding pins memory for a GPU"),
+    Use(
+        "sglang.srt.managers.scheduler_components.dp_attn:SchedulerDPAttnAdapter.prepare_mlp_sync_batch",
+        "gathers facts of every group before a step; ours adds what a group would run",
+    ),
+    Use(
+        "sglang.srt.managers.scheduler_components.dp_attn:prepare_mlp_sync_batch_raw",
+        "makes the message by the name that we replace, and hands what was gathered to a batch, or an idle one",
+    ),
+    Use(
+        "sglang.srt.managers.scheduler_components.dp_attn:MLPSyncBatchInfo", "that message; ours is two numbers longer"
+    ),
+    Use("sglang.srt.managers.scheduler_components.dp_attn:_update_gather_batch", "notes on a batch what was gathered"),
+    Use(
+        "sglang.srt.managers.scheduler:Scheduler.get_next_batch_to_run",
+        "with drafts, groups decode only in steps in which none prefills",
+    ),
+    Use(
+        "sglang.srt.model_executor.forward_batch_info:ForwardBatch.init_mlp_sync_metadata",
+        "counts a pass's rows as requests times window; ours are as agreed",
+    ),
+    Use(
+        "sglang.srt.model_executor.forward_batch_info:ForwardBatch._pad_inputs_to_size",
+        "pads rows to the agreed ones; ours leaves requests alone",
+    ),
+    Use(
+        "sglang.srt.model_executor.forward_batch_info:ForwardBatch.prepare_mlp_sync_batch",
+        "calls it with rows to pad to",
+    ),
+    Use("sglang.srt.model_executor.forward_batch_info:ForwardMode", "an idle group's pass is a verify pass in a graph"),
     # One request's fault ends that request alone
     Use("sglang.srt.layers.sampler:Sampler.forward", "every sampler; ours marks rows without a finite logit before it"),
     Use(

@@ -129,6 +129,12 @@ MALFORMED = {
         " max_running_requests: 64}\nspeculation: {method: dspark_native, block_tokens: 5}\n",
         ["replicas.moe_all_to_all"],
     ),
+    "a ladder under attention-DP with all-to-all": (
+        MODEL
+        + "replicas: {tensor_parallel: 8, expert_parallel: 8, attention_data_parallel: 8, moe_all_to_all: megamoe}\n"
+        "speculation: {method: chain, draft_path: /d, block_tokens: 5}\n",
+        ["replicas.moe_all_to_all"],
+    ),
     "standalone without a draft, over groups": (
         MODEL + "replicas: {tensor_parallel: 2, attention_data_parallel: 2}\nspeculation: {method: standalone}\n",
         ["speculation.draft_path", "replicas.attention_data_parallel"],

@@ -6,8 +6,8 @@ from typing import Any
 from sparktier.cluster.canary import CanaryRules
 from sparktier.configs.plan_keys import EnginePlan, Rung, keys_of
 from sparktier.serving.engine.canary.watch import Canary, watch
+from sparktier.serving.engine.plan import control
 from sparktier.serving.engine.plan.in_force import plan_in_force
-from sparktier.serving.engine.speculation import control
 from sparktier.serving.engine.stepping import SteppedEngine
 from support.generation import random_prompts
 

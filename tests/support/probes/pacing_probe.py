@@ -111,9 +111,9 @@ class _RecordedStep(DecodeStep):
         return result
 
 
-def random_plans(*, highest: Rung = Rung.TREE) -> Iterator[EnginePlan]:
+def random_plans(*, highest: Rung = Rung.TREE, seed: int = 0) -> Iterator[EnginePlan]:
     """Yield plans of random rungs to `highest`, row budgets, promises, weights and caps; most of them draft."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     rungs = (Rung.OFF, Rung.CHAIN_SHORT, Rung.CHAIN, Rung.CHAIN, Rung.TREE, Rung.TREE, Rung.TREE)
     for version in count(1):
         tiers = {

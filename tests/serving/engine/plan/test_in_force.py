@@ -131,7 +131,7 @@ def controller(monkeypatch: pytest.MonkeyPatch) -> Any:
     """SGLang's controller of a scheduler whose worker takes plans, with our hooks and its own handlers unused."""
     from sglang.srt.managers.scheduler_components import internal_state
 
-    from sparktier.serving.engine.speculation import control
+    from sparktier.serving.engine.plan import control
 
     kind = internal_state.SchedulerInternalStateController
     for name in ("set_internal_state", "_add_speculative"):
@@ -192,7 +192,7 @@ def test_every_rank_puts_the_safe_rung_in_force_when_it_is_told(controller: Any)
     """Rank 0's poll tells what is over to all ranks; a rank whose own clock is behind is told all the same."""
     from sglang.utils import TypeBasedDispatcher
 
-    from sparktier.serving.engine.speculation import control
+    from sparktier.serving.engine.plan import control
 
     clock = Clock()
     scheduler = controller.scheduler
@@ -236,7 +236,7 @@ def test_a_latch_holds_rung_0_under_plans_of_any_version_until_it_is_ended() -> 
 def test_every_rank_latches_when_rank_0_is_asked(controller: Any) -> None:
     from sglang.utils import TypeBasedDispatcher
 
-    from sparktier.serving.engine.speculation import control
+    from sparktier.serving.engine.plan import control
 
     scheduler = controller.scheduler
     scheduler._poll_timeout_aborts = lambda: ["an abort"]
