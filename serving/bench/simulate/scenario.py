@@ -33,7 +33,7 @@ from sparktier.configs.step_times import read_table, reference_table
 from sparktier.serving.bench.simulate.settings import ProfileSettings, SimulateSettings
 
 BLOCK_MS = 10_000.0
-REFUSED_BY_ENGINE = "attention-DP with a run-time ladder"
+REFUSED_BY_ENGINE = "a run-time ladder over DeepSeek-V4's compressed cache"
 _TENANT = "all"
 _PUBLISHED = {"published": PUBLISHED, "reported": REPORTED}
 

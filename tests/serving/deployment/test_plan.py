@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from sparktier.configs.errors import ArtifactError
-from sparktier.configs.loading.loader import load_settings, settings_from
+from sparktier.configs.errors import ArtifactError, ConfigError
+from sparktier.configs.loading.loader import load_settings, parse_overrides, settings_from
 from sparktier.configs.settings.settings import Settings
 from sparktier.serving.deployment.memory import (
     graph_table_bytes,
@@ -48,6 +48,20 @@ def test_no_shipped_deployment_is_refused(file: Path) -> None:
     assert plan.refusals == ()
     notes = [line for line in plan.lines if line.name == "reserved_gib"]
     assert [row.note for row in notes] == [""], "leave SGLang what it estimates that it needs"
+
+
+def test_the_ladder_fits_attention_groups_over_two_nodes(qwen: ModelFacts) -> None:
+    values = ("speculation.method=chain", "speculation.draft_path=/draft", "speculation.block_tokens=7")
+    file = DEPLOYMENTS / "qwen3-235b-a22b-2-nodes-attention-dp.yaml"
+    settings = load_settings(file, parse_overrides([*values, "replicas.moe_all_to_all=none"]))
+    plan = plan_of(settings, qwen, None)
+    assert plan.refusals == ()
+    found = {line.name: line.value for line in plan.lines}
+    # 1,024 requests of 8 rows in 8 groups, each of two ranks.
+    assert found["most_rows_per_rank"] == 512
+    assert found["enable_dp_lm_head"] == 1
+    with pytest.raises(ConfigError, match="verifies whole blocks"):
+        load_settings(file, parse_overrides(values))
 
 
 def test_parameters_are_those_the_publishers_name(qwen: ModelFacts, flash: ModelFacts) -> None:
