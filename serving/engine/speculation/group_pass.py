@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
-from sglang.srt.speculative.dspark_components.dspark_planner import ragged_capture_num_tokens
 from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout
 
+from sparktier.serving.engine.graphs.verify_graphs import bucket_rows
 from sparktier.serving.engine.plan.group_step import GroupStep
-from sparktier.serving.engine.speculation.verify_pass import RaggedVerifyInput, graph_rows
+from sparktier.serving.engine.speculation.verify_pass import RaggedVerifyInput
 
 
 def padded(step: GroupStep, model_runner: Any, batch: Any) -> GroupStep:
@@ -16,9 +16,9 @@ def padded(step: GroupStep, model_runner: Any, batch: Any) -> GroupStep:
 
     Every rank finds the same, as all of them know these numbers.
     """
-    rows = graph_rows(model_runner, requests=step.requests, rows=step.rows)
-    batch.can_run_decode_cuda_graph = batch.can_run_decode_cuda_graph and _is_captured(model_runner, rows)
-    return step._replace(rows=rows)
+    bucket = bucket_rows(model_runner, requests=step.requests, rows=step.rows)
+    batch.can_run_decode_cuda_graph = batch.can_run_decode_cuda_graph and bucket is not None
+    return step if bucket is None else step._replace(rows=bucket)
 
 
 def run_idle(executor: Any, batch: Any, step: GroupStep, *, width: int) -> None:
@@ -27,8 +27,8 @@ def run_idle(executor: Any, batch: Any, step: GroupStep, *, width: int) -> None:
     Source: `run_idle_participation` of SGLang's `dspark_components/dspark_verify.py`.
     """
     step = padded(step, executor.model_runner, batch)
-    in_graph = batch.can_run_decode_cuda_graph and _is_captured(executor.model_runner, step.rows)
-    rows, device = step.rows if in_graph else 0, executor.model_runner.device
+    in_graph, device = batch.can_run_decode_cuda_graph, executor.model_runner.device
+    rows = step.rows if in_graph else 0
     nothing = torch.zeros(rows, dtype=torch.int64, device=device)
     layout = None
     if in_graph:
@@ -75,11 +75,6 @@ def install() -> None:
         pad(self, model_runner, num_tokens, bs)
 
     ForwardBatch.init_mlp_sync_metadata, ForwardBatch._pad_inputs_to_size = count_rows, pad_rows
-
-
-def _is_captured(model_runner: Any, rows: int) -> bool:
-    captured = ragged_capture_num_tokens(model_runner=model_runner)
-    return captured is not None and rows in captured
 
 
 def _step_of(forward_batch: Any) -> GroupStep | None:

@@ -37,7 +37,7 @@ def group_step(rows: int, requests: Sequence[int]) -> GroupStep:
         (24, [4, 0], 24, True),
         # More rows, or more requests in one of the groups, than any graph has: all groups run without.
         (50, [8, 1], 50, False),
-        (20, [9, 1], 20, False),
+        (24, [9, 1], 24, False),
     ],
 )
 def test_every_group_finds_the_same_bucket(rows: int, requests: list[int], expected: int, in_graph: bool) -> None:
