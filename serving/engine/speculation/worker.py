@@ -170,15 +170,17 @@ class LadderWorker(DSparkWorkerV2):
 
     def _forward_prefill(self, batch: Any, on_publish: Any, pp_proxy_tensors: Any = None) -> Any:
         self.decode_step.features.flush()
-        if not batch.forward_mode.is_idle():
-            self.slots.add_requests(batch.reqs, batch.req_pool_indices_cpu, plan=self.plan)
-            self.penalties.add_requests(batch.reqs, batch.req_pool_indices_cpu.tolist())
+        if batch.forward_mode.is_idle():
+            # Another group prefills.
+            return super()._forward_prefill(batch, on_publish, pp_proxy_tensors)
+        self.slots.add_requests(batch.reqs, batch.req_pool_indices_cpu, plan=self.plan)
+        self.penalties.add_requests(batch.reqs, batch.req_pool_indices_cpu.tolist())
         with self.penalties.in_prefill(batch), self.scorer.in_prefill(batch):
             result = super()._forward_prefill(batch, on_publish, pp_proxy_tensors)
         if is_marked(result.logits_output):
             silent = self.model_runner.sampler.silent.long()
             mark(result.logits_output, self._tp_sync.sync(SpecTpSyncSite.DSPARK_TARGET, silent) > 0)
-        if not self.penalties.idle and not batch.forward_mode.is_idle():
+        if not self.penalties.idle:
             first = result.next_token_ids.long().unsqueeze(1)
             self.penalties.count(batch.reqs, batch.req_pool_indices, first, torch.ones_like(first, dtype=torch.bool))
         return result
