@@ -15,6 +15,8 @@ class Totals:
     rows: float
     tokens: float
     part_ms: Mapping[str, float]
+    padding_rows: float = 0.0
+    """Of passes, which no request brought."""
 
     @property
     def step_ms(self) -> float:
@@ -35,7 +37,8 @@ class Totals:
         """Return what was added after `before`."""
         parts = {part: ms - before.part_ms.get(part, 0.0) for part, ms in self.part_ms.items()}
         counts = (self.steps - before.steps, self.rounds - before.rounds, self.rows - before.rows)
-        return Totals(*counts, self.tokens - before.tokens, parts)
+        padding_rows = self.padding_rows - before.padding_rows
+        return Totals(*counts, self.tokens - before.tokens, parts, padding_rows)
 
 
 def totals_in(page: str) -> Totals:
@@ -53,4 +56,5 @@ def totals_in(page: str) -> Totals:
     def total(name: str) -> float:
         return sums.get(f"sparktier_{name}_total", 0.0)
 
-    return Totals(total("decode_steps"), total("rounds"), total("rows_verified"), total("round_tokens"), parts)
+    counts = (total("decode_steps"), total("rounds"), total("rows_verified"), total("round_tokens"))
+    return Totals(*counts, parts, total("rows_padding"))

@@ -54,7 +54,8 @@ def run(
     meta = report_meta("profile", seed)
     console.print(f"load average {meta.load_average[0]:.2f}; other work on this machine blurs the figures")
     rungs = rungs_of(settings.speculation.method)
-    load = ProfileLoad(sizes, repeats, window_s, seed, settings.model.context_tokens or _CONTEXT_TOKENS)
+    context_tokens, groups = settings.model.context_tokens or _CONTEXT_TOKENS, settings.replicas.attention_data_parallel
+    load = ProfileLoad(sizes, repeats, window_s, seed, context_tokens, groups)
     with deployed(config, overrides) as replica:
         measured = measure(replica, rungs, load, clock=_WALL, log=console.print)
     if report is not None:

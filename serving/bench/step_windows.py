@@ -57,6 +57,8 @@ class ProfileLoad:
     seed: int
     context_tokens: int
     """Of a request; prompts that would not fit are shorter or left out."""
+    groups: int = 1
+    """Attention groups, which share out the requests; a step is one of a group."""
 
     @property
     def most_prompt_words(self) -> int:
@@ -96,7 +98,7 @@ def measure(
         words = min(_LONG_PROMPT_WORDS if repeat % 2 else _SHORT_PROMPT_WORDS, load.most_prompt_words)
         for size in rng.sample(list(load.sizes), len(load.sizes)):
             windows += _reference(engine, load, clock)
-            cells = _cells(rungs, size)
+            cells = _cells(rungs, max(1, size // load.groups))
             windows += _block(engine, size, rng.sample(cells, len(cells)), words, load, clock)
         for tokens, took_ms in _prefills(engine, load, rng, clock):
             prefills.setdefault(tokens, []).append(took_ms)
@@ -135,8 +137,10 @@ def _block(
         for rung, budget in cells:
             engine.set_plan(rung=rung, rows=budget)
             counted, at_s, delivered = _counted(engine, start, load, clock)
-            context_tokens = size * (prompt_tokens + delivered / size % _ANSWER_TOKENS)
-            windows.append(_window(counted, at_s, rung, context_tokens, is_reference=is_reference))
+            context_tokens = size * (prompt_tokens + delivered / size % _ANSWER_TOKENS) / load.groups
+            # Groups' passes are as long as the longest, so what a group fills up costs it as much as its own rows.
+            rows = counted.rows + (counted.padding_rows if load.groups > 1 else 0.0)
+            windows.append(_window(counted, at_s, rung, rows, context_tokens, is_reference=is_reference))
     return windows
 
 
@@ -148,13 +152,15 @@ def _totals(engine: Engine) -> Totals:
     return engine.totals()
 
 
-def _window(counted: Totals, at_s: float, rung: Rung, context_tokens: float, *, is_reference: bool) -> Window:
+def _window(
+    counted: Totals, at_s: float, rung: Rung, rows: float, context_tokens: float, *, is_reference: bool
+) -> Window:
     draft_ms = (counted.part_ms.get("draft", 0.0) + counted.part_ms.get("inject", 0.0)) / counted.steps
     return Window(
         at_s=at_s,
         rung=int(rung),
         requests=counted.users,
-        rows=counted.rows / counted.steps,
+        rows=rows / counted.steps,
         context_tokens=context_tokens,
         draft_ms=draft_ms,
         rest_ms=counted.step_ms - draft_ms,
@@ -185,7 +191,7 @@ def _filled(engine: Engine, size: int, load: ProfileLoad, clock: Clock) -> Total
         clock.sleep(load.window_s)
         after = _totals(engine)
         counted, before = after.since(before), after
-        users = counted.users if counted.steps else 0.0
+        users = load.groups * counted.users if counted.steps else 0.0
         if users >= _FULL_FRAC * size:
             return after
     raise ReplicaError(

@@ -173,3 +173,19 @@ def test_a_rank_that_does_not_answer_in_time_ends_a_measurement_with_its_reason(
     monkeypatch.setattr(replica, "_ask", lambda *_: ReplicaAnswer(503, b'{"error": "Every rank must answer"}'))
     with pytest.raises(ReplicaError, match=r"must tell its counters \(found HTTP 503: .*Every rank must answer"):
         replica.totals()
+
+
+def test_groups_share_out_requests_and_fill_up_to_each_other() -> None:
+    class TwoGroups(SimulatedEngine):
+        """Each runs every other request in as many steps, and a row of padding in each."""
+
+        def totals(self) -> Totals:
+            whole = super().totals()
+            parts = {part: 2 * took_ms for part, took_ms in whole.part_ms.items()}
+            return Totals(2 * whole.steps, whole.rounds, whole.rows, whole.tokens, parts, 2 * whole.steps)
+
+    asked: dict[str, Any] = {"sizes": (4, 16), "repeats": 1}
+    alone, windows = profiled(SimulatedEngine(), **asked).windows, profiled(TwoGroups(), groups=2, **asked).windows
+    assert [window.requests for window in windows] == pytest.approx([window.requests / 2 for window in alone])
+    whole = [window for window in windows if not window.is_reference and window.rung == 0]
+    assert [window.rows for window in whole] == pytest.approx([window.requests + 1 for window in whole])
