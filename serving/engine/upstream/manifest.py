@@ -196,6 +196,7 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.layers.dp_attention:memcpy_func", "Triton only; replaced on CPUs"),
     Use("sglang.srt.layers.dp_attention:memcpy_cpu", "what replaces it"),
     Use("sglang.srt.model_executor.forward_batch_info:_is_cpu", "without it, padding pins memory for a GPU"),
+    Use("sglang.srt.managers.scheduler_components.dp_attn:SchedulerDPAttnAdapter", "has groups agree before a step"),
     Use(
         "sglang.srt.managers.scheduler_components.dp_attn:SchedulerDPAttnAdapter.prepare_mlp_sync_batch",
         "gathers facts of every group before a step; ours adds what a group would run",
