@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparktier.configs.plan_keys import EnginePlan
 from sparktier.kernels.accept_tree import TreeAcceptance
