@@ -52,7 +52,7 @@ class DecodeStep:
 
     def run(self, inputs: StepInputs) -> CountedResult:
         """Draft, verify and commit tokens for every request of the batch."""
-        batch, window = inputs.batch, inputs.window
+        batch, window, group = inputs.batch, inputs.window, inputs.group_step
         phases = Phases(inputs.room.device)
         with phases.of("draft"):
             budget = self._budget(inputs)
@@ -69,7 +69,7 @@ class DecodeStep:
                 branching=budget.branching,
                 words=drafted.words,
                 graphs=self.graphs,
-                group_step=inputs.group_step,
+                group_step=group,
             )
         accepted = self._accept(inputs, budget, drafted, verified, grammar)
         committed = commit(inputs, tree, verified, accepted)
@@ -87,7 +87,7 @@ class DecodeStep:
             drawn=drafted.draft_probs is not None,
             pace=budget.pace,
             survival=drafted.survival,
-            padding_rows=len(verified.logits) - len(verified.rows),
+            padding_rows=(len(verified.logits) if group is None else group.rows) - int(drafted.row_counts.sum()),
         )
         return step_result(
             inputs, verified, accepted, committed, record, penalties=self.penalties, window_rows=self.window_rows
