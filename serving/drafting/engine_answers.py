@@ -53,20 +53,19 @@ class EngineWriter:
         return file
 
     async def _write(self, asked: Sequence[tuple[str, list[int], float]], file: Path) -> None:
-        waiting, tokens, started_s = list(reversed(asked)), 0, time.monotonic()
+        waiting, done, tokens, started_s = list(reversed(asked)), 0, 0, time.monotonic()
         with file.open("a", encoding="utf-8") as lines:
 
             async def work(client: AsyncReplicaClient) -> None:
-                nonlocal tokens
+                nonlocal done, tokens
                 while waiting:
                     digest, prompt_ids, temperature = waiting.pop()
                     answer_ids = await self._answer(client, prompt_ids, temperature)
                     row = {"digest": digest, "prompt_ids": prompt_ids, "answer_ids": answer_ids}
                     lines.write(json.dumps(row) + "\n")
                     lines.flush()
-                    tokens += len(answer_ids)
-                    done = len(asked) - len(waiting)
-                    if done % _TELL_EVERY == 0 or not waiting:
+                    done, tokens = done + 1, tokens + len(answer_ids)
+                    if done % _TELL_EVERY == 0 or done == len(asked):
                         self.tell(AnswersDone(file.stem, done, len(asked), tokens, time.monotonic() - started_s))
 
             try:
