@@ -6,6 +6,7 @@ The formulas, and why every smaller mix of users is feasible too, are in docs/po
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,10 @@ _LEVELS = (0.0, 0.5, 1.0)
 _SETTLED_LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 _MOST_TRIES = 4
 _LEAST_GROWTH = 0.005
+_LEAST_SPREAD_FRAC = 0.01
+# The normal distribution, in distances between its median and its 5th percentile.
+_ABOVE = np.linspace(0.0, 3.0, 61)
+_CHANCES = np.array([NormalDist().cdf(-NormalDist().inv_cdf(0.05) * each) for each in _ABOVE])
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class TierText:
 
     survival: Floats
     hard_survival: Floats
+    spread_frac: float = 0.2
+    """How many fewer tokens a step the user at the 5th percentile gets than the median, a share of the median's."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,13 @@ class Region:
         self.margin_frac = margin_frac
         self._tiers = sorted(targets)
         self._promised = np.array([targets[tier].promise_tok_s or 0.0 for tier in self._tiers])
+        self._spreads = np.array([facts.texts[tier].spread_frac for tier in self._tiers])
         self._bounds = np.array([_bound(targets[tier].most_users, facts.most_users) for tier in self._tiers])
         shares = list(_shares(facts, targets, toward, rules))
         self.evaluations = len(shares)
         self._rows = np.array([share.rows for share in shares])  # [shares, tiers]
         self._hard_rows = np.array([share.hard_rows for share in shares])
+        self._tokens = np.array([share.tokens for share in shares])
         self._least_tokens = np.array([share.least_tokens for share in shares])
 
     def feasible(self, mix: Mix) -> bool:
@@ -107,7 +116,7 @@ class Region:
 
         They grow along `wanted`, then tier by tier, the highest promise first.
         """
-        users = np.array([max(0, wanted.get(tier, 0)) for tier in self._tiers], dtype=np.int64)
+        users = self._users(wanted)
         total = max(1, int(users.sum()))
         # 1. As many as fit in the proportion that is wanted; a smaller number never gives more of any tier.
         along = self._largest(lambda count: users * count // total)
@@ -119,6 +128,46 @@ class Region:
             rest: Ints = found - found[place] * unit
             found = rest + self._largest(lambda count, rest=rest, unit=unit: rest + count * unit) * unit  # type: ignore[misc]
         return {tier: int(count) for tier, count in zip(self._tiers, found, strict=True)}
+
+    def most_kept_box(self, wanted: Mix) -> dict[int, int]:
+        """Return the users along `wanted` of whom most are expected to keep their promise, though others miss it.
+
+        Of equal numbers the largest mix; no users where the median user of every tier misses.
+        """
+        best, most_kept = dict.fromkeys(self._tiers, 0), 0.0
+        for count in range(1, self._facts.most_users + 1):
+            mix = self.along(wanted, count)
+            if not self.has_room(mix):
+                break
+            kept = self.kept_users(mix)
+            if kept > 0 and kept >= most_kept:
+                best, most_kept = mix, kept
+        return best
+
+    def along(self, wanted: Mix, count: int) -> dict[int, int]:
+        """Return `count` users as near as can be to the proportion of `wanted`, the highest promise first."""
+        users = self._users(wanted)
+        places = np.argsort(-self._promised, kind="stable")
+        mix = np.zeros_like(users)
+        if users.any():
+            mix[places] = _proportional(users[places], count)
+        return {tier: int(each) for tier, each in zip(self._tiers, mix, strict=True)}
+
+    def has_room(self, mix: Mix) -> bool:
+        """Return whether places, KV and stalls allow `mix`, whatever its speed."""
+        return self._has_room(self._users(mix))
+
+    def kept_users(self, mix: Mix) -> float:
+        """Return how many users of `mix` are expected to keep their promise, those without one left aside."""
+        users = self._users(mix)
+        promised = (self._promised > 0) & (users > 0)
+        if not promised.any():
+            return 0.0
+        step_ms = self._step_ms(users, self._rows, self._hard_rows)
+        speeds = self._speeds_in(step_ms, self._tokens)[:, promised]
+        chances = chance_kept(speeds / self._promised[promised], self._spreads[promised])
+        kept: Floats = (chances @ users[promised]) * self._in_time(users, step_ms)
+        return float(kept.max())
 
     def shortfall_frac(self, mix: Mix) -> float:
         """Return what the worst promise lacks under the planner's own choice for `mix`, a share of it; 0 if none does.
@@ -153,7 +202,7 @@ class Region:
         return bisect_right(counts, False, key=lambda count: not self._fits(mix_of(count)))
 
     def _users(self, mix: Mix) -> Ints:
-        return np.array([mix.get(tier, 0) for tier in self._tiers], dtype=np.int64)
+        return np.array([max(0, mix.get(tier, 0)) for tier in self._tiers], dtype=np.int64)
 
     def _fits(self, users: Ints) -> bool:
         return self._has_room(users) and bool(np.any(self._keeps(users)))
@@ -165,6 +214,14 @@ class Region:
             return False
         stalls = [self._targets[tier].max_stall_ms for tier, count in zip(self._tiers, users, strict=True) if count]
         return total < 2 or all(stall is None or facts.stall_ms <= stall for stall in stalls)
+
+    def _in_time(self, users: Ints, step_ms: Floats) -> Flags:
+        """[shares] whether a user's first token comes within the `ttft_ms` of all tiers that have `users`."""
+        facts = self._facts
+        first_ms = step_ms + facts.times.prefill_ms(facts.prompt_tokens) / max(1.0 - facts.prefill_frac, 1e-3)
+        budgets = [self._targets[tier].ttft_ms for tier, count in zip(self._tiers, users, strict=True) if count]
+        in_time: Flags = first_ms <= min((budget for budget in budgets if budget is not None), default=np.inf)
+        return in_time
 
     def _step_ms(self, users: Ints, rows: Floats, hard_rows: Floats) -> Floats:
         facts, total = self._facts, int(users.sum())
@@ -187,18 +244,14 @@ class Region:
 
     def _keeps(self, users: Ints) -> Flags:
         """[shares] whether a way of sharing rows keeps the promises of all tiers that have `users`."""
-        facts = self._facts
         present = users > 0
         if not present.any():
             return np.ones(len(self._rows), dtype=np.bool_)
         step_ms = self._step_ms(users, self._rows, self._hard_rows)
         speeds = self._speeds_in(step_ms, self._least_tokens)
         kept = (speeds >= (1.0 + self.margin_frac) * self._promised * present).all(axis=1)
-        first_ms = step_ms + facts.times.prefill_ms(facts.prompt_tokens) / max(1.0 - facts.prefill_frac, 1e-3)
-        budgets = [self._targets[tier].ttft_ms for tier, count in zip(self._tiers, users, strict=True) if count]
-        limit_ms = min((budget for budget in budgets if budget is not None), default=np.inf)
-        in_time: Flags = kept & (first_ms <= limit_ms)
-        return in_time
+        keeps: Flags = kept & self._in_time(users, step_ms)
+        return keeps
 
 
 class Box(NamedTuple):
@@ -210,12 +263,20 @@ class Box(NamedTuple):
 
 
 def box_of(
-    facts: ReplicaFacts, targets: Mapping[int, TierTarget], wanted: Mix, *, rules: PaceRules, margin_frac: float
+    facts: ReplicaFacts,
+    targets: Mapping[int, TierTarget],
+    wanted: Mix,
+    *,
+    rules: PaceRules,
+    margin_frac: float,
+    most_kept: bool = False,
 ) -> Box:
     """Return a maximal box of users along `wanted`, in which the planner keeps every promise in its largest mix.
 
     Where it doesn't, by its own choice of rows, the margin grows by what is missing, and the box is made again: at most
-    `most_evaluations(facts.most_users)` questions to the planner in all. Arguments are those of `Region`.
+    `most_evaluations(facts.most_users)` questions to the planner in all. With `most_kept` a user who is refused counts
+    as one whose promise is missed, and the box is given up where it turns away users most of whom would keep theirs.
+    Other arguments are those of `Region`.
     """
     region = Region(facts, targets, wanted, rules=rules, margin_frac=margin_frac)
     caps = region.box(wanted)
@@ -225,7 +286,25 @@ def box_of(
             break
         region.margin_frac += missing + _LEAST_GROWTH
         caps = region.box(wanted)
+    if most_kept:
+        larger = region.most_kept_box(wanted)
+        let_in = {tier: min(count, caps[tier]) for tier, count in larger.items()}
+        if region.kept_users(larger) > region.kept_users(let_in):
+            caps = larger
     return Box(caps, region.rows_of(caps), region)
+
+
+def chance_kept(speed_over_promise: Floats, spread_frac: Floats) -> Floats:
+    """Return how likely a user keeps a promise, by the speed of the median user over the promise.
+
+    Speeds of users are taken for normal, with the 5th percentile `spread_frac` of the median below it. Less than one in
+    two counts as none: few would thank others for giving way to them.
+    """
+    # How far the median is above the promise, in distances between the median and the 5th percentile.
+    with np.errstate(divide="ignore"):
+        above = (1.0 - 1.0 / speed_over_promise) / np.maximum(spread_frac, _LEAST_SPREAD_FRAC)
+    chances: Floats = np.where(above < 0.0, 0.0, np.interp(above, _ABOVE, _CHANCES))
+    return chances
 
 
 def most_evaluations(most_users: int) -> int:

@@ -4,13 +4,20 @@ Questions are rounded and hashable, so replicas in the same situation share an a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from sparktier.cluster.feasibility import ReplicaFacts, TierText, box_of, most_evaluations
-from sparktier.cluster.policy.acceptance import USUAL_ACCEPT_FRAC, as_chain, chain_text, no_drafts, tree_text
+from sparktier.cluster.policy.acceptance import (
+    HARD_TOKENS_FRAC,
+    USUAL_ACCEPT_FRAC,
+    as_chain,
+    chain_text,
+    no_drafts,
+    tree_text,
+)
 from sparktier.cluster.policy.policy_types import OFF, TREE, PolicyConfig
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.cluster.verify_planner import Offers, PaceRules, best_total, expected, share_out
@@ -23,11 +30,14 @@ _RULES = PaceRules()
 
 
 class Texts(NamedTuple):
-    """Acceptance by tier on chains and trees, and tokens of the 5th percentile user over the median's."""
+    """Acceptance by tier on chains and trees, and tokens a step over the median's: of the user by whom caps are judged,
+    and of the one at the 5th percentile.
+    """
 
     chain: Curves
     tree: Curves
     hard_fracs: Fracs
+    slow_fracs: Fracs
 
 
 class RungQuestion(NamedTuple):
@@ -126,15 +136,21 @@ class Judge:
             stall_ms=0.0 if chunk_tokens is None else StepTimeModel(table).prefill_ms(chunk_tokens),
         )
         targets = {tier: rule.target(question.most_users) for tier, rule in self.config.tiers.items()}
-        margin_frac = self.config.margin_frac
-        box = box_of(facts, targets, dict(question.wanted), rules=_RULES, margin_frac=margin_frac)
+        box = box_of(
+            facts,
+            targets,
+            dict(question.wanted),
+            rules=_RULES,
+            margin_frac=self.config.margin_frac,
+            most_kept=self.config.caution_frac == 0,
+        )
         self._spend(box.region.evaluations)
         bounded = box.rows is not None and any(rule.promise_tok_s for rule in self.config.tiers.values())
         return BoxAnswer(box.caps, box.rows or 0 if bounded else 0)
 
     def _texts(self, texts: Texts, rung: int) -> dict[int, TierText]:
         """The texts on `rung`. A rung or tier of which nothing is known borrows from another."""
-        positions, hard = self.config.drafted[rung], dict(texts.hard_fracs)
+        positions, hard, slow = self.config.drafted[rung], dict(texts.hard_fracs), dict(texts.slow_fracs)
         is_tree = rung == TREE and bool(texts.tree)
         borrowed = tuple((tier, as_chain(accept)) for tier, accept in texts.tree)
         curves = dict(texts.tree if is_tree else texts.chain or borrowed)
@@ -145,9 +161,10 @@ class Judge:
         for tier in self.config.tiers:
             accept = curves.get(tier) or next(iter(curves.values()), (USUAL_ACCEPT_FRAC,))
             if is_tree:
-                found[tier] = tree_text(accept, positions, nodes, hard.get(tier))
+                text = tree_text(accept, positions, nodes, hard.get(tier))
             else:
-                found[tier] = chain_text(accept, positions, hard.get(tier))
+                text = chain_text(accept, positions, hard.get(tier))
+            found[tier] = replace(text, spread_frac=1.0 - slow.get(tier, HARD_TOKENS_FRAC))
         return found
 
     def _spend(self, questions: int) -> None:

@@ -78,7 +78,9 @@ def _by_model(
 ) -> tuple[ReplicaMemory, str]:
     present = users_of(signals)
     chain, tree = (rounded(forgiven(of, present)) for of in (memory.chain_accept, memory.tree_accept))
-    texts = Texts(chain, tree, _hard_fracs(signals, config))
+    slow = _slow_fracs(signals, config)
+    judged_by = {tier: 1 - config.caution_frac * (1 - frac) for tier, frac in slow.items()}
+    texts = Texts(chain, tree, _twentieths(judged_by), _twentieths(slow))
     running = _known(running_of(signals), config)
     context_tokens = _context_tokens(signals)
     reasons = []
@@ -238,11 +240,14 @@ def _rounded_drift(drift_frac: float) -> float:
     return math.exp(_DRIFT_GRAIN * math.ceil(math.log(bounded) / _DRIFT_GRAIN - 1e-9))
 
 
-def _hard_fracs(signals: Signals, config: PolicyConfig) -> tuple[tuple[int, float], ...]:
-    """By tier, tokens a step of the user whom caps are judged by over the median's, in steps of 0.05."""
-    spreads = {tier: spread for tier, spread in signals.accepted_tokens.items() if spread.p50 > 0}
-    hardest = {tier: spread.p5 / spread.p50 for tier, spread in spreads.items()}
-    fracs = {tier: 1 - config.caution_frac * (1 - hardest.get(tier, HARD_TOKENS_FRAC)) for tier in config.tiers}
+def _slow_fracs(signals: Signals, config: PolicyConfig) -> dict[int, float]:
+    """By tier, tokens a step of the 5th percentile user over the median's."""
+    spreads = signals.accepted_tokens
+    known = {tier: spreads[tier].p5 / spreads[tier].p50 for tier in spreads if spreads[tier].p50 > 0}
+    return {tier: known.get(tier, HARD_TOKENS_FRAC) for tier in config.tiers}
+
+
+def _twentieths(fracs: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
     return tuple((tier, round(20 * frac) / 20) for tier, frac in sorted(fracs.items()))
 
 

@@ -27,7 +27,10 @@ class ControllerSettings(Section):
         default=0.0,
         ge=0,
         le=1,
-        description="Whose text caps of users are judged by: 0 is the tier's median user, 1 its 5th percentile.",
+        description=(
+            "Whose text caps of users are judged by: 0 is the tier's median user, 1 its 5th percentile. At 0 a refusal "
+            "counts as a miss, and users are let in while more of them keep their promise than miss it."
+        ),
     )
     stale_ms: int = Field(default=5000, ge=100, description="Age at which a replica's signals count no more.")
     skew_ms: int = Field(

@@ -291,6 +291,21 @@ def test_a_tier_that_hard_text_shut_out_is_let_in_again_when_its_users_are_gone(
     assert (found[-1] or 0) > 0
 
 
+def test_a_promise_that_typical_text_just_keeps_lets_some_in_unless_caps_are_to_be_cautious() -> None:
+    """On this table 22.75 tok/s is hardly less than the median user gets alone."""
+
+    def strict_cap(caution_frac: float) -> int:
+        tiers = policy_config().tiers
+        strict = tiers[STRICT].model_copy(update={"promise_tok_s": 22.75})
+        config = policy_config(drafted={2: 5}, tiers={**tiers, STRICT: strict}, caution_frac=caution_frac)
+        accept = {STRICT: [0.8] * 5, STANDARD: [0.8] * 5}
+        said = one(lambda number: heard(number, {STANDARD: 1, STRICT: 1}, accept_by_position=accept), 2, config=config)
+        return caps(said[-1])[STRICT] or 0
+
+    assert strict_cap(0.0) > 0
+    assert strict_cap(0.1) == 0
+
+
 def test_users_of_a_tier_that_is_not_known_count_as_the_default_tiers() -> None:
     unknown = one(lambda number: heard(number, {9: 12}), 3)
     default = one(lambda number: heard(number, {STANDARD: 12}), 3)

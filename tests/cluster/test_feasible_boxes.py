@@ -1,6 +1,8 @@
 """Which mixes of users keep their promises: every smaller one does too, and boxes are as large as can be."""
 
+import math
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -8,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparktier.cluster.arrays import Floats
-from sparktier.cluster.feasibility import Region, ReplicaFacts, TierTarget, TierText, box_of, most_evaluations
+from sparktier.cluster.feasibility import (
+    Region,
+    ReplicaFacts,
+    TierTarget,
+    TierText,
+    box_of,
+    chance_kept,
+    most_evaluations,
+)
 from sparktier.cluster.step_time import StepTimeModel
 from sparktier.cluster.verify_planner import Offers, PaceRules, best_total, expected, share_out, weights
 from sparktier.configs.step_times import StepTimeTable, reference_table
@@ -111,6 +121,69 @@ def test_the_same_for_a_thousand_tables(drawn: Drawn) -> None:
     require_maximal(drawn)
 
 
+@given(st.floats(0.2, 5.0), st.floats(0.01, 0.9))
+def test_chances_are_those_of_normal_speeds_down_to_one_in_two(speed: float, spread_frac: float) -> None:
+    """The promise is 1; the user at the 5th percentile is `spread_frac` slower than the median."""
+    sigma = spread_frac * speed / -NormalDist().inv_cdf(0.05)
+    exact = 1.0 - NormalDist(speed, sigma).cdf(1.0)
+    found = float(chance_kept(np.array([speed]), np.array([spread_frac]))[0])
+    assert abs(found - exact) < 1e-3 if found else exact < 0.5001
+
+
+def test_a_speed_of_nothing_keeps_no_promise() -> None:
+    assert chance_kept(np.array([0.0]), np.array([0.2])).tolist() == [0.0]
+
+
+@given(scenes())
+@settings(max_examples=100)
+def test_of_users_along_those_wanted_most_keep_their_promise_in_the_box_with_most(drawn: Drawn) -> None:
+    """Slow: without drafts every user gets a token a step, and each user's chance is added up by itself."""
+    facts, targets, wanted, margin_frac = drawn
+    undrafted = {
+        tier: replace(text, survival=np.zeros(1), hard_survival=np.zeros(1)) for tier, text in facts.texts.items()
+    }
+    facts = replace(facts, rung=0, texts=undrafted)
+    region = Region(facts, targets, wanted, rules=RULES, margin_frac=margin_frac)
+
+    def kept(mix: dict[int, int]) -> float:
+        total = sum(mix.values())
+        if not total:
+            return 0.0
+        context_tokens = total * facts.context_tokens
+        step_ms = float(
+            facts.times.step_ms(rung=0, requests=total, rows=np.array([total]), context_tokens=context_tokens)[0]
+        )
+        first_ms = step_ms + facts.times.prefill_ms(facts.prompt_tokens) / max(1.0 - facts.prefill_frac, 1e-3)
+        if any((ttft_ms := targets[tier].ttft_ms) is not None and first_ms > ttft_ms for tier in mix if mix[tier]):
+            return 0.0
+        speed, sum_kept = 1000.0 * (1.0 - facts.prefill_frac) / step_ms, 0.0
+        for tier, count in mix.items():
+            if (promise := targets[tier].promise_tok_s) is not None and speed > 0:
+                sigma = facts.texts[tier].spread_frac * speed / -NormalDist().inv_cdf(0.05)
+                chance = 1.0 - NormalDist(speed, sigma).cdf(promise)
+                sum_kept += count * (chance if chance >= 0.5 else 0.0)
+        return sum_kept
+
+    box = region.most_kept_box(wanted)
+    assert math.isclose(region.kept_users(box), kept(box), abs_tol=0.02)
+    for users in range(1, facts.most_users + 1):
+        mix = region.along(wanted, users)
+        if not region.has_room(mix):
+            break
+        assert kept(mix) <= kept(box) + 0.02
+
+
+@given(scenes())
+@settings(max_examples=100)
+def test_a_box_is_given_up_only_for_one_in_which_more_of_the_same_users_keep_their_promise(drawn: Drawn) -> None:
+    facts, targets, wanted, margin_frac = drawn
+    plain = box_of(facts, targets, wanted, rules=RULES, margin_frac=margin_frac)
+    found = box_of(facts, targets, wanted, rules=RULES, margin_frac=margin_frac, most_kept=True)
+    let_in = {tier: min(cap, plain.caps[tier]) for tier, cap in found.caps.items()}
+    assert found.caps == plain.caps or plain.region.kept_users(found.caps) > plain.region.kept_users(let_in)
+    assert found.region.evaluations <= most_evaluations(facts.most_users)
+
+
 def _bits(tiers: int) -> list[tuple[int, ...]]:
     return [tuple(number >> place & 1 for place in range(tiers)) for number in range(2**tiers)]
 
@@ -136,6 +209,36 @@ def test_a_promise_bounds_its_neighbours_too() -> None:
     assert free == {0: 12, 1: 4}
     assert 0 < tight[1] < 4
     assert 0 < tight[0] < 12
+
+
+def test_a_promise_just_below_what_the_typical_user_gets_lets_some_in() -> None:
+    """Refusing all of them would miss all their promises; what most would not get is refused."""
+    facts = facts_of("avx2", most_users=16, chance=0.9)
+    targets = {0: TierTarget(), 1: TierTarget(promise_tok_s=1.0)}
+    alone = replace(targets[1], promise_tok_s=0.999 * _fastest(facts))
+
+    def box(promise: TierTarget, most_kept: bool) -> dict[int, int]:
+        tiers = {**targets, 1: promise}
+        return box_of(facts, tiers, {0: 3, 1: 1}, rules=RULES, margin_frac=0.05, most_kept=most_kept).caps
+
+    assert box(alone, most_kept=False) == {0: 16, 1: 0}
+    taken = box(alone, most_kept=True)
+    assert taken[1] > 0
+    hopeless = replace(alone, promise_tok_s=2.0 * _fastest(facts))
+    assert box(hopeless, most_kept=True) == box(hopeless, most_kept=False)
+    easy = replace(alone, promise_tok_s=0.1 * _fastest(facts))
+    assert box(easy, most_kept=True) == box(easy, most_kept=False)
+
+
+def _fastest(facts: ReplicaFacts) -> float:
+    """What one typical user of tier 1 alone gets at most, by trying promises."""
+    low, high = 0.0, 1000.0
+    for _ in range(40):
+        promise = 0.5 * (low + high)
+        targets = {1: TierTarget(promise_tok_s=promise)}
+        region = Region(facts, targets, {1: 1}, rules=RULES, margin_frac=0.0)
+        low, high = (promise, high) if region.rows_of({1: 1}) is not None else (low, promise)
+    return low
 
 
 def test_what_none_could_get_has_no_room_and_takes_none_from_others() -> None:
