@@ -49,7 +49,7 @@ def measure(cell: Cell) -> Figures:
         heads=HEADS,
         captured_rows=users * rows,
         multiprocessors=MULTIPROCESSORS,
-        uniform=False,
+        uniform=cell["slots"] == "requests",
     )
     told = {"tile_rows": tiles.tile_rows, "tiles_a_request": tiles.of_request[0], "key_reads": tiles.read_keys(keys)}
     if not torch.cuda.is_available():
@@ -69,7 +69,7 @@ def replayed_ms(cell: Cell, *, slots: int) -> tuple[float, int]:
     label = TREE if cell["masked"] else CHAIN
     total = cell["requests"] * cell["rows"]
     with mock.patch.object(flashinfer_attention, "get_capture_attention_variant", return_value=label):
-        backend.init_forward_metadata_out_graph(capture_batch(slots, total, cell["rows"]), in_capture=True)
+        backend.init_forward_metadata_out_graph(capture_batch(cell, slots=slots), in_capture=True)
     (wrapper,) = backend.forward_metadata.prefill_wrappers
     q = torch.randn(total, HEADS.query, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
     pool = (cell["context"] + cell["rows"] + 1) * slots
@@ -101,6 +101,7 @@ def bare_backend(cell: Cell, *, slots: int, device: str = "cuda") -> Any:
     stride = cell["context"] + cell["rows"] + 1
     backend = LadderFlashInfer.__new__(LadderFlashInfer)
     backend.dispatch_reason, backend.num_wrappers, backend.prefill_backend = None, 1, "fa2"
+    backend._is_draft = False
     backend.workspace_buffer = torch.empty(
         _WORKSPACE_BYTES if device == "cuda" else 1, dtype=torch.uint8, device=device
     )
@@ -131,13 +132,14 @@ def bare_backend(cell: Cell, *, slots: int, device: str = "cuda") -> Any:
     return backend
 
 
-def capture_batch(slots: int, total: int, rows: int, device: str = "cuda") -> Any:
-    """Return SGLang's batch of a capture: `total` rows over all slots, as even as they go."""
+def capture_batch(cell: Cell, *, slots: int, device: str = "cuda") -> Any:
+    """Return SGLang's batch of a capture: the cell's rows over all slots, as even as they go."""
     from sglang.srt.speculative.ragged_verify import build_capture_verify_lens
 
-    counts = build_capture_verify_lens(num_tokens=total, num_slots=slots, num_draft_tokens=rows)
+    rows = cell["rows"]
+    counts = build_capture_verify_lens(num_tokens=cell["requests"] * rows, num_slots=slots, num_draft_tokens=rows)
     ones = torch.ones(slots, dtype=torch.int64)
-    return _batch(counts, total, ones, ones, None, device)
+    return _batch(cell, counts, ones, ones, None, device)
 
 
 def replay_batch(cell: Cell, *, slots: int, device: str = "cuda") -> Any:
@@ -155,20 +157,25 @@ def replay_batch(cell: Cell, *, slots: int, device: str = "cuda") -> Any:
         parents[:, 0] = NO_ROW
         depths, counts = (parents >= 0).long(), torch.full((users,), rows)
         words = ancestor_words(tree=DraftTree(torch.zeros_like(parents), parents, depths, counts)).to(device)
-    return _batch([rows] * users, users * rows, committed, on_host, words, device)
+    return _batch(cell, [rows] * users, committed, on_host, words, device)
 
 
-def _batch(counts: list[int], total: int, lengths: Tensor, on_host: Tensor, words: Tensor | None, device: str) -> Any:
+def _batch(cell: Cell, counts: list[int], lengths: Tensor, on_host: Tensor, words: Tensor | None, device: str) -> Any:
+    """With a slot for each request all have equal rows, which serving tells by a pass without a layout."""
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
     from sglang.srt.speculative.ragged_verify import RaggedVerifyLayout
 
-    layout = RaggedVerifyLayout.from_verify_lens(verify_lens_cpu=counts, device=torch.device(device), grid=[total])
+    layout = None
+    if cell["slots"] == "rows":
+        total = cell["requests"] * cell["rows"]
+        layout = RaggedVerifyLayout.from_verify_lens(verify_lens_cpu=counts, device=torch.device(device), grid=[total])
     return SimpleNamespace(
         batch_size=len(lengths),
+        num_padding=0,
         forward_mode=ForwardMode.TARGET_VERIFY,
         req_pool_indices=torch.arange(len(lengths), device=device),
         seq_lens=lengths.to(device),
         seq_lens_cpu=on_host,
         kv_loc_plan=None,
-        spec_info=SimpleNamespace(ragged_verify_layout=layout, ancestor_words=words),
+        spec_info=SimpleNamespace(ragged_verify_layout=layout, draft_token_num=cell["rows"], ancestor_words=words),
     )

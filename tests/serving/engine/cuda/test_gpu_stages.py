@@ -23,6 +23,7 @@ from support.gpu_stages.results import Cell, Figures, Results
 from support.gpu_stages.script import GSM8K, Curve, Script
 from support.gpu_stages.shapes import SHAPES
 from support.gpu_stages.watches import calls_of
+from support.launches.attention import Wrapper
 from support.resolve_arguments import resolve
 
 CPU = torch.device("cpu")
@@ -110,30 +111,30 @@ def test_a_second_run_goes_on_where_time_was_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("slots", ["requests", "rows"])
 def test_attention_cells_drive_the_product_s_backend(monkeypatch: pytest.MonkeyPatch, slots: str, masked: bool) -> None:
-    made: list[dict[str, Any]] = []
-    plans: list[tuple[Any, ...]] = []
+    made: list[Wrapper] = []
 
-    class Wrapper:
+    class Made(Wrapper):
         def __init__(self, _workspace: Any, _layout: str, **buffers: Any) -> None:
-            made.append(buffers)
-
-        def begin_forward(self, *arguments: Any, **_: Any) -> None:
-            plans.append(arguments)
+            tables = (buffers[name] for name in ("qo_indptr_buf", "paged_kv_indptr_buf", "paged_kv_indices_buf"))
+            super().__init__("custom_mask_buf" in buffers, *tables)
+            made.append(self)
 
     # SGLang imports it on GPUs alone.
-    monkeypatch.setattr(flashinfer_backend, "BatchPrefillWithPagedKVCacheWrapper", Wrapper, raising=False)
-    monkeypatch.setattr(flashinfer_attention, "fast_prefill_plan", Wrapper.begin_forward)
+    monkeypatch.setattr(flashinfer_backend, "BatchPrefillWithPagedKVCacheWrapper", Made, raising=False)
     monkeypatch.setattr(flashinfer_attention, "get_capture_attention_variant", lambda: TREE if masked else CHAIN)
     cell = {"requests": 2, "rows": 3, "context": 17, "slots": slots, "masked": masked}
     number = 2 if slots == "requests" else 6
     backend = stage_b.bare_backend(cell, slots=number, device="cpu")
-    backend.init_forward_metadata_out_graph(stage_b.capture_batch(number, 6, 3, device="cpu"), in_capture=True)
+    backend.init_forward_metadata_out_graph(stage_b.capture_batch(cell, slots=number, device="cpu"), in_capture=True)
     backend.init_forward_metadata_out_graph(stage_b.replay_batch(cell, slots=number, device="cpu"))
-    assert ("custom_mask_buf" in made[0]) == masked
-    (rows, keys, indices, *_), total = plans[-1], 2 * (17 + 3)
-    assert rows.diff().tolist() == [3, 3] + [0] * (number - 2)
-    assert keys.diff().tolist()[:2] == [20, 20]
-    assert len(set(indices.tolist())) == len(indices) >= total
+    (wrapper,) = made
+    assert wrapper.masked == masked
+    assert wrapper._qo_indptr_buf.diff().tolist() == [3, 3] + [0] * (number - 2)
+    assert wrapper._paged_kv_indptr_buf.diff().tolist()[:2] == [20, 20]
+    keys = wrapper._paged_kv_indices_buf[: int(wrapper._paged_kv_indptr_buf[-1])].tolist()
+    assert len(set(keys)) == len(keys) >= 40
+    # The planner is told of equal rows, as it is in serving.
+    assert wrapper.modules[-1][-1] == (3 if slots == "requests" else 0)
 
 
 def test_cells_have_names_of_their_own() -> None:
