@@ -26,6 +26,7 @@ CROWDED = {
     "replicas.sglang_args.schedule_conservativeness": 0.05,
 }
 TOKENS = 64
+TRIES = 5
 PROMPTS = random_prompts(14, seed=7)
 
 
@@ -84,18 +85,27 @@ def test_plans_that_switch_and_caches_that_run_out_change_no_token(
     groups: Deployment, off: list[list[int]], predictable: Path
 ) -> None:
     url, before = groups.replica_url(), retractions(groups.replica_url())
+    for _ in range(TRIES):
+        answers = under_switching_plans(url, [*PROMPTS, *PROMPTS])
+        assert_same_greedy([*off, *off], answers, [*PROMPTS, *PROMPTS], predictable)
+        # On a busy machine requests may come too far apart to crowd each other out.
+        if retractions(url) > before:
+            break
+    assert retractions(url) > before
+
+
+def under_switching_plans(url: str, prompts: list[list[int]]) -> list[list[int]]:
+    """What `prompts` are answered while plans change and two other requests are aborted."""
     choices = {"rung": (0, 1, 2, 3), "rows": (0, 6, 20), "tier0_cap": (1, 4, 11)}
-    endless = {"input_ids": PROMPTS[0], "sampling_params": {"max_new_tokens": 180, "ignore_eos": True}}
+    endless = {"input_ids": prompts[0], "sampling_params": {"max_new_tokens": 180, "ignore_eos": True}}
     with Switching(url, choices, seed=1, pause_s=0.05), concurrent.futures.ThreadPoolExecutor() as pool:
         doomed = [pool.submit(replica_http.post, f"{url}/generate", json={**endless, "rid": str(n)}) for n in range(2)]
-        waiting = pool.submit(generate_all, url, PROMPTS, tokens=TOKENS, at_once=len(PROMPTS))
+        waiting = pool.submit(generate_all, url, prompts, tokens=TOKENS, at_once=16)
         for number in range(len(doomed)):
             replica_http.post(f"{url}/abort_request", json={"rid": str(number)}, timeout=60.0)
-        answers = waiting.result()
         for each in doomed:
             each.result()
-    assert_same_greedy(off, [answer.tokens for answer in answers], PROMPTS, predictable)
-    assert retractions(url) > before
+        return [answer.tokens for answer in waiting.result()]
 
 
 def test_each_group_reports_once(groups: Deployment) -> None:
@@ -135,7 +145,7 @@ def test_a_thousand_steps_of_random_loads_end_and_say_what_plain_decoding_says(
     for first, second in zip(*steps, strict=True):
         assert first["agreed"] == second["agreed"]
         assert first["passed"] == second["passed"]
-        assert first["agreed"].rung <= min(step["own_rung"] for step in (first, second) if step["rows"])
+        assert first["agreed"].rung == min(step["own_rung"] for step in (first, second) if step["rows"])
         assert max(sum(first["rows"]), sum(second["rows"])) <= first["agreed"].rows
         for step in (first, second):
             assert not Counter(step["collectives"]) - usual
