@@ -33,11 +33,14 @@ class StagedInputs(NamedTuple):
     """What a captured draft reads of each request beside its tokens, written before a replay; [most, ...] each.
 
     temperatures float32, greedy bool, limits [most, 2] int64: most rows, and levels that the request has a use for.
+    slots, lengths int64: where a lookup has the request's tokens, and how many; 0 tokens where there is no request.
     """
 
     temperatures: Tensor
     greedy: Tensor
     limits: Tensor
+    slots: Tensor
+    lengths: Tensor
 
     def first(self, rows: int) -> "StagedInputs":
         """Return the inputs of the first `rows` requests, as views."""
@@ -52,9 +55,18 @@ class StagedInputs(NamedTuple):
         """Take `limits` [n, 2], from the host without waiting for the device."""
         self.limits[: len(limits)].copy_(limits, non_blocking=True)
 
+    def stage_requests(self, slots: Tensor, seq_lens: Tensor, *, no_slot: int) -> None:
+        """Take both [n]; the anchor is one token more than `seq_lens`. Places of no request get the slot `no_slot`."""
+        size = len(slots)
+        self.slots[:size].copy_(slots)
+        self.slots[size:].fill_(no_slot)
+        torch.add(seq_lens, 1, out=self.lengths[:size])
+        self.lengths[size:].zero_()
+
 
 def staged_inputs(most: int, *, device: torch.device) -> StagedInputs:
     """Inputs of `most` greedy requests that verify one row each."""
     greedy = torch.ones(most, dtype=torch.bool, device=device)
     limits = torch.ones(most, 2, dtype=torch.int64, device=device)
-    return StagedInputs(torch.ones(most, dtype=torch.float32, device=device), greedy, limits)
+    nowhere = torch.zeros(2, most, dtype=torch.int64, device=device)
+    return StagedInputs(torch.ones(most, dtype=torch.float32, device=device), greedy, limits, *nowhere.unbind())

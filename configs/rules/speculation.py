@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sparktier.configs.errors import Problem
 from sparktier.configs.rules.rule import Rule
 from sparktier.configs.settings.settings import Settings
-from sparktier.configs.settings.speculation import HIGHEST_RUNG, LADDERS
+from sparktier.configs.settings.speculation import DRAFTED_LADDERS, HIGHEST_RUNG, LADDERS
 
 _DSPARK_ATTENTION_DP = ("none", "megamoe", "mori")
 
@@ -16,20 +16,14 @@ _DSPARK_ATTENTION_DP = ("none", "megamoe", "mori")
 def _keys_fit_method(settings: Settings) -> Iterator[Problem]:
     speculation = settings.speculation
     drafting = ("draft_path", "draft_revision", "block_tokens")
-    ladder = (
-        "short_tokens",
-        "accept_rule",
-        "safe_rung",
-        "step_times_path",
-        "live_shares",
-        "canary",
-        "canary_noise_frac",
-    )
+    ladder = ("short_tokens", "safe_rung", "step_times_path", "live_shares", "canary", "canary_noise_frac")
+    drafted = (*ladder, "accept_rule", "prompt_lookup")
     native = ("verification", "step_cost_path", "calibration_path")
     used = {
         "none": (),
-        "chain": (*drafting, *ladder),
-        "tree": (*drafting, *ladder, "tree_rows", "tree_parents", "tree_children"),
+        "chain": (*drafting, *drafted),
+        "tree": (*drafting, *drafted, "tree_rows", "tree_parents", "tree_children"),
+        "ngram": ("block_tokens", *ladder),
         "dspark_native": (*drafting, *native, "safe_rung", "step_times_path", "live_shares"),
         "standalone": drafting,
     }[speculation.method]
@@ -54,8 +48,20 @@ def _live_shares_need_a_planner(settings: Settings) -> Iterator[Problem]:
         )
 
 
+def _lookup_needs_match(settings: Settings) -> Iterator[Problem]:
+    # The ratio rule is exact for children that were drawn from a known distribution alone.
+    speculation = settings.speculation
+    if speculation.prompt_lookup and speculation.accept_rule == "ratio":
+        yield Problem(
+            "speculation.accept_rule",
+            "must be match with speculation.prompt_lookup: what a lookup finds is not drawn from a distribution",
+            "ratio",
+            "Set accept_rule: match, or prompt_lookup: false.",
+        )
+
+
 _DRAFTERS = {
-    **dict.fromkeys(LADDERS, ("the DSpark drafter", "Set it to a checkpoint that was trained for this model.")),
+    **dict.fromkeys(DRAFTED_LADDERS, ("the DSpark drafter", "Set it to a checkpoint that was trained for this model.")),
     "standalone": ("the small model that drafts", "Set it to a model that shares the target's tokenizer."),
 }
 
@@ -71,7 +77,7 @@ def _method_has_draft(settings: Settings) -> Iterator[Problem]:
 
 def _short_rung_is_shorter(settings: Settings) -> Iterator[Problem]:
     speculation = settings.speculation
-    block = speculation.block_tokens
+    block = speculation.drafted_tokens
     if speculation.method in LADDERS and block is not None and speculation.short_tokens > block:
         yield Problem(
             "speculation.short_tokens",
@@ -102,6 +108,17 @@ def _standalone_has_no_groups(settings: Settings) -> Iterator[Problem]:
             "must be 1 with speculation.method standalone: SGLang has none for such a draft",
             str(groups),
             "Set it to 1, or choose another method.",
+        )
+
+
+def _lookup_has_no_groups(settings: Settings) -> Iterator[Problem]:
+    speculation, groups = settings.speculation, settings.replicas.attention_data_parallel
+    if groups > 1 and (speculation.prompt_lookup or speculation.method == "ngram"):
+        yield Problem(
+            "replicas.attention_data_parallel",
+            "must be 1 with prompt lookup (speculation.method ngram, or prompt_lookup), which is not tried under it",
+            str(groups),
+            "Set it to 1, or draft without prompt lookup.",
         )
 
 
@@ -185,6 +202,8 @@ RULES = (
     Rule(("speculation",), _safe_rung_is_on_the_ladder),
     Rule(("speculation",), _live_shares_need_a_planner),
     Rule(("speculation.method", "replicas.attention_data_parallel"), _standalone_has_no_groups),
+    Rule(("speculation",), _lookup_needs_match),
+    Rule(("speculation", "replicas.attention_data_parallel"), _lookup_has_no_groups),
     Rule(
         ("speculation.method", "replicas.attention_data_parallel", "replicas.moe_all_to_all"),
         _dspark_all_to_all,

@@ -9,9 +9,9 @@ from itertools import pairwise
 from sparktier.configs.errors import Problem
 from sparktier.configs.rules.rule import Rule
 from sparktier.configs.settings.settings import Settings
-from sparktier.configs.settings.speculation import LADDERS
+from sparktier.configs.settings.speculation import DRAFTED_LADDERS
 
-_CAPTURING_METHODS = ("none", *LADDERS)
+_CAPTURING_METHODS = ("none", *DRAFTED_LADDERS)
 
 
 def _layers_rise(settings: Settings) -> Iterator[Problem]:

@@ -11,11 +11,15 @@ from pydantic import Field
 from sparktier.configs.settings.model import ModelPath
 from sparktier.configs.settings.section import Section
 
-Method = Literal["none", "chain", "tree", "dspark_native", "standalone"]
-LADDERS: tuple[Method, ...] = ("chain", "tree")
+Method = Literal["none", "chain", "tree", "ngram", "dspark_native", "standalone"]
+DRAFTED_LADDERS: tuple[Method, ...] = ("chain", "tree")
+"""Those of `LADDERS` that have a drafter."""
+LADDERS: tuple[Method, ...] = (*DRAFTED_LADDERS, "ngram")
 """Methods whose depth our own worker changes between steps."""
-HIGHEST_RUNG: Mapping[Method, int] = {"chain": 2, "tree": 3, "dspark_native": 2}
+HIGHEST_RUNG: Mapping[Method, int] = {"chain": 2, "tree": 3, "ngram": 2, "dspark_native": 2}
 """Where the ladder ends, for methods that have one."""
+LOOKUP_TOKENS = 8
+"""Drafts of a request with `ngram` where the settings leave it open."""
 
 
 class SpeculationSettings(Section):
@@ -24,7 +28,8 @@ class SpeculationSettings(Section):
     method: Method = Field(
         default="none",
         description="`none`; `chain` (a DSpark drafter, depth changed between steps); `tree` (the same with trees above"
-        " chains); `dspark_native` (SGLang's own DSpark chain); `standalone` (a small model drafts).",
+        " chains); `ngram` (no drafter: chains of what followed the latest tokens earlier in the request);"
+        " `dspark_native` (SGLang's own DSpark chain); `standalone` (a small model drafts).",
     )
     draft_path: ModelPath | None = Field(
         default=None,
@@ -35,15 +40,18 @@ class SpeculationSettings(Section):
         default=None,
         ge=1,
         le=64,
-        description="Tokens drafted in one step, at most the draft checkpoint's; null takes that.",
+        description="Tokens drafted in one step, at most the draft checkpoint's; null takes that, and 8 with `ngram`.",
     )
-    short_tokens: int = Field(
-        default=2, ge=1, le=64, description="Tokens drafted on the short rung of `chain` and `tree`; cut to the block."
-    )
+    short_tokens: int = Field(default=2, ge=1, le=64, description="Tokens drafted on the short rung; cut to the block.")
     accept_rule: Literal["match", "ratio"] = Field(
         default="match",
         description="How `chain` and `tree` accept drafts: `match` keeps those that equal the target's own choice,"
         " `ratio` draws drafts and keeps each with probability min(1, p/q). Neither changes the distribution.",
+    )
+    prompt_lookup: bool = Field(
+        default=False,
+        description="Whether `chain` and `tree` also draft what followed the latest tokens earlier in the request's own"
+        " prompt and answer. Both kinds of drafts compete for the same rows; needs `accept_rule: match`.",
     )
     tree_rows: int = Field(
         default=12, ge=2, le=128, description="Rows of a request's tree with `tree`, its anchor's included."
@@ -58,8 +66,8 @@ class SpeculationSettings(Section):
     )
     canary: Literal["latch", "watch", "off"] = Field(
         default="latch",
-        description="Scores emitted tokens of `chain` and `tree` by plain prefill ([canary](canary.md)): `latch`"
-        " switches a replica's speculation off when tokens are wrong too often, `watch` only tells.",
+        description="Scores emitted tokens of `chain`, `tree` and `ngram` by plain prefill ([canary](canary.md)):"
+        " `latch` switches a replica's speculation off when tokens are wrong too often, `watch` only tells.",
     )
     canary_noise_frac: float = Field(
         default=0.001,
@@ -94,6 +102,10 @@ class SpeculationSettings(Section):
         """Rows that one request may bring to a verify step: anchor plus block. None: the draft checkpoint decides."""
         if self.method == "none":
             return 1
-        if self.block_tokens is None:
-            return None
-        return max(self.block_tokens + 1, self.tree_rows if self.method == "tree" else 0)
+        block = self.drafted_tokens
+        return None if block is None else max(block + 1, self.tree_rows if self.method == "tree" else 0)
+
+    @property
+    def drafted_tokens(self) -> int | None:
+        """Tokens drafted at once. None: the draft checkpoint decides."""
+        return LOOKUP_TOKENS if self.method == "ngram" and self.block_tokens is None else self.block_tokens

@@ -183,9 +183,11 @@ def _ladder_options(speculation: SpeculationSettings) -> LadderOptions:
     tree = TreeBounds(rows=speculation.tree_rows, parents=speculation.tree_parents, children=speculation.tree_children)
     return LadderOptions(
         short_tokens=speculation.short_tokens,
-        block_tokens=speculation.block_tokens,
+        block_tokens=speculation.drafted_tokens,
         accept_rule=speculation.accept_rule,
         tree=tree if speculation.method == "tree" else None,
+        prompt_lookup=speculation.prompt_lookup or speculation.method == "ngram",
+        has_draft=speculation.method != "ngram",
     )
 
 

@@ -65,14 +65,11 @@ class SparktierAlgorithm(CustomSpecAlgo):
         """Fix what a block drafter needs; the settings may name a shorter block than the checkpoint's."""
         server_args.speculative_num_steps = 1
         server_args.speculative_eagle_topk = 1
-        from sglang.srt.speculative.dspark_components.dspark_config import read_draft_checkpoint_config
-
         if server_args.max_running_requests is None:
             # As SGLang does for all its own methods but this registry's (speculative_hook.py).
             server_args.max_running_requests = DEFAULT_RUNNING_REQUESTS
         options = ladder_options()
-        trained = read_draft_checkpoint_config(server_args=server_args).resolve_gamma()
-        block = options.block(trained)
+        block = options.block(_trained_block(server_args) if options.has_draft else None)
         if block is None:
             raise ArtifactError(
                 "speculation.draft_path: the draft's config.json must name its block_size (found none). "
@@ -81,10 +78,21 @@ class SparktierAlgorithm(CustomSpecAlgo):
         server_args.speculative_num_draft_tokens = options.width(block)
 
 
+def _trained_block(server_args: Any) -> int | None:
+    from sglang.srt.speculative.dspark_components.dspark_config import read_draft_checkpoint_config
+
+    trained: int | None = read_draft_checkpoint_config(server_args=server_args).resolve_gamma()
+    return trained
+
+
 def register() -> None:
     """Make the algorithm known to SGLang under ALGORITHM, and give its own DSPARK our worker; once a process."""
 
     def worker_class(server_args: Any) -> type:
+        if not ladder_options().has_draft:
+            from sparktier.serving.engine.lookup.lookup_worker import LookupWorker
+
+            return LookupWorker
         from sparktier.serving.engine.speculation.worker import LadderWorker
 
         return LadderWorker

@@ -43,6 +43,10 @@ def register() -> None:
     least_length.install()
     grammar_faults.install()
     request_faults.install()
+    if options.ladder is not None and not options.ladder.has_draft:
+        from sparktier.serving.engine.lookup import without_draft
+
+        without_draft.install()
     if options.features is not None:
         capture.install(options.features)
     _active = True

@@ -41,17 +41,22 @@ class LadderOptions(_Options):
     """`short_tokens`: tokens drafted at rung CHAIN_SHORT. `block_tokens`: None takes the draft checkpoint's.
 
     `accept_rule`: `match` keeps drafts that equal the target's own keyed choice, `ratio` draws drafts and accepts each
-    with probability min(1, p/q).
+    with probability min(1, p/q). `prompt_lookup`: whether drafts come from a request's own context, beside a
+    draft model's or, without `has_draft`, alone.
     """
 
     short_tokens: int
     block_tokens: int | None = None
     accept_rule: AcceptRule = "match"
     tree: TreeBounds | None = None
+    prompt_lookup: bool = False
+    has_draft: bool = True
 
     @property
     def method(self) -> str:
         """The method of the settings that these are the options of."""
+        if not self.has_draft:
+            return "ngram"
         return "chain" if self.tree is None else "tree"
 
     def block(self, trained_tokens: int | None) -> int | None:

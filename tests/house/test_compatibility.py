@@ -13,7 +13,7 @@ from sparktier.serving.engine.targets.target_support import TargetFacts, target_
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "compatibility.md").read_text()
-METHODS = ("none", "chain", "tree", "dspark_native", "standalone")
+METHODS = ("none", "chain", "tree", "ngram", "dspark_native", "standalone")
 # The beginning of a row, and the facts of such a target.
 TARGETS = {
     "attention over all tokens": TargetFacts(),
@@ -56,7 +56,9 @@ def test_every_fact_of_a_target_has_its_row() -> None:
 
 def is_refused(method: str, asked: dict[str, Any]) -> bool:
     """Return whether a configuration with `method` and what is `asked` breaks a rule that it keeps without."""
-    drafts = {"speculation.draft_path": "/draft", "speculation.block_tokens": 4} if method != "none" else {}
+    drafts = {} if method == "none" else {"speculation.block_tokens": 4}
+    if method not in ("none", "ngram"):
+        drafts["speculation.draft_path"] = "/draft"
     base = {"speculation.method": method, **drafts, "replicas.attention_backend": "flashinfer"}
     if asked.get("replicas.device") == "cpu":
         del base["replicas.attention_backend"]

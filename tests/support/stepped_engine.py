@@ -49,9 +49,16 @@ def stepped(
     tiers: Mapping[int, Mapping[str, Any]] | None = None,
     dtype: str = "float32",
     users: int = 8,
+    prompt_lookup: bool = False,
 ) -> SteppedEngine:
     """A rank that decodes `model` with trees of `draft`."""
-    tree = {"method": "tree", "draft_path": str(draft), "tree_rows": tree_rows, "accept_rule": accept_rule}
+    tree: dict[str, Any] = {
+        "method": "tree",
+        "draft_path": str(draft),
+        "tree_rows": tree_rows,
+        "accept_rule": accept_rule,
+    }
+    tree |= {"prompt_lookup": prompt_lookup}
     settings = stepped_settings(
         model, tree, chunk_tokens=chunk_tokens, ranks=place.ranks, tiers=tiers, dtype=dtype, users=users
     )

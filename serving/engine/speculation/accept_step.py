@@ -52,9 +52,9 @@ def accept(
     drafted: Drafted,
     verified: Verified,
     *,
-    block_tokens: int,
+    most_tokens: int,
 ) -> TreeAcceptance:
-    """Return what the target accepts of `drafted`, and its own token after that."""
+    """Return what the target accepts of `drafted`, at most `most_tokens` of each, and its own token after that."""
     tree = drafted.tree
     if drafted.draft_probs is not None:
         return walk_drawn(
@@ -63,7 +63,7 @@ def accept(
             draft_probs=drafted.draft_probs,
             seeds=batch.sampling_info.sampling_seed,
             anchor_positions=batch.seq_lens,
-            max_depth=block_tokens,
+            max_depth=most_tokens,
             max_children=budget.shape.children,
         )
     if budget.draft_tokens == 0:
@@ -77,9 +77,9 @@ def accept(
         sorted_rows=distribution.sorts_rows,
     )
     if walk is MatchWalk.BY_LEVEL:
-        return walk_matching(tree=tree, choose=distribution.choose, max_depth=block_tokens)
+        return walk_matching(tree=tree, choose=distribution.choose, max_depth=most_tokens)
     if walk is MatchWalk.KERNEL:
-        return _walk_kernel(tree, distribution, verified, block_tokens)
+        return _walk_kernel(tree, distribution, verified, most_tokens)
     chosen = torch.zeros_like(tree.tokens)
     chosen[verified.requests, verified.rows] = distribution.choose(verified.requests, verified.rows)
     return _accept_chain(tree, chosen)
@@ -99,11 +99,11 @@ def _accept_chain(tree: DraftTree, chosen: Tensor) -> TreeAcceptance:
 
 
 def _walk_kernel(
-    tree: DraftTree, distribution: TargetDistribution, verified: Verified, block_tokens: int
+    tree: DraftTree, distribution: TargetDistribution, verified: Verified, most_tokens: int
 ) -> TreeAcceptance:
     from sparktier.kernels.accept_triton import walk_matching_triton
 
-    deepest = min(block_tokens, tree.tokens.shape[1] - 1)
+    deepest = min(most_tokens, tree.tokens.shape[1] - 1)
     winners = distribution.winners(verified.requests, verified.rows)
     return walk_matching_triton(tree=tree, winners=winners, first=verified.first, max_depth=deepest)
 

@@ -16,6 +16,7 @@ from sparktier.serving.engine.plan.group_step import Wish
 from sparktier.serving.engine.plan.step_inputs import StepInputs
 from sparktier.serving.engine.rank_options import LadderOptions
 from sparktier.serving.engine.slots.penalty_table import PenaltyTable
+from sparktier.serving.engine.slots.prompt_lookup import PromptLookup
 from sparktier.serving.engine.speculation import verify_pass
 from sparktier.serving.engine.speculation.accept_step import accept, agreed
 from sparktier.serving.engine.speculation.deferred_injection import FeatureInjection
@@ -34,7 +35,8 @@ class DecodeStep:
 
     executor, sync, group, model_runner: SGLang's verify pass, agreement of ranks, the ranks themselves, and target.
     block_tokens: what the draft drafts at once. window_rows: most rows that one request may verify. graphs: of verify
-    passes, beside SGLang's; None without any.
+    passes, beside SGLang's; None without any. lookup: contexts of the requests, None where nothing is drafted from
+    them.
     """
 
     options: LadderOptions
@@ -49,6 +51,7 @@ class DecodeStep:
     group: Any
     model_runner: Any
     graphs: VerifyGraphs | None = None
+    lookup: PromptLookup | None = None
 
     def run(self, inputs: StepInputs) -> CountedResult:
         """Draft, verify and commit tokens for every request of the batch."""
@@ -73,6 +76,8 @@ class DecodeStep:
             )
         accepted = self._accept(inputs, budget, drafted, verified, grammar)
         committed = commit(inputs, tree, verified, accepted)
+        if self.lookup is not None:
+            self.lookup.add_tokens(batch.req_pool_indices, batch.seq_lens + 1, accepted.tokens)
         if budget.branching:
             self._compact(committed)
         with phases.of("inject"):
@@ -149,7 +154,9 @@ class DecodeStep:
             penalties=self.penalties,
             grammar=grammar_mask(batch, grammar, inputs.grammar_barrier, device=verified.logits.device),
         )
-        accepted = accept(distribution, batch, budget, drafted, verified, block_tokens=self.block_tokens)
+        accepted = accept(
+            distribution, batch, budget, drafted, verified, most_tokens=max(self.block_tokens, budget.depth)
+        )
         return agreed(self.sync, accepted)
 
     def _compact(self, committed: Commit) -> None:

@@ -1,6 +1,7 @@
 """From the draft model's block to what the target verifies: a greedy chain, or a tree of conditioned children.
 
-Uses SGLang's DSpark proposer for the block itself. On a GPU the rest is in the draft's CUDA graph too (draft_tail.py).
+Uses SGLang's DSpark proposer for the block itself; a lookup in the request's own context may draft beside it. On a GPU
+the rest is in the draft's CUDA graph too (draft_tail.py).
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from sparktier.kernels.expand import Candidates, MarkovHead, Shape, expand_drawn
 from sparktier.kernels.mask import ancestor_words
 from sparktier.kernels.select import Selection, highest, reachable, select_rows
 from sparktier.serving.engine.rank_options import TreeBounds
+from sparktier.serving.engine.slots.prompt_lookup import PromptLookup
 from sparktier.serving.engine.speculation.draft_tail import CHAIN_TAIL, TREE_TAIL, DraftTail, Proposed
 from sparktier.serving.engine.speculation.edge_acceptance import EdgeTable, slot_acceptance
 from sparktier.serving.engine.speculation.row_budget import StepBudget
@@ -50,10 +52,10 @@ class Drafted(NamedTuple):
 
 
 class DraftStep:
-    """Drafting with the model of `worker`, a `DSparkWorkerV2`."""
+    """Drafting with the model of `worker`, a `DSparkWorkerV2`, and from the contexts of `lookup` where there is one."""
 
-    def __init__(self, worker: Any, edges: EdgeTable, *, needs_trees: bool) -> None:
-        self._worker, self._edges = worker, edges
+    def __init__(self, worker: Any, edges: EdgeTable, *, needs_trees: bool, lookup: PromptLookup | None = None) -> None:
+        self._worker, self._edges, self._lookup = worker, edges, lookup
         self._tail: DraftTail | None = None
         self._head = _markov_head(worker.draft_model) if needs_trees else None
         self._lists = self._head is not None and len(self._head.w2) > _SMALL_VOCABULARY
@@ -65,11 +67,12 @@ class DraftStep:
         """
         worker = self._worker
         block = worker.gamma
-        chain = partial(self._propose_top, shape=Shape(block, 1, 1), width=block + 1) if paced else self._propose_chain
-        proposers = {CHAIN_TAIL: chain}
+        top = paced or self._lookup is not None
+        of_one = partial(self._propose_top, shape=Shape(block, 1, 1), width=block + 1, branching=False)
+        proposers = {CHAIN_TAIL: of_one if top else self._propose_chain}
         if tree is not None:
             shape = Shape(min(tree.rows - 1, block), tree.parents, tree.children)
-            proposers[TREE_TAIL] = partial(self._propose_top, shape=shape, width=tree.rows)
+            proposers[TREE_TAIL] = partial(self._propose_top, shape=shape, width=tree.rows, branching=True)
         self._tail = DraftTail(
             proposers,
             most_requests=most_requests,
@@ -88,14 +91,16 @@ class DraftStep:
             block = self._block(batch, window)
         else:
             self._tail.stage(budget, self._worker._draft_block_spec_info)
+            if self._lookup is not None:
+                self._tail.stage_requests(batch.req_pool_indices, batch.seq_lens, no_slot=self._lookup.no_slot)
             with self._worker._draft_context():
                 forward = self._forward(batch, window, draft_sampler=self._tail, sampling_info=batch.sampling_info)
                 if not forward.can_run_graph:
                     block = self._after_layers(forward.raw_hidden, len(batch.seq_lens))
             if forward.can_run_graph:
                 return self._captured(self._tail.proposed(budget), budget)
-        # A paced chain is drafted as a tree of one branch: that alone gives survivals.
-        top = budget.branching or budget.pace is not None
+        # A paced chain, or the better one of two, is drafted as a tree of one branch: that alone gives survivals.
+        top = budget.branching or budget.pace is not None or self._lookup is not None
         return (self._top_tree if top else self._chain)(batch, budget, *block)
 
     def _chain(self, batch: Any, budget: StepBudget, base: Tensor, hidden: Tensor) -> Drafted:
@@ -118,9 +123,17 @@ class DraftStep:
             greedy=info.top_ks.view(-1) <= 1,
             shape=budget.shape,
         )
-        selected = _selected(candidates, budget, drawn=False)
-        tree, _ = self._agreed(selected.selection)
-        return Drafted(tree, selected.verified(tree), expected=selected.expected, survival=selected.survival)
+        if self._lookup is not None:
+            candidates = self._lookup.join(
+                candidates,
+                batch.req_pool_indices,
+                batch.seq_lens + 1,
+                tokens=budget.lookup_tokens,
+                most_rows=None if budget.branching else budget.to(batch.seq_lens.device).row_counts,
+            )
+        found = selected(candidates, budget, drawn=False)
+        tree, _ = self._agreed(found.selection)
+        return Drafted(tree, found.verified(tree), expected=found.expected, survival=found.survival)
 
     def _drawn_tree(self, batch: Any, budget: StepBudget, base: Tensor, _hidden: Tensor) -> Drafted:
         """A tree (a chain with one parent and child per level) whose children are drawn, for ratio acceptance."""
@@ -138,15 +151,15 @@ class DraftStep:
             shortlist=_DRAWN_SHORTLIST_TOKENS if self._lists else None,
         )
         # The probabilities stay each rank's own: only rank 0's verdict counts.
-        selected = _selected(candidates, budget, drawn=True)
-        tree, distributions = self._agreed(selected.selection)
+        found = selected(candidates, budget, drawn=True)
+        tree, distributions = self._agreed(found.selection)
         # Rows without children have no distribution of their own; theirs is not read.
         return Drafted(
             tree,
-            selected.verified(tree),
+            found.verified(tree),
             lambda requests, rows: draft_distributions.dense(requests, distributions[requests, rows].clamp(min=0)),
-            selected.expected,
-            selected.survival,
+            found.expected,
+            found.survival,
         )
 
     def _captured(self, proposed: Proposed, budget: StepBudget) -> Drafted:
@@ -157,7 +170,7 @@ class DraftStep:
         if budget.branching:
             tree, (words,) = self._agreed_tree(tree, proposed.words.flatten(1))
             return Drafted(tree, budget.most_rows, survival=survival, words=words.view_as(proposed.words).int())
-        if budget.pace is not None:
+        if budget.pace is not None or self._lookup is not None:
             tree, _ = self._agreed_tree(tree)
         # Other chains are agreed on token by token.
         return Drafted(tree, budget.most_rows, survival=survival)
@@ -171,13 +184,16 @@ class DraftStep:
         return Proposed(tree, nothing, nothing[:, 0])
 
     def _propose_top(
-        self, hidden: Tensor, anchors: Tensor, staged: StagedInputs, *, shape: Shape, width: int
+        self, hidden: Tensor, anchors: Tensor, staged: StagedInputs, *, shape: Shape, width: int, branching: bool
     ) -> Proposed:
         """`_top_tree` inside the draft's graph: its rows are known to be within the staged limits."""
         base, _ = self._after_layers(self._of_block(hidden, len(anchors)), len(anchors))
         found = self._top_candidates(
             anchors=anchors, base=base, temperatures=staged.temperatures, greedy=staged.greedy, shape=shape
         )
+        if self._lookup is not None:
+            most_rows = None if branching else staged.limits[:, 0]
+            found = self._lookup.join(found, staged.slots, staged.lengths, tokens=width - 1, most_rows=most_rows)
         candidates = reachable(candidates=found, useful=staged.limits[:, 1])
         tree = select_rows(candidates=candidates, row_budgets=staged.limits[:, 0], width=width).tree
         survival = highest(survival=candidates.survival, nodes=width - 1)
@@ -244,17 +260,20 @@ class DraftStep:
         return tree, distributions
 
     def _agreed_tree(self, tree: DraftTree, *beside: Tensor) -> tuple[DraftTree, Sequence[Tensor]]:
-        """`beside`: what goes with the tree, each [batch, n] int64."""
-        sync = self._worker._tp_sync
-        if not sync.enabled(SpecTpSyncSite.DSPARK_DRAFT):
-            return tree, beside
-        columns = (tree.row_counts.unsqueeze(1), *tree[:3], *beside)
-        packed = sync.sync(SpecTpSyncSite.DSPARK_DRAFT, torch.cat(columns, dim=1).contiguous())
-        counts, tokens, parents, depths, *others = packed.split([column.shape[1] for column in columns], dim=1)
-        return DraftTree(tokens, parents, depths, counts.squeeze(1)), others
+        return agreed_tree(self._worker._tp_sync, tree, *beside)
 
 
-class _Selected(NamedTuple):
+def agreed_tree(sync: Any, tree: DraftTree, *beside: Tensor) -> tuple[DraftTree, Sequence[Tensor]]:
+    """Return rank 0's tree on every rank, by SGLang's `sync`; `beside` [batch, n] int64 each goes with it."""
+    if not sync.enabled(SpecTpSyncSite.DSPARK_DRAFT):
+        return tree, beside
+    columns = (tree.row_counts.unsqueeze(1), *tree[:3], *beside)
+    packed = sync.sync(SpecTpSyncSite.DSPARK_DRAFT, torch.cat(columns, dim=1).contiguous())
+    counts, tokens, parents, depths, *others = packed.split([column.shape[1] for column in columns], dim=1)
+    return DraftTree(tokens, parents, depths, counts.squeeze(1)), others
+
+
+class Selected(NamedTuple):
     """The rows to verify; most_rows [batch]: a bound on them that the host knows. The rest as in `Drafted`."""
 
     selection: Selection
@@ -267,7 +286,7 @@ class _Selected(NamedTuple):
         return tree.row_counts if tree.row_counts.device.type == "cpu" else self.most_rows
 
 
-def _selected(candidates: Candidates, budget: StepBudget, *, drawn: bool) -> _Selected:
+def selected(candidates: Candidates, budget: StepBudget, *, drawn: bool) -> Selected:
     """The likeliest rows of each request within its budget, none deeper than it may still emit."""
     device = candidates.tokens.device
     there = budget.to(device)
@@ -276,11 +295,11 @@ def _selected(candidates: Candidates, budget: StepBudget, *, drawn: bool) -> _Se
     if pace is None or pace.is_decided:
         selection = select_rows(candidates=within, row_budgets=there.row_counts, width=budget.width)
         survival = None if pace is None else highest(survival=within.survival, nodes=pace.nodes)
-        return _Selected(selection, budget.most_rows, survival=survival)
+        return Selected(selection, budget.most_rows, survival=survival)
     paced = pace.row_counts(within.survival, drawn=drawn)
     shared = budget._replace(row_counts=paced.row_counts)
     selection = select_rows(candidates=within, row_budgets=shared.to(device).row_counts, width=budget.width)
-    return _Selected(selection, shared.most_rows, paced.expected)
+    return Selected(selection, shared.most_rows, paced.expected)
 
 
 def _markov_head(draft_model: Any) -> MarkovHead:

@@ -67,6 +67,11 @@ class DraftTail:
         if len(budget.row_counts) <= self._outputs.most:
             self._inputs.stage_limits(torch.stack((budget.row_counts, budget.useful), dim=1))
 
+    def stage_requests(self, slots: Tensor, seq_lens: Tensor, *, no_slot: int) -> None:
+        """Take in where a lookup has the tokens of each request, and how many; both [batch]."""
+        if len(slots) <= self._outputs.most:
+            self._inputs.stage_requests(slots, seq_lens, no_slot=no_slot)
+
     def proposed(self, budget: StepBudget) -> Proposed:
         """Return what the replay for `budget` has left, which the next one overwrites."""
         tokens, parents, depths, counts, words, survival = self._outputs.read(_kind(budget), len(budget.row_counts))

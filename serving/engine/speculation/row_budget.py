@@ -23,7 +23,7 @@ class StepBudget(NamedTuple):
     branch. shape: bounds of what is drafted. row_counts [batch] int64: rows that each request verifies. useful [batch]
     int64: drafted tokens in a row that each request has a use for, 0 or less for none. pace: the planner's step; where
     it isn't decided it gives each request its rows once the drafts are known, at most `row_counts`. Both tensors are on
-    the host.
+    the host. lookup_tokens: most tokens of a chain from the request's own context, which may be deeper than `shape`.
     """
 
     draft_tokens: int
@@ -32,13 +32,20 @@ class StepBudget(NamedTuple):
     row_counts: Tensor
     useful: Tensor
     pace: Pace | None = None
+    lookup_tokens: int = 0
+
+    @property
+    def depth(self) -> int:
+        """Most drafted tokens in a row."""
+        return max(self.shape.depth, self.lookup_tokens)
 
     @property
     def most_rows(self) -> Tensor:
         """[batch] int64: `row_counts`, but no more than a tree of the levels that each request has a use for has."""
         levels = self.useful.clamp(min=0, max=self.shape.depth)
         first = self.shape.children * (levels > 0)
-        return torch.minimum(self.row_counts, 1 + first + self.shape.parents * first * (levels - 1).clamp(min=0))
+        tree = 1 + first + self.shape.parents * first * (levels - 1).clamp(min=0)
+        return torch.minimum(self.row_counts, tree + self.useful.clamp(min=0, max=self.lookup_tokens))
 
     def to(self, device: torch.device) -> "StepBudget":
         """Return the budget with its tensors on `device`, copied without waiting for it."""
@@ -80,7 +87,8 @@ def step_budget(
         useful=torch.where(useful > 0, tokens, 0) if tree else useful,
     )
     shape = Shape(depth, tree.parents, tree.children) if tree else Shape(depth, 1, 1)
-    return StepBudget(tokens, tree is not None, shape, counts, useful)
+    lookup_tokens = tokens if options.prompt_lookup else 0
+    return StepBudget(tokens, tree is not None, shape, counts, useful, lookup_tokens=lookup_tokens)
 
 
 def rung_tokens(rung: Rung, *, block_tokens: int, short_tokens: int, tree_rows: int = 1) -> int:

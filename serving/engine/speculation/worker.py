@@ -26,6 +26,7 @@ from sparktier.serving.engine.rank_options import ladder_options, rank_options
 from sparktier.serving.engine.requests.request_faults import is_marked, mark
 from sparktier.serving.engine.sampling.keyed_sampler import KeyedSampler
 from sparktier.serving.engine.slots.penalty_table import PenaltyTable
+from sparktier.serving.engine.slots.prompt_lookup import PromptLookup
 from sparktier.serving.engine.slots.request_slots import SlotTable
 from sparktier.serving.engine.speculation import group_pass
 from sparktier.serving.engine.speculation.decode_step import DecodeStep
@@ -56,22 +57,24 @@ class LadderWorker(DSparkWorkerV2):
         self.options = ladder_options()
         target = kwargs["target_worker"].model_runner
         require_supported(loaded_facts(target), self.options.method, target.model_config.model_path)
-        with wide_window(self.options), headless():
-            super().__init__(**kwargs)
-        self._use_own_passes()
+        self._load(**kwargs)
         self.model_runner.sampler = KeyedSampler()
         # Before SGLang sizes its cache by the memory that is left. The pool has a slot more than requests may run.
         self.penalties = self._penalty_table(get_schedule().max_running_requests + 1)
-        edges = read_edges(draft_folder(kwargs["server_args"]), device=torch.device(self.device))
-        self.calibration = edges.calibration
         self.pacer = pacer_of(rank_options())
         self.scorer = Scorer(self.model_runner.model, measures=self._target_tp_rank == 0)
-        needs_trees = self.options.tree is not None or self.options.accept_rule == "ratio" or self.pacer is not None
-        self._drafter = DraftStep(self, edges, needs_trees=needs_trees)
         self.highest_rung = Rung.CHAIN if self.options.tree is None else Rung.TREE
         self.set_plan(start_plan(rank_options(), highest=self.highest_rung))
         if self._target_tp_rank == 0:
             self._log_what_is_in_force()
+
+    def _load(self, **kwargs: Any) -> None:
+        """Load the draft model, with its calibration."""
+        with wide_window(self.options), headless():
+            super().__init__(**kwargs)
+        self._use_own_passes()
+        self._edges = read_edges(draft_folder(kwargs["server_args"]), device=torch.device(self.device))
+        self.calibration = self._edges.calibration
 
     def _use_own_passes(self) -> None:
         """Have draft graphs captured for the draft's block, not for the window, and drop SGLang's verify epilogue.
@@ -111,6 +114,8 @@ class LadderWorker(DSparkWorkerV2):
         self.slots = SlotTable(slots, device=torch.device("cpu"))
         self.spec_stats = SpeculationStats(block_tokens=self.gamma)
         self._counter = StepCounter(self.spec_stats, self.pacer, spans_of_rank(self._target_tp_rank))
+        self.lookup = self._made_lookup() if self.options.prompt_lookup else None
+        self._drafter = self._made_drafter()
         if slots > self.penalties.slots:
             self.penalties = self._penalty_table(slots)
         self.decode_step = self._made_step()
@@ -131,6 +136,24 @@ class LadderWorker(DSparkWorkerV2):
             )
             self.decode_step = replace(self.decode_step, graphs=graphs)
 
+    def _made_drafter(self) -> Any:
+        survives = self.pacer is not None or self.options.prompt_lookup
+        needs_trees = self.options.tree is not None or self.options.accept_rule == "ratio" or survives
+        return DraftStep(self, self._edges, needs_trees=needs_trees, lookup=self.lookup)
+
+    def _made_features(self) -> Any:
+        return FeatureInjection(self._kv_injector)
+
+    def _made_lookup(self) -> PromptLookup:
+        config, table = self.model_runner.model_config, self.model_runner.req_to_token_pool.req_to_token
+        return PromptLookup(
+            table.shape[0],
+            context_tokens=table.shape[1],
+            tokens=self.verify_num_draft_tokens - 1,
+            vocabulary=config.vocab_size,
+            device=torch.device(self.device),
+        )
+
     def _penalty_table(self, slots: int) -> PenaltyTable:
         vocab = self.model_runner.model_config.vocab_size
         return PenaltyTable(slots, vocab=vocab, device=torch.device(self.device))
@@ -141,13 +164,14 @@ class LadderWorker(DSparkWorkerV2):
             block_tokens=self.gamma,
             window_rows=self.verify_num_draft_tokens,
             drafter=self._drafter,
-            features=FeatureInjection(self._kv_injector),
+            features=self._made_features(),
             penalties=self.penalties,
             pacer=self.pacer,
             executor=self._verify_executor,
             sync=self._tp_sync,
             group=get_dp_tp_group(),
             model_runner=self.model_runner,
+            lookup=self.lookup,
         )
 
     def set_plan(self, plan: EnginePlan) -> None:
@@ -172,18 +196,26 @@ class LadderWorker(DSparkWorkerV2):
         self.decode_step.features.flush()
         if batch.forward_mode.is_idle():
             # Another group prefills.
-            return super()._forward_prefill(batch, on_publish, pp_proxy_tensors)
+            return self._target_prefill(batch, on_publish, pp_proxy_tensors)
         self.slots.add_requests(batch.reqs, batch.req_pool_indices_cpu, plan=self.plan)
         self.penalties.add_requests(batch.reqs, batch.req_pool_indices_cpu.tolist())
+        if self.lookup is not None:
+            self.lookup.add_requests(batch.reqs, batch.req_pool_indices_cpu.tolist())
         with self.penalties.in_prefill(batch), self.scorer.in_prefill(batch):
-            result = super()._forward_prefill(batch, on_publish, pp_proxy_tensors)
+            result = self._target_prefill(batch, on_publish, pp_proxy_tensors)
         if is_marked(result.logits_output):
             silent = self.model_runner.sampler.silent.long()
             mark(result.logits_output, self._tp_sync.sync(SpecTpSyncSite.DSPARK_TARGET, silent) > 0)
+        if self.lookup is not None:
+            first = result.next_token_ids.long().unsqueeze(1)
+            self.lookup.add_tokens(batch.req_pool_indices, batch.seq_lens, first)
         if not self.penalties.idle:
             first = result.next_token_ids.long().unsqueeze(1)
             self.penalties.count(batch.reqs, batch.req_pool_indices, first, torch.ones_like(first, dtype=torch.bool))
         return result
+
+    def _target_prefill(self, batch: Any, on_publish: Any, pp_proxy_tensors: Any) -> Any:
+        return super()._forward_prefill(batch, on_publish, pp_proxy_tensors)
 
     def _forward_decode(
         self, batch: Any, on_publish: Any, grammar_barrier: Any = None, coordination_plan: Any = None

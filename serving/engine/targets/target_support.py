@@ -67,7 +67,7 @@ class _Limit:
     instead: str
 
 
-_LADDERS = ("chain", "tree")
+_LADDERS = ("chain", "tree", "ngram")
 _TABLE = (
     _Limit(
         lambda target: target.recurrent,

@@ -114,6 +114,15 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.managers.overlap_utils:FutureMap", "a method missing from CustomSpecAlgo makes one"),
     Use("sglang.srt.speculative.dspark_components.dspark_worker_v2:DSparkWorkerV2", "our worker extends it"),
     Use(
+        "sglang.srt.speculative.dspark_components.dspark_worker_v2:DSparkWorkerV2.__init__",
+        "it makes no draft where `_hosts_draft` is false, as in a worker without one",
+    ),
+    Use("sglang.srt.speculative.draft_worker_common:build_block_pos_offsets", "a worker without a draft makes its own"),
+    Use(
+        "sglang.srt.model_executor.model_runner_components.spec_aux_hidden_state:_resolve_dflash_aux_hidden_state",
+        "reads the draft's config; left out where there is no draft",
+    ),
+    Use(
         "sglang.srt.speculative.dspark_components.dspark_worker_v2:resolve_runtime_config",
         "ties window to block; ours not",
     ),
@@ -137,6 +146,7 @@ USES: tuple[Use, ...] = (
     Use("sglang.srt.speculative.spec_tp_sync:SpecTpSyncSite.DSPARK_PLAN", "ranks agree on a native chain's rows"),
     Use("sglang.srt.speculative.spec_info:SpeculativeAlgorithm.create_worker", "gives DSPARK our worker"),
     Use("sglang.srt.speculative.spec_tp_sync:SpecTpSync.sync", "hands rank 0's tree and outcome to all ranks"),
+    Use("sglang.srt.speculative.spec_tp_sync:SpecTpSync", "a worker without a draft makes its own"),
     Use("sglang.srt.speculative.spec_tp_sync:SpecTpSyncSite", "the places where ranks agree"),
     Use("sglang.srt.speculative.spec_tp_sync:SpecTpSyncSite.DSPARK_ACCEPT_SAMPLE", "ranks agree on what is accepted"),
     Use("sglang.srt.speculative.spec_tp_sync:SpecTpSyncSite.DSPARK_DRAFT", "ranks agree on the tree"),
@@ -242,6 +252,7 @@ USES: tuple[Use, ...] = (
         "marked requests are told to end before it processes a result, or advances grammars early",
     ),
     Use("sglang.srt.managers.scheduler:Scheduler", "where a step raises, its requests are named"),
+    Use("sglang.srt.utils.common:async_h2d", "slots of new requests go to the device without a wait"),
     Use("sglang.srt.utils.common:async_d2h", "brings the marks to the host beside the tokens"),
     Use(
         "sglang.srt.constrained.base_grammar_backend:BaseGrammarBackend",

@@ -168,6 +168,10 @@ MALFORMED = {
         MODEL + "speculation: {method: chain, draft_path: a/b, live_shares: false}\n",
         ["speculation.live_shares"],
     ),
+    "drawn drafts beside a lookup": (
+        MODEL + "speculation: {method: tree, draft_path: a/b, prompt_lookup: true, accept_rule: ratio}\n",
+        ["speculation.accept_rule"],
+    ),
     "no default tier": (MODEL + "tiers: {1: {name: a}, 2: {name: b}}\n", ["tiers"]),
     "two default tiers of one name": (
         MODEL + "tiers: {1: {name: a, default: true}, 2: {name: a, default: true}}\n",

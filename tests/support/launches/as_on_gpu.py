@@ -10,7 +10,7 @@ from unittest import mock
 from sparktier.kernels import accept_triton
 from sparktier.serving.engine.speculation import accept_step
 from sparktier.serving.engine.speculation.accept_step import MatchWalk
-from sparktier.serving.engine.speculation.draft_step import _Selected
+from sparktier.serving.engine.speculation.draft_step import Selected
 from sparktier.serving.engine.speculation.draft_tail import VARIANT
 from support.launches.fake_step import capturing
 from support.launches.graphs import MOST_REQUESTS, graphs_of
@@ -38,7 +38,7 @@ def as_on_gpu(worker: Any) -> Iterator[None]:
     drafter.capture_tail(most_requests=MOST_REQUESTS, tree=worker.options.tree, paced=worker.pacer is not None)
     with (
         mock.patch.object(proposer, "_run_forward", forward),
-        mock.patch.object(_Selected, "verified", lambda selected, _tree: selected.most_rows),
+        mock.patch.object(Selected, "verified", lambda selected, _tree: selected.most_rows),
         mock.patch.object(accept_step, "match_walk", _walk),
         mock.patch.object(accept_triton, "walk_matching_triton", walk_of_winners),
     ):

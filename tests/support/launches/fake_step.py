@@ -13,6 +13,7 @@ from sglang.srt.models.dspark import VanillaMarkov
 from sparktier.configs.plan_keys import EnginePlan
 from sparktier.serving.engine.rank_options import LadderOptions, TreeBounds
 from sparktier.serving.engine.slots.penalty_table import PenaltyTable
+from sparktier.serving.engine.slots.prompt_lookup import PromptLookup
 from sparktier.serving.engine.slots.request_slots import SlotTable
 from sparktier.serving.engine.speculation.decode_step import DecodeStep
 from sparktier.serving.engine.speculation.deferred_injection import FeatureInjection
@@ -32,11 +33,20 @@ NO_SYNC = SimpleNamespace(enabled=lambda _site: False, sync=lambda _site, values
 
 
 def rank(
-    launches: Launches, *, users: int, plan: EnginePlan, pacer: Pacer | None = None, equal_rows: bool = True
+    launches: Launches,
+    *,
+    users: int,
+    plan: EnginePlan,
+    pacer: Pacer | None = None,
+    equal_rows: bool = True,
+    looks_up: bool = False,
 ) -> tuple[LadderWorker, Any]:
-    """A worker that drafts trees, and its batch of `users` that decode greedily; `equal_rows`: in graphs of those."""
+    """A worker that drafts trees, and its batch of `users` that decode greedily.
+
+    equal_rows: in graphs of those. looks_up: drafts from contexts too.
+    """
     worker: Any = object.__new__(LadderWorker)
-    worker.options = LadderOptions(short_tokens=2, tree=TREE)
+    worker.options = LadderOptions(short_tokens=2, tree=TREE, prompt_lookup=looks_up)
     worker.device, worker.gamma, worker.verify_num_draft_tokens = "cuda", BLOCK, TREE.rows
     worker.pacer, worker._tp_sync = pacer, NO_SYNC
     worker._target_worker = SimpleNamespace(model_runner=_target_runner())
@@ -53,7 +63,9 @@ def rank(
     worker.penalties = PenaltyTable(users, vocab=VOCAB, device=CUDA)
     worker.set_plan(plan)
     worker.slots = SlotTable(users, device=torch.device("cpu"))
-    worker._drafter = DraftStep(worker, EdgeTable([(1.0, 0.0)] * 3, device=CUDA), needs_trees=True)
+    worker.lookup = _lookup(users) if looks_up else None
+    edges = EdgeTable([(1.0, 0.0)] * 3, device=CUDA)
+    worker._drafter = DraftStep(worker, edges, needs_trees=True, lookup=worker.lookup)
     if pacer is None or not pacer.live:
         worker._drafter.capture_tail(most_requests=users, tree=TREE, paced=pacer is not None)
     worker.decode_step = DecodeStep(
@@ -69,6 +81,7 @@ def rank(
         group=None,
         model_runner=worker._target_worker.model_runner,
         graphs=graphs_of(worker) if equal_rows else None,
+        lookup=worker.lookup,
     )
     return worker, _batch(launches, users)
 
@@ -86,6 +99,10 @@ def capturing(kind: str) -> Iterator[None]:
 def run(worker: Any, batch: Any) -> Any:
     """Run one step under the worker's plan."""
     return worker.decode_step.run(worker._inputs(batch, None, None))
+
+
+def _lookup(users: int) -> PromptLookup:
+    return PromptLookup(users, context_tokens=2048, tokens=TREE.rows - 1, vocabulary=VOCAB, device=CUDA)
 
 
 def _target_runner() -> Any:

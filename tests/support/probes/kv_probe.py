@@ -167,7 +167,7 @@ def main() -> None:
     model, draft, out, rank, ranks, port, *broken = sys.argv[1:]
     torch.set_num_threads(1)
     place = Place(int(rank), int(ranks), int(port))
-    engine = stepped(Path(model), Path(draft), chunk_tokens=64, tree_rows=10, place=place)
+    engine = stepped(Path(model), Path(draft), chunk_tokens=64, tree_rows=10, place=place, prompt_lookup=True)
     probe, found = Probe(engine), {}
     for run in (WHOLE, *broken):
         with left_out(engine.worker, run) if run != WHOLE else contextlib.nullcontext():

@@ -30,7 +30,7 @@ PHASES = {
     (LadderWorker, "_inputs"): "row counts",
     (DecodeStep, "_budget"): "row counts",
     (DraftStep, "run"): "draft tail",
-    (draft_step, "_selected"): "selection",
+    (draft_step, "selected"): "selection",
     (draft_step, "chain_tree"): "selection",
     (verify_pass, "run"): "verify inputs",
     (verify_pass, "ancestor_words"): "words",
@@ -53,6 +53,10 @@ KEPT = (verify_pass._packed, verify_pass._in_step, flashinfer_attention._equal_r
 # In SGLang's buckets of rows, where the layout is another than the step before; attention is SGLang's to prepare there.
 OF_A_BUCKET = {"verify inputs": 9}
 
+# What a lookup adds to them: where tokens are is staged, and a step's are noted; the rest is in the graph. A chain's
+# survivals are needed, as a planner needs them.
+LOOKUP, LOOKUP_IN_GRAPH = 11, 450
+
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
@@ -70,11 +74,19 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
 
 
 def launched(
-    launches: Launches, *, rung: Rung, users: int, pacer: Pacer | None = None, equal_rows: bool = True
+    launches: Launches,
+    *,
+    rung: Rung,
+    users: int,
+    pacer: Pacer | None = None,
+    equal_rows: bool = True,
+    looks_up: bool = False,
 ) -> dict[str, int]:
     """Launches of a step by phase; where rows are equal of the second, as tables of places are made once."""
     plan = EnginePlan(rung=rung)
-    worker, batch = fake_step.rank(launches, users=users, plan=plan, pacer=pacer, equal_rows=equal_rows)
+    worker, batch = fake_step.rank(
+        launches, users=users, plan=plan, pacer=pacer, equal_rows=equal_rows, looks_up=looks_up
+    )
     for _ in range(2 if equal_rows else 1):
         launches.by_phase.clear()
         fake_step.run(worker, batch)
@@ -100,6 +112,14 @@ def test_a_bucket_of_rows_costs_its_layout_beside(launches: Launches, rung: Rung
     budget = {phase: number for phase, number in BUDGETS[rung].items() if phase not in {"attention", GRAPH}}
     assert counted == budget | OF_A_BUCKET
     assert sum(counted.values()) <= MOST_IN_ALL
+
+
+@pytest.mark.parametrize("rung", BUDGETS)
+def test_a_lookup_adds_a_few_launches_to_a_step_and_no_wait(launches: Launches, rung: Rung) -> None:
+    with_it = launched(launches, rung=rung, users=16, looks_up=True)
+    added = {phase: number - BUDGETS[rung].get(phase, 0) for phase, number in with_it.items()}
+    assert added.pop(GRAPH, 0) <= LOOKUP_IN_GRAPH, with_it
+    assert sum(added.values()) <= LOOKUP, with_it
 
 
 @pytest.mark.parametrize("rung", [Rung.CHAIN, Rung.TREE])

@@ -96,9 +96,7 @@ class Pass:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(accept_step, "match_walk", lambda **_: walk)
             patch.setattr(accept_triton, "walk_matching_triton", walk_of_winners)
-            found = accept(
-                distribution, batch, budget, Drafted(self.tree, counts), verified, block_tokens=rows_each - 1
-            )
+            found = accept(distribution, batch, budget, Drafted(self.tree, counts), verified, most_tokens=rows_each - 1)
         return found, verified.logits
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from sparktier.kernels.expand import Shape
 from sparktier.kernels.mask import ancestor_words
 from sparktier.serving.engine.rank_options import TreeBounds
+from sparktier.serving.engine.slots.prompt_lookup import PromptLookup
 from sparktier.serving.engine.speculation.draft_step import Drafted, DraftStep
 from sparktier.serving.engine.speculation.draft_tail import VARIANT
 from sparktier.serving.engine.speculation.edge_acceptance import EdgeTable
@@ -24,6 +25,7 @@ from support.launches.fake_step import NO_SYNC, capturing
 VOCAB, RANK, BLOCK, MOST = 11, 4, 3, 6
 # Numbers of requests that graphs are captured for; others are padded up to the next.
 CAPTURED = (1, 3, MOST)
+CONTEXT = 30
 TREE = TreeBounds(rows=7, parents=2, children=3)
 CPU = torch.device("cpu")
 
@@ -84,11 +86,23 @@ def random_batch(requests: int, generator: torch.Generator) -> Any:
         temperatures=torch.rand(requests, 1, generator=generator) + 0.1, top_ks=torch.where(greedy, 1, 50)
     )
     anchors = torch.randint(VOCAB, (requests,), generator=generator)
-    lengths = torch.arange(requests)
-    return SimpleNamespace(sampling_info=info, seq_lens=lengths, spec_info=SimpleNamespace(bonus_tokens=anchors))
+    lengths = torch.randint(3, CONTEXT, (requests,), generator=generator)
+    slots = torch.randperm(MOST, generator=generator)[:requests]
+    return SimpleNamespace(
+        sampling_info=info,
+        seq_lens=lengths,
+        req_pool_indices=slots,
+        spec_info=SimpleNamespace(bonus_tokens=anchors),
+    )
 
 
-def random_budget(kind: str, requests: int, generator: torch.Generator) -> StepBudget:
+def random_contexts(generator: torch.Generator) -> list[Any]:
+    """Requests whose tokens are few, so that they recur."""
+    tokens = torch.randint(3, (MOST, CONTEXT), generator=generator).tolist()
+    return [SimpleNamespace(origin_input_ids=each, output_ids=[]) for each in tokens]
+
+
+def random_budget(kind: str, requests: int, generator: torch.Generator, *, looks_up: bool = False) -> StepBudget:
     """A step's bounds: of a tree, or of a chain that may be shorter than the block."""
     tokens, shape = (TREE.rows - 1, Shape(BLOCK, 2, 3)) if kind == "tree" else (BLOCK, Shape(BLOCK, 1, 1))
     if kind == "short":
@@ -97,7 +111,7 @@ def random_budget(kind: str, requests: int, generator: torch.Generator) -> StepB
     counts = torch.randint(1, tokens + 2, (requests,), generator=generator)
     if kind != "tree":
         counts = torch.minimum(counts, useful.clamp(min=0) + 1)
-    return StepBudget(tokens, kind == "tree", shape, counts, useful)
+    return StepBudget(tokens, kind == "tree", shape, counts, useful, lookup_tokens=tokens if looks_up else 0)
 
 
 @pytest.mark.parametrize("paced", [False, True])
@@ -121,6 +135,35 @@ def test_what_a_graph_proposes_is_what_an_eager_step_does(
         batch, budget = random_batch(requests, generator), random_budget(kind, requests, generator)
         if paced:
             budget = budget._replace(pace=SimpleNamespace(is_decided=True, nodes=budget.draft_tokens))
+        one, other = (step.run(batch, None, budget, drawn=False) for step in (eager, captured))
+        assert_same(one, other, most_rows=budget.most_rows)
+
+
+@settings(max_examples=12)
+@given(
+    steps=st.lists(st.tuples(st.sampled_from(["tree", "chain", "short"]), st.integers(1, MOST)), min_size=2),
+    chance=st.integers(0, 2**31),
+)
+def test_a_graph_finds_in_contexts_what_an_eager_step_does(steps: list[tuple[str, int]], chance: int) -> None:
+    generator = torch.Generator().manual_seed(chance)
+    worker = random_worker(generator, query_rows=BLOCK)
+    worker._proposer = Proposer(worker, generator)
+    edges = EdgeTable([(1.0, 0.0), (0.8, 0.3), (1.2, -0.1)], device=CPU)
+    lookups = [
+        PromptLookup(MOST, context_tokens=CONTEXT, tokens=TREE.rows - 1, vocabulary=VOCAB, device=CPU) for _ in range(2)
+    ]
+    contexts = random_contexts(generator)
+    for lookup in lookups:
+        lookup.add_requests(contexts, range(MOST))
+    eager, captured = (DraftStep(worker, edges, needs_trees=True, lookup=lookup) for lookup in lookups)
+    captured.capture_tail(most_requests=MOST, tree=TREE, paced=False)
+    for kind, requests in steps:
+        worker._proposer.draw(requests)
+        batch = random_batch(requests, generator)
+        budget = random_budget(kind, requests, generator, looks_up=True)
+        # A graph drafts whole blocks, so on the short rung it knows more of what it counts.
+        lookups[0].counts.copy_(lookups[1].counts)
+        lookups[0]._cells.copy_(lookups[1]._cells)
         one, other = (step.run(batch, None, budget, drawn=False) for step in (eager, captured))
         assert_same(one, other, most_rows=budget.most_rows)
 

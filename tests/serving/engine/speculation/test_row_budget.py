@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 from sparktier.configs.plan_keys import EnginePlan, Rung, TierTerms
 from sparktier.kernels.expand import MarkovHead, Shape, expand_top
 from sparktier.serving.engine.rank_options import LadderOptions, TreeBounds
-from sparktier.serving.engine.speculation.draft_step import _selected
+from sparktier.serving.engine.speculation.draft_step import selected
 from sparktier.serving.engine.speculation.row_budget import (
     StepBudget,
     row_counts,
@@ -127,7 +127,7 @@ def test_no_tree_has_more_rows_than_its_bound_on_the_host(shape: Shape, seed: in
     useful = torch.randint(-2, 5, (batch,), generator=generator)
     counts = torch.randint(1, width + 1, (batch,), generator=generator)
     budget = StepBudget(width - 1, True, shape, counts, useful)
-    tree = _selected(candidates, budget, drawn=False).selection.tree
+    tree = selected(candidates, budget, drawn=False).selection.tree
     assert bool((tree.row_counts <= budget.most_rows).all())
     assert bool((budget.most_rows <= counts).all())
 

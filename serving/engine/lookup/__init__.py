@@ -1,0 +1,1 @@
+"""Drafts from requests' own contexts alone, for targets without a drafter."""
