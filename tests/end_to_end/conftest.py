@@ -117,8 +117,12 @@ def drafting(
     collector: SpanCollector,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Deployment:
-    """One replica of two ranks with drafted trees, three tiers, two tenants, features, spans and a log of use."""
+    """One replica of two ranks with three tiers, two tenants, features, spans and a log of use.
+
+    Its trees are those of a drafter and of prompt lookup.
+    """
     tree = {"speculation.method": "tree", "speculation.draft_path": bigrams, "speculation.tree_rows": 12}
+    tree |= {"speculation.prompt_lookup": True}
     folder = tmp_path_factory.mktemp("drafting")
     tenants = tenant_settings(folder, [CLIENT_KEY, OTHER_KEY], ["standard", "gold", "lone"]) | {
         "gateway.priority_tier": "lone"

@@ -37,6 +37,7 @@ def crowded(target: Path) -> Iterator[str]:
     draft = make_oracle_draft(target.parent / "draft", target, block_tokens=5)
     single = {"replicas.tensor_parallel": 1, "replicas.expert_parallel": 1}
     tree = {"speculation.method": "tree", "speculation.draft_path": draft, "speculation.tree_rows": 12}
+    tree |= {"speculation.prompt_lookup": True}
     with deployed(target, target.parent / "output", **CROWDED, **single, **tree) as deployment:
         yield deployment.replica_url()
 
