@@ -54,7 +54,9 @@ def test_drafts_come_from_the_request_that_has_the_slot_now(events: list[tuple[i
             lookup.add_tokens(torch.tensor([slot]), lengths, padded)
             texts[slot] = [*texts[slot], *tokens]
         elif what == "again" and slot in texts:
-            lookup.add_requests([request(texts[slot], answered=1)], [slot])
+            # Another one had the slot while it was retracted.
+            lookup.add_requests([request([0] * (CONTEXT - 1))], [slot])
+            lookup.add_requests([request(texts[slot], answered=len(texts[slot]) // 2)], [slot])
         else:
             lookup.add_requests([request(tokens)], [slot])
             texts[slot] = tokens
