@@ -57,4 +57,4 @@ def totals_in(page: str) -> Totals:
         return sums.get(f"sparktier_{name}_total", 0.0)
 
     counts = (total("decode_steps"), total("rounds"), total("rows_verified"), total("round_tokens"))
-    return Totals(*counts, parts, total("rows_padding"))
+    return Totals(*counts, parts, total("padding_rows"))

@@ -163,8 +163,6 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="folder for all stages (whole recipe: 5 GB)")
     options = parser.parse_args()
     console = Console()
-    # Adam's moments run into denormals, which a CPU computes with many times slower.
-    torch.set_flush_denormal(True)
     try:
         device = _device(options.device)
         target = ensure_demo_model(progress=console.print)
@@ -183,4 +181,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # Adam's moments run into denormals, which a CPU computes with many times slower. It holds for a whole process.
+    torch.set_flush_denormal(True)
     sys.exit(main())

@@ -92,7 +92,7 @@ class _Snapshot(Collector):
         yield _gauge("sparktier_acceptance_frac", "Acceptance by place.", ["dp_rank", "tier", "position"], places)
         yield _counter("sparktier_decode_steps", "Decode steps.", ["dp_rank"], self._each("decode_steps"))
         padding = [((group.dp_rank,), group.spec_stats.padding_rows) for group in self._groups]
-        yield _counter("sparktier_rows_padding", "Rows of passes that no request brought.", ["dp_rank"], padding)
+        yield _counter("sparktier_padding_rows", "Rows of passes that no request brought.", ["dp_rank"], padding)
         yield _counter(
             "sparktier_decode_ms", "Time of decode steps, by part.", ["dp_rank", "part"], self._keyed(_parts)
         )
