@@ -97,12 +97,14 @@ def test_plans_that_switch_and_caches_that_run_out_change_no_token(
 def under_switching_plans(url: str, prompts: list[list[int]]) -> list[list[int]]:
     """What `prompts` are answered while plans change and two other requests are aborted."""
     choices = {"rung": (0, 1, 2, 3), "rows": (0, 6, 20), "tier0_cap": (1, 4, 11)}
+    # SGLang aborts every request whose name begins so.
+    names = ["doomed-0", "doomed-1"]
     endless = {"input_ids": prompts[0], "sampling_params": {"max_new_tokens": 180, "ignore_eos": True}}
     with Switching(url, choices, seed=1, pause_s=0.05), concurrent.futures.ThreadPoolExecutor() as pool:
-        doomed = [pool.submit(replica_http.post, f"{url}/generate", json={**endless, "rid": str(n)}) for n in range(2)]
+        doomed = [pool.submit(replica_http.post, f"{url}/generate", json={**endless, "rid": name}) for name in names]
         waiting = pool.submit(generate_all, url, prompts, tokens=TOKENS, at_once=16)
-        for number in range(len(doomed)):
-            replica_http.post(f"{url}/abort_request", json={"rid": str(number)}, timeout=60.0)
+        for name in names:
+            replica_http.post(f"{url}/abort_request", json={"rid": name}, timeout=60.0)
         for each in doomed:
             each.result()
         return [answer.tokens for answer in waiting.result()]
