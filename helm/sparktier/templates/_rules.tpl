@@ -146,10 +146,12 @@ config.replicas.attention_backend: must be flashinfer with speculation.method tr
 {{- $r := default dict .Values.config.replicas }}
 {{- $method := default "none" $s.method }}
 {{- $drafting := list "draft_path" "draft_revision" "block_tokens" }}
-{{- $ladder := concat $drafting (list "short_tokens" "accept_rule" "safe_rung" "step_times_path" "live_shares" "canary" "canary_noise_frac") }}
-{{- $trees := concat $ladder (list "tree_rows" "tree_parents" "tree_children") }}
+{{- $ladder := list "short_tokens" "safe_rung" "step_times_path" "live_shares" "canary" "canary_noise_frac" }}
+{{- $chains := concat $drafting $ladder (list "accept_rule" "prompt_lookup") }}
+{{- $lookup := append $ladder "block_tokens" }}
+{{- $trees := concat $chains (list "tree_rows" "tree_parents" "tree_children") }}
 {{- $native := concat $drafting (list "verification" "step_cost_path" "calibration_path" "safe_rung" "step_times_path" "live_shares") }}
-{{- $used := index (dict "none" list "chain" $ladder "tree" $trees "dspark_native" $native "standalone" $drafting) $method }}
+{{- $used := index (dict "none" list "chain" $chains "tree" $trees "ngram" $lookup "dspark_native" $native "standalone" $drafting) $method }}
 {{- range $key, $value := omit $s "method" }}
 {{- if not (or (has $key $used) (kindIs "invalid" $value)) }}
 config.speculation.{{ $key }}: has no meaning with speculation.method {{ $method }} (found {{ $value }}). Remove it, or choose another method.
@@ -158,10 +160,11 @@ config.speculation.{{ $key }}: has no meaning with speculation.method {{ $method
 {{- if and (has $method (list "chain" "tree" "standalone")) (not $s.draft_path) }}
 config.speculation.draft_path: must name what drafts with speculation.method {{ $method }} (found null). Set it to a checkpoint that was made for this model.
 {{- end }}
-{{- if and (has $method (list "chain" "tree")) $s.block_tokens (gt (int (default 2 $s.short_tokens)) (int $s.block_tokens)) }}
-config.speculation.short_tokens: must not exceed speculation.block_tokens, which is {{ int $s.block_tokens }} (found {{ int (default 2 $s.short_tokens) }}). Lower it, or draft longer blocks.
+{{- $block := default (ternary 8 nil (eq $method "ngram")) $s.block_tokens }}
+{{- if and (has $method (list "chain" "tree" "ngram")) $block (gt (int (default 2 $s.short_tokens)) (int $block)) }}
+config.speculation.short_tokens: must not exceed speculation.block_tokens, which is {{ int $block }} (found {{ int (default 2 $s.short_tokens) }}). Lower it, or draft longer blocks.
 {{- end }}
-{{- $highest := get (dict "chain" 2 "tree" 3 "dspark_native" 2) $method }}
+{{- $highest := get (dict "chain" 2 "tree" 3 "ngram" 2 "dspark_native" 2) $method }}
 {{- if and $highest $s.safe_rung (gt (int $s.safe_rung) (int $highest)) }}
 config.speculation.safe_rung: must be at most {{ $highest }}, where the ladder of speculation.method {{ $method }} ends (found {{ int $s.safe_rung }}). Lower it.
 {{- end }}
@@ -169,12 +172,21 @@ config.speculation.safe_rung: must be at most {{ $highest }}, where the ladder o
 config.speculation.live_shares: has no meaning without speculation.step_times_path (found {{ $s.live_shares }}). Remove it, or name a table of step times.
 {{- end }}
 {{- $groups := int (default 1 $r.attention_data_parallel) }}
-{{- if and (gt $groups 1) (has $method (list "chain" "tree" "standalone")) }}
-config.replicas.attention_data_parallel: must be 1 with speculation.method {{ $method }} (found {{ $groups }}). Set it to 1, or choose another method.
+{{- if and (gt $groups 1) (eq $method "standalone") }}
+config.replicas.attention_data_parallel: must be 1 with speculation.method standalone (found {{ $groups }}). Set it to 1, or choose another method.
+{{- end }}
+{{- if and (gt $groups 1) (or $s.prompt_lookup (eq $method "ngram")) }}
+config.replicas.attention_data_parallel: must be 1 with prompt lookup, which is not tried under it (found {{ $groups }}). Set it to 1, or draft without prompt lookup.
+{{- end }}
+{{- if and $s.prompt_lookup (eq (default "match" $s.accept_rule) "ratio") }}
+config.speculation.accept_rule: must be match with speculation.prompt_lookup (found ratio). Set accept_rule: match, or prompt_lookup: false.
 {{- end }}
 {{- $a2a := default "none" $r.moe_all_to_all }}
 {{- if and (gt $groups 1) (eq $method "dspark_native") (not (has $a2a (list "none" "megamoe" "mori"))) }}
 config.replicas.moe_all_to_all: must be none, megamoe or mori for DSpark under attention-DP (found {{ $a2a }}). Use one of the three, or attention_data_parallel: 1.
+{{- end }}
+{{- if and (gt $groups 1) (has $method (list "chain" "tree" "ngram")) (ne $a2a "none") }}
+config.replicas.moe_all_to_all: must be none with speculation.method {{ $method }} under attention-DP (found {{ $a2a }}). Set it to none, or attention_data_parallel to 1.
 {{- end }}
 {{- if and (gt $groups 1) (eq (default "static" $s.verification) "compact") (ne $a2a "none") }}
 config.speculation.verification: must be static under attention-DP with an all-to-all backend (found compact). Set verification: static, or moe_all_to_all: none.
@@ -189,8 +201,8 @@ config.speculation.{{ $key }}: has no effect with verification static, which bud
 {{- if and $s.step_times_path $s.step_cost_path }}
 config.speculation.step_cost_path: has no effect beside speculation.step_times_path (found {{ $s.step_cost_path }}). Keep one of the two.
 {{- end }}
-{{- if and $s.step_times_path (gt $groups 1) }}
-config.speculation.step_times_path: needs replicas.attention_data_parallel 1, where it is {{ $groups }} (found {{ $s.step_times_path }}). Remove it, or set attention_data_parallel: 1.
+{{- if and $s.step_times_path (gt $groups 1) (eq $method "dspark_native") }}
+config.speculation.step_times_path: needs replicas.attention_data_parallel 1 with speculation.method dspark_native, where it is {{ $groups }} (found {{ $s.step_times_path }}). Remove it, set attention_data_parallel: 1, or choose the method chain.
 {{- end }}
 {{- end }}
 
