@@ -98,6 +98,9 @@ class Region:
         self._tiers = sorted(targets)
         self._promised = np.array([targets[tier].promise_tok_s or 0.0 for tier in self._tiers])
         self._spreads = np.array([facts.texts[tier].spread_frac for tier in self._tiers])
+        self._by_promise = np.argsort(-self._promised, kind="stable")
+        budgets = [targets[tier].ttft_ms for tier in self._tiers]
+        self._ttft_ms = np.array([np.inf if budget is None else budget for budget in budgets])
         self._bounds = np.array([_bound(targets[tier].most_users, facts.most_users) for tier in self._tiers])
         shares = list(_shares(facts, targets, toward, rules))
         self.evaluations = len(shares)
@@ -122,7 +125,7 @@ class Region:
         along = self._largest(lambda count: users * count // total)
         found = users * along // total
         # 2. What room is left, tier by tier.
-        for place in np.argsort(-self._promised, kind="stable"):
+        for place in self._by_promise:
             unit = np.zeros(len(found), dtype=np.int64)
             unit[place] = 1
             rest: Ints = found - found[place] * unit
@@ -134,23 +137,21 @@ class Region:
 
         Of equal numbers the largest mix; no users where the median user of every tier misses.
         """
-        best, most_kept = dict.fromkeys(self._tiers, 0), 0.0
+        users, mixes = self._users(wanted), []
         for count in range(1, self._facts.most_users + 1):
-            mix = self.along(wanted, count)
-            if not self.has_room(mix):
+            mix = self._along(users, count)
+            if not self._has_room(mix):
                 break
-            kept = self.kept_users(mix)
-            if kept > 0 and kept >= most_kept:
-                best, most_kept = mix, kept
-        return best
+            mixes.append(mix)
+        kept = self._kept_users(np.array(mixes)) if mixes else np.zeros(0)
+        if not kept.any():
+            return dict.fromkeys(self._tiers, 0)
+        best = mixes[int(np.flatnonzero(kept == kept.max())[-1])]
+        return {tier: int(each) for tier, each in zip(self._tiers, best, strict=True)}
 
     def along(self, wanted: Mix, count: int) -> dict[int, int]:
         """Return `count` users as near as can be to the proportion of `wanted`, the highest promise first."""
-        users = self._users(wanted)
-        places = np.argsort(-self._promised, kind="stable")
-        mix = np.zeros_like(users)
-        if users.any():
-            mix[places] = _proportional(users[places], count)
+        mix = self._along(self._users(wanted), count)
         return {tier: int(each) for tier, each in zip(self._tiers, mix, strict=True)}
 
     def has_room(self, mix: Mix) -> bool:
@@ -159,15 +160,7 @@ class Region:
 
     def kept_users(self, mix: Mix) -> float:
         """Return how many users of `mix` are expected to keep their promise, those without one left aside."""
-        users = self._users(mix)
-        promised = (self._promised > 0) & (users > 0)
-        if not promised.any():
-            return 0.0
-        step_ms = self._step_ms(users, self._rows, self._hard_rows)
-        speeds = self._speeds_in(step_ms, self._tokens)[:, promised]
-        chances = chance_kept(speeds / self._promised[promised], self._spreads[promised])
-        kept: Floats = (chances @ users[promised]) * self._in_time(users, step_ms)
-        return float(kept.max())
+        return float(self._kept_users(self._users(mix)[None])[0])
 
     def shortfall_frac(self, mix: Mix) -> float:
         """Return what the worst promise lacks under the planner's own choice for `mix`, a share of it; 0 if none does.
@@ -215,12 +208,28 @@ class Region:
         stalls = [self._targets[tier].max_stall_ms for tier, count in zip(self._tiers, users, strict=True) if count]
         return total < 2 or all(stall is None or facts.stall_ms <= stall for stall in stalls)
 
+    def _along(self, wanted: Ints, count: int) -> Ints:
+        mix = np.zeros_like(wanted)
+        if wanted.any():
+            mix[self._by_promise] = _proportional(wanted[self._by_promise], count)
+        return mix
+
+    def _kept_users(self, mixes: Ints) -> Floats:
+        """[mixes] the users of each mix [mixes, tiers] who are expected to keep their promise, in its best share."""
+        promised = self._promised > 0
+        step_ms = np.array([self._step_ms(users, self._rows, self._hard_rows) for users in mixes])
+        speeds = self._speeds_in(step_ms, self._tokens)[..., promised]
+        chances = chance_kept(speeds / self._promised[promised], self._spreads[promised])
+        kept = (chances * mixes[:, None, promised]).sum(axis=2) * self._in_time(mixes, step_ms)
+        most: Floats = kept.max(axis=1)
+        return most
+
     def _in_time(self, users: Ints, step_ms: Floats) -> Flags:
-        """[shares] whether a user's first token comes within the `ttft_ms` of all tiers that have `users`."""
+        """[..., shares] whether first tokens come within the `ttft_ms` of all tiers that have `users` [..., tiers]."""
         facts = self._facts
         first_ms = step_ms + facts.times.prefill_ms(facts.prompt_tokens) / max(1.0 - facts.prefill_frac, 1e-3)
-        budgets = [self._targets[tier].ttft_ms for tier, count in zip(self._tiers, users, strict=True) if count]
-        in_time: Flags = first_ms <= min((budget for budget in budgets if budget is not None), default=np.inf)
+        limits_ms = np.where(users > 0, self._ttft_ms, np.inf).min(axis=-1, keepdims=True)
+        in_time: Flags = first_ms <= limits_ms
         return in_time
 
     def _step_ms(self, users: Ints, rows: Floats, hard_rows: Floats) -> Floats:
@@ -238,8 +247,8 @@ class Region:
         return self._speeds_in(step_ms, least_tokens)
 
     def _speeds_in(self, step_ms: Floats, least_tokens: Floats) -> Floats:
-        """[shares, tiers] tokens a second where steps take `step_ms` [shares]."""
-        speeds: Floats = 1000.0 * least_tokens * (1.0 - self._facts.prefill_frac) / step_ms[:, None]
+        """[..., shares, tiers] tokens a second where steps take `step_ms` [..., shares]."""
+        speeds: Floats = 1000.0 * least_tokens * (1.0 - self._facts.prefill_frac) / step_ms[..., None]
         return speeds
 
     def _keeps(self, users: Ints) -> Flags:
@@ -298,7 +307,7 @@ def chance_kept(speed_over_promise: Floats, spread_frac: Floats) -> Floats:
     """Return how likely a user keeps a promise, by the speed of the median user over the promise.
 
     Speeds of users are taken for normal, with the 5th percentile `spread_frac` of the median below it. Less than one in
-    two counts as none: few would thank others for giving way to them.
+    two counts as none: others would give way to users most of whom miss theirs.
     """
     # How far the median is above the promise, in distances between the median and the 5th percentile.
     with np.errstate(divide="ignore"):

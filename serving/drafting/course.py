@@ -26,7 +26,7 @@ from sparktier.drafter.data.feature_stream import prefetched
 from sparktier.drafter.data.features import FeatureSource
 from sparktier.drafter.data.joined_stores import JoinedStores
 from sparktier.drafter.data.local_target import LocalTarget
-from sparktier.drafter.data.prompts import Prompt, distinct, of_split, read_prompt_files
+from sparktier.drafter.data.prompts import Prompt, Split, distinct, of_split, read_prompt_files
 from sparktier.drafter.data.target import read_target
 from sparktier.drafter.evaluation.evaluate import Row, evaluate
 from sparktier.drafter.model.checkpoint import load_draft
@@ -73,12 +73,8 @@ def run_course(
 
 def _prompts(data: DataSettings) -> dict[str, list[Prompt]]:
     everything = distinct(prompt for file in read_prompt_files(list(data.prompts)).values() for prompt in file)
-    bounds = {"train": data.limit, "calibrate": data.judged, "evaluate": data.judged}
-    prompts = {
-        "train": of_split(everything, "train")[: bounds["train"]],
-        "calibrate": of_split(everything, "calibrate")[: bounds["calibrate"]],
-        "evaluate": of_split(everything, "evaluate")[: bounds["evaluate"]],
-    }
+    bounds: dict[Split, int | None] = {"train": data.limit, "calibrate": data.judged, "evaluate": data.judged}
+    prompts: dict[str, list[Prompt]] = {split: of_split(everything, split)[:bound] for split, bound in bounds.items()}
     for split, found in prompts.items():
         if not found:
             raise ArtifactError(

@@ -109,7 +109,7 @@ def _scheduler(arguments: Mapping[str, Any], place: Place) -> Any:
     from sglang.srt.server_args import PortArgs, ServerArgs
 
     groups = arguments.get("attn_dp_size") or 1
-    # Groups meet at an address, and take the ports after it; nobody sends them anything here.
+    # Groups meet at an address, and take the ports after it; nothing is sent to them here.
     meeting = {"dist_init_addr": f"127.0.0.1:{place.port}"} if groups > 1 else {"nccl_port": place.port}
     server_args = ServerArgs(**{**arguments, "use_ray": False, "enable_metrics": False, **meeting})
     group = place.rank * groups // place.ranks if groups > 1 else None

@@ -11,7 +11,7 @@ from sparktier.serving.engine.plan.group_step import Wish, agreed
     [
         ([Wish(3, 20), Wish(3, 4)], [5, 1], (Rung.TREE, 20, 5, (True, True))),
         ([Wish(3, 20), Wish(1, 4)], [5, 1], (Rung.CHAIN_SHORT, 20, 5, (True, True))),
-        # A latched group holds all others at rung 0 while it decodes, an idle one nobody.
+        # A latched group holds all others at rung 0 while it decodes, an idle one holds none.
         ([Wish(3, 20), Wish(0, 2)], [5, 2], (Rung.OFF, 20, 5, (True, True))),
         ([Wish(), Wish(2, 6)], [0, 2], (Rung.CHAIN, 6, 2, (False, True))),
         # Every request has its anchor's row, whatever a group says.
